@@ -1,0 +1,55 @@
+# Everything runs from .venv, which is made here from python3 (3.11 or newer) and what setup.cfg asks for.
+#
+#   make demo        a small project with moving shapes: trained, inferred, reported (minutes on two CPU cores)
+#   make test        style, types and the whole test suite
+#   make test-fast   the tests that take less than ten seconds each
+#   make lint | types | format
+
+PYTHON := python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: demo test test-fast lint types format
+
+demo: $(VENV)/.train
+	$(BIN)/deg demo
+
+test: lint types
+	$(BIN)/pytest
+
+test-fast: $(VENV)/.test
+	$(BIN)/pytest -m "not slow"
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# mypy does not read setup.cfg and would not find deg.launch in launch/: it is shown the package as it will be installed
+types: $(VENV)/.test
+	rm -rf build/types && mkdir -p build/types/deg
+	cd build/types/deg && ln -s ../../../deg/* ../../../launch ../../../configs ../../../containers .
+	cd build/types && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
+
+# The stamps are written last, so an installation that was interrupted is taken up again.
+$(VENV)/.train: setup.cfg pyproject.toml $(VENV)/.made
+	$(PIP) install --editable '.[train]'
+	@touch $@
+
+$(VENV)/.test: setup.cfg pyproject.toml $(VENV)/.made
+	$(PIP) install --editable '.[all,test]'
+	@touch $(VENV)/.train $@
+
+$(VENV)/.made:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "deg needs Python 3.11 or newer, and there is no $(PYTHON) here. On Debian: apt install python3 python3-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "deg needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) -V 2>&1). Name another: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make virtual environments. On Debian: apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@

@@ -1,0 +1,298 @@
+"""Results in `<video>_outputs.h5`, the file that DeepEthogram's GUI opens.
+
+    /resnet18                   one group for each network; no other top-level objects: the GUI offers each as a result
+        thresholds  (K)  f4     logits (T,K) f4     P (T,K) f4     spatial_features, flow_features (T,512) f4
+        class_names (K)  str
+    /tgmj                       the same without features
+
+What deg adds stands in attributes of the group: provenance, and the mark that says the result is whole. A file is
+written whole beside its final name, read back, flushed to disk and renamed; groups of other networks are carried over.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from deg.data.atomic import remove_parts, replacing
+from deg.errors import ResultError, show_path
+
+MARK = "deg_mark"
+CHECKSUMS = "deg_crc32"
+PROVENANCE = "deg_provenance"
+LOCK_SECONDS = 60.0
+
+Blocks = Iterable[Mapping[str, np.ndarray]]
+"""Consecutive rows of all per-frame datasets: {name: (rows, columns)}."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a finished result was made from. A result is done only if its mark equals the one that is wanted now."""
+
+    frames: int
+    weights: Mapping[str, str]
+    """sha256 of each weight file, by role."""
+    settings: str
+    """sha256 of every option that changes the numbers."""
+    video_size: int
+    video_mtime_ns: int
+    source: Mapping[str, Any] = field(default_factory=dict)
+    """What else the result depends on, such as the features that a sequence network read."""
+
+
+@contextmanager
+def open_results(path: Path) -> Iterator[h5py.File]:
+    """An outputs file, open for reading. ResultError if it is locked, truncated or no HDF5 file."""
+    try:
+        file = h5py.File(path, "r", locking="best-effort")
+    except FileNotFoundError:
+        raise ResultError(f"{show_path(path)}: there are no results yet. Run `deg infer` first.") from None
+    except OSError as error:
+        if _is_locked(error):
+            problem, remedy = "another program has it open for writing", "Close it there (the GUI?), then run again."
+        else:
+            problem, remedy = "this is not a readable HDF5 file (truncated?)", "Move it away, then run again."
+        raise ResultError(f"{show_path(path)}: {problem}. {remedy}") from error
+    with file:
+        yield file
+
+
+def _is_locked(error: OSError) -> bool:
+    return error.errno in (errno.EAGAIN, errno.EACCES) or "unable to lock file" in str(error)
+
+
+def groups(path: Path) -> list[str]:
+    """Names of the results in an outputs file. ResultError if it cannot be read."""
+    with open_results(path) as file:
+        return list(file)
+
+
+def read_mark(path: Path, group: str) -> Mark | None:
+    """The mark of a group, or None where there is no such file, group or mark. ResultError if the file cannot be read."""
+    if not path.exists() or path.stat().st_size == 0:
+        return None
+    with open_results(path) as file:
+        if not isinstance(file.get(group), h5py.Group) or MARK not in file[group].attrs:
+            return None
+        try:
+            return Mark(**json.loads(file[group].attrs[MARK]))
+        except (TypeError, ValueError):
+            return None  # a mark of another version says nothing; the result is made again
+
+
+def check_writable(path: Path) -> None:
+    """Find out, before hours of work, whether results can be written to `path`. ResultError if not."""
+    folder = path.parent
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ResultError(f"{show_path(folder)}: results go here, but it is not writable. Change its permissions.")
+    if not path.exists():
+        return
+    if not path.stat().st_mode & 0o222:  # os.access says yes to root, yet read-only means: leave it alone
+        raise ResultError(f"{show_path(path)}: the file is read-only. Make it writable (chmod u+w) or move it away.")
+    if path.stat().st_size:
+        with open_results(path):
+            pass
+
+
+def write_group(
+    path: Path,
+    group: str,
+    *,
+    num_frames: int,
+    columns: Mapping[str, int],
+    blocks: Blocks,
+    class_names: Sequence[str],
+    thresholds_K: np.ndarray,
+    mark: Mark,
+    provenance: Mapping[str, Any],
+) -> None:
+    """Write one network's result for one video, replacing that group alone. Memory does not grow with `num_frames`.
+
+    `columns` gives the width of each per-frame dataset, in the order in which they are made; `blocks` their rows.
+    Raises ResultError if the file cannot be replaced or the rows do not add up to `num_frames`, OSError if the disk is full.
+    The file under its final name is at all times whole: the former one or the new one.
+    """
+    check_writable(path)
+    with _locked(path), replacing(path) as beside:
+        remove_parts(path, but=beside)
+        with h5py.File(beside, "w") as file:
+            _carry_over(path, file, leave_out=group)
+            _fill(file.create_group(group), num_frames, columns, blocks, class_names, thresholds_K)
+            file[group].attrs[PROVENANCE] = json.dumps(provenance, sort_keys=True)
+            file[group].attrs[MARK] = json.dumps(asdict(mark), sort_keys=True)
+        verify_group(beside, group, num_frames)
+
+
+def _carry_over(path: Path, file: h5py.File, *, leave_out: str) -> None:
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with open_results(path) as former:
+        for name in former:
+            if name != leave_out:
+                former.copy(name, file)
+
+
+def _fill(
+    target: h5py.Group,
+    num_frames: int,
+    columns: Mapping[str, int],
+    blocks: Blocks,
+    class_names: Sequence[str],
+    thresholds_K: np.ndarray,
+) -> None:
+    target.create_dataset("thresholds", data=np.asarray(thresholds_K, dtype=np.float32))
+    for name, width in columns.items():
+        target.create_dataset(name, shape=(num_frames, width), dtype=np.float32)
+    checksums = dict.fromkeys(columns, 0)
+    row = 0
+    for block in blocks:
+        rows = {len(values) for values in block.values()}
+        if set(block) != set(columns) or len(rows) != 1:
+            raise ValueError(f"expected equal rows of {sorted(columns)}, got { {k: v.shape for k, v in block.items()} }")
+        end = row + rows.pop()
+        if end > num_frames:
+            raise ResultError(f"{target.file.filename}: expected {num_frames} frames of results, got at least {end}.")
+        for name, values in block.items():
+            data = np.ascontiguousarray(values, dtype=np.float32)
+            target[name][row:end] = data
+            checksums[name] = zlib.crc32(data, checksums[name])
+        row = end
+    if row != num_frames:
+        raise ResultError(f"{target.file.filename}: expected {num_frames} frames of results, got {row}.")
+    # the GUI matches columns to classes by these names; DeepEthogram drops what is not ASCII, we keep it: HDF5 can
+    target.create_dataset("class_names", data=list(class_names), dtype=h5py.string_dtype("utf-8"))
+    target.attrs[CHECKSUMS] = json.dumps(checksums)
+
+
+def verify_group(path: Path, group: str, num_frames: int, *, rows: int = 16384) -> None:
+    """Read a group back and compare it with its checksums. ResultError names the first dataset that differs."""
+    with open_results(path) as file:
+        if group not in file or CHECKSUMS not in file[group].attrs:
+            raise ResultError(f"{show_path(path)}: group {group} is missing or was not written by deg.")
+        for name, expected in json.loads(file[group].attrs[CHECKSUMS]).items():
+            data = file[group][name]
+            found = 0
+            for start in range(0, len(data), rows):
+                found = zlib.crc32(np.ascontiguousarray(data[start : start + rows]), found)
+            if found != expected or len(data) != num_frames:
+                raise ResultError(
+                    f"{show_path(path)}: {group}/{name} does not read back as it was written "
+                    f"({len(data)} of {num_frames} frames, checksum {found:08x} for {expected:08x}). Is the disk failing?"
+                )
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the GUI and the exports need of one group."""
+
+    probabilities_TK: np.ndarray
+    thresholds_K: np.ndarray
+    class_names: tuple[str, ...]
+
+
+def read_predictions(path: Path, group: str) -> Predictions:
+    """Probabilities, thresholds and class names of a group. ResultError if any is missing or they disagree."""
+    with open_results(path) as file:
+        found = _group(file, group, ("P", "thresholds", "class_names"))
+        names = tuple(name.decode() if isinstance(name, bytes) else str(name) for name in found["class_names"][()])
+        predictions = Predictions(found["P"][()], found["thresholds"][()].reshape(-1), names)
+    columns = predictions.probabilities_TK.shape[1] if predictions.probabilities_TK.ndim == 2 else -1
+    if not columns == len(predictions.thresholds_K) == len(names):
+        raise ResultError(
+            f"{show_path(path)}: group {group} has {columns} columns of P, {len(predictions.thresholds_K)} thresholds and "
+            f"{len(names)} class names; all should be equal. Run `deg infer --overwrite` for this video."
+        )
+    return predictions
+
+
+class FeatureReader:
+    """Slices of the features of one video, spatial before flow: `reader(start, stop)` is (stop - start, D) float32."""
+
+    def __init__(self, path: Path, group: str):
+        self.path, self.group = path, group
+
+    def __enter__(self) -> FeatureReader:
+        self._context = open_results(self.path)
+        file = self._context.__enter__()
+        try:
+            found = _group(file, self.group, ("spatial_features", "flow_features"))
+            self._parts = (found["spatial_features"], found["flow_features"])
+            if self._parts[0].ndim != 2 or self._parts[0].shape[0] != self._parts[1].shape[0]:
+                raise ResultError(
+                    f"{show_path(self.path)}: features of group {self.group} have shapes {self._parts[0].shape} and "
+                    f"{self._parts[1].shape}; their frames should be equal. Run `deg infer feature_extractor --overwrite`."
+                )
+        except ResultError:
+            self._context.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._context.__exit__(*exception)
+
+    @property
+    def num_frames(self) -> int:
+        return len(self._parts[0])
+
+    @property
+    def num_features(self) -> int:
+        return sum(part.shape[1] for part in self._parts)
+
+    def __call__(self, start: int, stop: int) -> np.ndarray:
+        return np.concatenate([part[start:stop] for part in self._parts], axis=1).astype(np.float32, copy=False)
+
+
+def _group(file: h5py.File, group: str, names: Sequence[str]) -> h5py.Group:
+    where = show_path(file.filename)
+    if not isinstance(file.get(group), h5py.Group):
+        there = ", ".join(file) or "none"
+        raise ResultError(f"{where}: there is no group {group} (groups: {there}). Run `deg infer` for it first.")
+    if missing := [name for name in names if name not in file[group]]:
+        raise ResultError(
+            f"{where}: group {group} lacks {', '.join(missing)}; an interrupted program may have left it so. "
+            "Run `deg infer --overwrite` for this video."
+        )
+    return file[group]
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One writer at a time for the results of a video: two that carry groups over at once would lose one of them.
+
+    The lock is on the folder, so that no lock file is left behind, and ends with the process. Where the file system has no
+    locks (some NFS mounts) there is none; the rename still keeps every file whole.
+    """
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise ResultError(
+                        f"{show_path(path)}: another process has been writing results into this folder for "
+                        f"{LOCK_SECONDS:.0f} s. Wait for it to end, or end it, then run again."
+                    ) from None
+                time.sleep(0.1)
+            except OSError as error:
+                if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
+                    break
+                raise
+        yield
+    finally:
+        os.close(descriptor)

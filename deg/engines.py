@@ -1,0 +1,169 @@
+"""Engines of the stages: from a span of a plan to rows of results.
+
+`FeatureSpans` decodes in child processes and runs the two-stream network; `SequenceSpans` reads features from outputs
+files and runs the sequence network. Both answer to `deg.execute.Engine`.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from deg.data.decode import DecoderPool
+from deg.data.store import FeatureReader
+from deg.data.transform import FrameTransform
+from deg.errors import VideoError
+from deg.features import FeatureEngine, FeatureTask
+from deg.rundir import Plan
+from deg.sequences import SequenceEngine, SequenceTask
+from deg.types import Span, VideoInfo
+from deg.version import __version__
+from deg.windows import AFTER, BEFORE, reach
+
+BLOCK_FRAMES = 64
+"""Frames handed over by a decoder at a time."""
+
+
+def prepare_torch(threads: int | str) -> None:
+    """Settings that hold for the whole process: numbers equal everywhere, no time lost on denormal numbers."""
+    torch.set_flush_denormal(True)  # 100 times slower than 0, and no different from it in any result
+    torch.backends.cuda.matmul.allow_tf32 = False  # fp32 means fp32; who wants speed asks for bf16
+    torch.backends.cudnn.allow_tf32 = False
+    if threads != "auto":
+        torch.set_num_threads(int(threads))
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use, as a scheduler has bound it."""
+    return len(os.sched_getaffinity(0))
+
+
+class FeatureSpans:
+    """Feature extraction over spans of videos."""
+
+    def __init__(self, plan: Plan, device: torch.device):
+        task = FeatureTask.from_dict(plan.task)
+        prepare_torch(task.threads)
+        self._videos = plan.videos
+        self._task = task
+        self._engine = FeatureEngine.load(task, device)
+        self._transform = FrameTransform(task.crop_size, task.resize, task.pad)
+        self._decoders = DecoderPool(_decoders(task.decoders, device))
+        self._seams: _Seams | None = None
+        classes, features = task.num_classes, 512
+        self.columns = {"logits": classes, "P": classes, "spatial_features": features, "flow_features": features}
+
+    def describe(self) -> dict[str, Any]:
+        return _describe(self._engine.device, self._engine.precision)
+
+    def run_span(self, span: Span) -> Iterator[Mapping[str, np.ndarray]]:
+        video = self._videos[span.key]
+        check_unchanged(video)
+        needed = reach(span.start, span.stop, video.num_frames)
+        self._seams = _Seams(span, needed.first, video.num_frames)
+        blocks = self._decoders.blocks(
+            video.path,
+            needed.first,
+            needed.last,
+            self._transform,
+            BLOCK_FRAMES,
+            frame_count=self._task.frame_count,
+        )
+        for block in self._engine.run(self._seams.watch(blocks), span.start, span.stop, video.num_frames):
+            yield {
+                "logits": block.logits_TK,
+                "P": block.probabilities_TK,
+                "spatial_features": block.spatial_features_TD,
+                "flow_features": block.flow_features_TD,
+            }
+        check_unchanged(video)
+
+    def checks(self) -> Mapping[str, np.ndarray]:
+        assert self._seams is not None
+        return self._seams.arrays()
+
+    def close(self) -> None:
+        self._decoders.close()
+
+
+class SequenceSpans:
+    """Sequence networks over whole recordings, from the features in their outputs files."""
+
+    def __init__(self, plan: Plan, device: torch.device):
+        task = SequenceTask.from_dict(plan.task)
+        prepare_torch(task.threads)
+        self._plan = plan
+        self._latent = task.latent_name
+        self._engine = SequenceEngine.load(task, device)
+        self.columns = {"logits": task.num_classes, "P": task.num_classes}
+
+    def describe(self) -> dict[str, Any]:
+        return _describe(self._engine.device, "fp32")
+
+    def run_span(self, span: Span) -> Iterator[Mapping[str, np.ndarray]]:
+        with FeatureReader(self._plan.outputs[span.key], self._latent) as features:
+            for block in self._engine.run(features, len(span)):
+                yield {"logits": block.logits_TK, "P": block.probabilities_TK}
+
+    def checks(self) -> Mapping[str, np.ndarray]:
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
+class _Seams:
+    """Checksums of the frames around both ends of a span, which its neighbours decode too."""
+
+    def __init__(self, span: Span, first: int, num_frames: int):
+        self._at = first
+        around_start = range(max(span.start - BEFORE, 0), min(span.start + AFTER, num_frames))
+        around_stop = range(max(span.stop - BEFORE, 0), min(span.stop + AFTER, num_frames))
+        self._wanted = {"head": around_start, "tail": around_stop}
+        self._crc32: dict[int, int] = {}
+
+    def watch(self, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        for block_THWC in blocks:
+            for frames in self._wanted.values():
+                for frame in range(max(frames.start, self._at), min(frames.stop, self._at + len(block_THWC))):
+                    self._crc32[frame] = zlib.crc32(np.ascontiguousarray(block_THWC[frame - self._at]))
+            self._at += len(block_THWC)
+            yield block_THWC
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        found: dict[str, np.ndarray] = {}
+        for end, frames in self._wanted.items():
+            found[f"{end}_frames"] = np.array(frames, dtype=np.int64)
+            found[f"{end}_crc32"] = np.array([self._crc32[frame] for frame in frames], dtype=np.int64)
+        return found
+
+
+def check_unchanged(video: VideoInfo) -> None:
+    """VideoError if the file is not the one that was planned for."""
+    if not video.path.exists():
+        raise VideoError(video.path, "the video was there when the run was planned and is gone", "Put it back, or run again.")
+    status = Path(video.path).stat()
+    if (status.st_size, status.st_mtime_ns) != (video.size_bytes, video.mtime_ns):
+        raise VideoError(
+            video.path,
+            f"the video changed since the run was planned ({video.size_bytes} bytes then, {status.st_size} now)",
+            "If it is still being recorded or copied, wait until it is whole; then run again.",
+        )
+
+
+def _decoders(wanted: int | str, device: torch.device) -> int:
+    if wanted != "auto":
+        return int(wanted)
+    # on a CPU the network is far slower than one decoder; a GPU can use all cores but the one that feeds it
+    return 1 if device.type == "cpu" else max(1, min(8, available_cores() // max(torch.cuda.device_count(), 1) - 1))
+
+
+def _describe(device: torch.device, precision: str) -> dict[str, Any]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    return {"device": name, "precision": precision, "torch": str(torch.__version__), "deg": __version__}

@@ -1,0 +1,256 @@
+"""Does units: the one door through which all work runs.
+
+    python -m deg.execute RUN UNIT...       these units, one after another
+    python -m deg.execute RUN -             units by number, one a line on standard input, until it closes
+
+A unit is done when its result.h5 is there: written beside, checked, flushed, renamed. Doing a unit twice is harmless. What
+happens is told as JSON lines on standard output. Exit status 0: all done; 75: stopped by a signal at a batch boundary,
+run me again; else see `deg.errors`. When standard input closes while it works from there, it ends at once: whoever gave
+the work is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import h5py
+import numpy as np
+
+from deg.data.atomic import remove_parts, replacing, write_atomically
+from deg.errors import DegError, show_path
+from deg.rundir import Plan, RunDir
+from deg.types import Span, Unit
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger("deg.execute")
+
+STOPPED = 75
+"""Exit status: stopped cleanly before the work was done."""
+
+Rows = Mapping[str, np.ndarray]
+
+
+class Engine(Protocol):
+    """What does the spans of one stage."""
+
+    columns: Mapping[str, int]
+    """Width of each per-frame dataset of a span's result, in the order of the outputs file."""
+
+    def describe(self) -> dict[str, Any]:
+        """What the numbers depend on that only the device knew, such as the precision."""
+
+    def run_span(self, span: Span) -> Iterator[Rows]:
+        """Consecutive rows of all columns for the span. DegError if its recording is at fault."""
+
+    def checks(self) -> Mapping[str, np.ndarray]:
+        """Small arrays about the span just done by which the merge finds out whether spans fit together."""
+
+    def close(self) -> None: ...
+
+
+class Stopped(Exception):  # noqa: N818 - not an error
+    """A signal asked the work to stop."""
+
+
+class StopFlag:
+    """Set by SIGTERM or SIGUSR2, any number of times; looked at between batches, never acted on within a handler."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+
+    def install(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, self._set)
+
+    def _set(self, *_: Any) -> None:
+        self.is_set = True
+
+    def check(self) -> None:
+        if self.is_set:
+            raise Stopped
+
+
+def run_unit(run: RunDir, plan: Plan, unit: Unit, engine: Engine, stop: StopFlag, tell: Teller) -> None:
+    """Do one unit and leave its result. A recording at fault is recorded in the result; the other spans go on."""
+    folder = run.unit_folder(unit.index)
+    folder.mkdir(parents=True, exist_ok=True)
+    result = run.result_file(unit.index)
+    remove_parts(result)
+    run.error_file(unit.index).unlink(missing_ok=True)
+    started = time.monotonic()
+    with _log_to(run.log_file(unit.index)):
+        log.info("unit %d: %d spans, %d frames", unit.index, len(unit.spans), unit.num_frames)
+        with replacing(result) as beside:
+            with h5py.File(beside, "w") as file:
+                for position, span in enumerate(unit.spans):
+                    _do_span(file.create_group(str(position)), span, engine, stop, tell)
+                file.attrs["engine"] = json.dumps(engine.describe())
+            with h5py.File(beside, "r") as file:  # it must open again before it may count as done
+                if len(file) != len(unit.spans):
+                    raise OSError(f"{show_path(beside)} does not read back as written")
+        seconds = time.monotonic() - started
+        log.info("unit %d: done in %.1f s, %.1f frames/s", unit.index, seconds, unit.num_frames / max(seconds, 1e-9))
+    run.log_event("unit_done", unit=unit.index, seconds=round(seconds, 3), frames=unit.num_frames)
+
+
+def _do_span(group: h5py.Group, span: Span, engine: Engine, stop: StopFlag, tell: Teller) -> None:
+    """Fill the group with the rows of a span, or with the reason why its recording cannot be done."""
+    group.attrs["span"] = json.dumps([span.key, span.start, span.stop])
+    datasets = {
+        name: group.create_dataset(name, (len(span), width), dtype=np.float32) for name, width in engine.columns.items()
+    }
+    row, checksum = 0, 0
+    try:
+        for rows in engine.run_span(span):
+            stop.check()
+            count = len(next(iter(rows.values())))
+            for name, values in rows.items():
+                datasets[name][row : row + count] = values
+                checksum = zlib.crc32(np.ascontiguousarray(values, dtype=np.float32), checksum)
+            row += count
+            tell.progress(count)
+        for name, values in engine.checks().items():
+            group.attrs[name] = values
+        group.attrs["crc32"] = checksum
+    except DegError as error:
+        log.error("%s [%d, %d): %s", span.key, span.start, span.stop, error)
+        for name in datasets:
+            del group[name]
+        group.attrs["error"] = str(error)
+
+
+class Teller:
+    """Says on standard output, as JSON lines, what happens; at most one line of progress a second."""
+
+    def __init__(self) -> None:
+        self._frames, self._last = 0, time.monotonic()
+
+    def say(self, event: str, **details: Any) -> None:
+        sys.stdout.write(json.dumps({"event": event, **details}) + "\n")
+        sys.stdout.flush()
+
+    def progress(self, frames: int) -> None:
+        self._frames += frames
+        if time.monotonic() - self._last >= 1.0:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._frames:
+            self.say("progress", frames=self._frames)
+        self._frames, self._last = 0, time.monotonic()
+
+
+def units_from_input(plan: Plan, stop: StopFlag) -> Iterator[Unit]:
+    """Units as their numbers come in. The end of input while a unit is being done ends the process."""
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    busy = threading.Event()
+
+    def read() -> None:
+        for line in sys.stdin:
+            lines.put(line)
+        if busy.is_set():
+            os._exit(STOPPED)  # the launcher was killed; a part of a result is removed by whoever comes next
+        lines.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        stop.check()
+        try:
+            line = lines.get(timeout=0.5)
+        except queue.Empty:
+            continue
+        if line is None:
+            return
+        busy.set()
+        yield plan.units[int(line)]
+        busy.clear()
+
+
+def make_engine(plan: Plan) -> Engine:
+    """The engine of the plan's stage, on this process's device."""
+    from deg.engines import FeatureSpans, SequenceSpans
+
+    return (FeatureSpans if plan.stage == "feature_extractor" else SequenceSpans)(plan, choose_device())
+
+
+def choose_device() -> torch.device:
+    """The first GPU that this process may see, else the CPU."""
+    import torch
+
+    return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if len(arguments) < 2:
+        sys.stderr.write(f"{__doc__}\n")
+        return 2
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    stop, tell = StopFlag(), Teller()
+    stop.install()
+    run = RunDir(Path(arguments[0]))
+    try:
+        plan = run.load_plan()
+        chosen = units_from_input(plan, stop) if arguments[1] == "-" else (plan.units[int(unit)] for unit in arguments[1:])
+        engine = make_engine(plan)
+        tell.say("ready", **engine.describe())
+        try:
+            for unit in chosen:
+                _do_unit(run, plan, unit, engine, stop, tell)
+        finally:
+            engine.close()
+    except Stopped:
+        return STOPPED
+    except DegError as error:
+        tell.say("failed", message=str(error), status=error.exit_status)
+        return error.exit_status
+    return 0
+
+
+def _do_unit(run: RunDir, plan: Plan, unit: Unit, engine: Engine, stop: StopFlag, tell: Teller) -> None:
+    if run.result_file(unit.index).exists():
+        tell.say("unit", unit=unit.index)
+        return
+    try:
+        run_unit(run, plan, unit, engine, stop, tell)
+    except (DegError, OSError) as error:
+        # a full disk is no fault of the recordings: this unit ends, the next may find room
+        message = str(error)
+        log.error("unit %d: %s", unit.index, message)
+        write_atomically(run.error_file(unit.index), json.dumps({"message": message}))
+        tell.say("unit_failed", unit=unit.index, message=message)
+    else:
+        tell.flush()
+        tell.say("unit", unit=unit.index)
+
+
+class _log_to:  # noqa: N801 - reads as a statement
+    """Also write this package's log to a file while the block runs."""
+
+    def __init__(self, path: Path):
+        self._handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+
+    def __enter__(self) -> None:
+        logging.getLogger("deg").addHandler(self._handler)
+
+    def __exit__(self, *exception: Any) -> None:
+        logging.getLogger("deg").removeHandler(self._handler)
+        self._handler.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

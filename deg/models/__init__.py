@@ -1,0 +1,1 @@
+"""The networks of DeepEthogram, and its weight files."""

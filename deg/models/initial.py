@@ -1,0 +1,26 @@
+"""Values that networks start from, where PyTorch's own defaults are not meant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def log_odds(positive_K: Sequence[int] | np.ndarray, negative_K: Sequence[int] | np.ndarray) -> Tensor:
+    """log(positive / negative) of each class: the bias with which a network starts at the classes' frequencies.
+
+    A class that is always there gets 1, one that never is, or has no labels, 0.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        odds = np.log(np.asarray(positive_K, dtype=np.float64) / np.asarray(negative_K, dtype=np.float64))
+    return torch.from_numpy(np.nan_to_num(odds, nan=0.0, posinf=1.0, neginf=0.0)).float()
+
+
+def kaiming_fan_out(network: nn.Module) -> None:
+    """Start every convolution of a residual network from He's normal distribution, scaled by its outputs."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Conv3d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")

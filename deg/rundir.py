@@ -1,0 +1,236 @@
+"""The run directory: every path of a run, and its state, which is nothing but the files that exist.
+
+    PROJECT/models/<yymmdd_HHMMSS>_<stage>_inference[_notes]/
+        config.yaml   plan.json   provenance.json   events.jsonl   done.json
+        units/00042/  log.txt   result.h5 (present = done)   error.json
+
+Written by whoever plans, executes or merges; read by anybody. No server, no database, nothing in memory that matters.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deg.data.atomic import write_atomically
+from deg.errors import RunError, show_path
+from deg.types import Span, Unit, VideoInfo
+
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that the units of a run need to be done anywhere: no project, no configuration, no command line."""
+
+    stage: str
+    """`feature_extractor` or `sequence`."""
+    group: str
+    """Name of the results in the outputs file."""
+    class_names: tuple[str, ...]
+    thresholds: tuple[float, ...]
+    videos: Mapping[str, VideoInfo]
+    outputs: Mapping[str, Path]
+    """Where the results of each recording go."""
+    weights: Mapping[str, Mapping[str, str]]
+    """By role (`feature_extractor`, `flow_generator`, `sequence`): `path` and `sha256`."""
+    settings: str
+    """sha256 of every option that changes the numbers."""
+    task: Mapping[str, Any]
+    """What the stage's engine is built from; plain values."""
+    units: tuple[Unit, ...]
+    sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By recording: what else its result is made from (for a sequence network, the mark of the features)."""
+
+    def to_json(self) -> str:
+        plan = asdict(self)
+        plan["version"] = PLAN_VERSION
+        plan["videos"] = {key: asdict(info) | {"path": str(info.path)} for key, info in self.videos.items()}
+        plan["outputs"] = {key: str(path) for key, path in self.outputs.items()}
+        plan["units"] = [[[span.key, span.start, span.stop] for span in unit.spans] for unit in self.units]
+        return json.dumps(plan)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        plan = json.loads(text)
+        if plan.pop("version") != PLAN_VERSION:
+            raise ValueError("a plan of another version of deg")
+        plan["class_names"], plan["thresholds"] = tuple(plan["class_names"]), tuple(plan["thresholds"])
+        plan["videos"] = {
+            key: VideoInfo(**(info | {"path": Path(info["path"])})) for key, info in plan["videos"].items()
+        }
+        plan["outputs"] = {key: Path(path) for key, path in plan["outputs"].items()}
+        plan["units"] = tuple(
+            Unit(index, tuple(Span(*span) for span in spans)) for index, spans in enumerate(plan["units"])
+        )
+        return cls(**plan)
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """One run; methods read the disk each time, so that they tell the truth after a crash elsewhere."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def plan_file(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def events_file(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def done_file(self) -> Path:
+        return self.path / "done.json"
+
+    def unit_folder(self, index: int) -> Path:
+        return self.path / "units" / f"{index:05d}"
+
+    def result_file(self, index: int) -> Path:
+        return self.unit_folder(index) / "result.h5"
+
+    def error_file(self, index: int) -> Path:
+        return self.unit_folder(index) / "error.json"
+
+    def log_file(self, index: int) -> Path:
+        return self.unit_folder(index) / "log.txt"
+
+    def load_plan(self) -> Plan:
+        """The plan. RunError if there is none, or none that this version can read."""
+        try:
+            return Plan.from_json(self.plan_file.read_text())
+        except FileNotFoundError:
+            raise RunError(f"{show_path(self.path)}: expected a run directory with a plan.json, found none.") from None
+        except (ValueError, TypeError, KeyError) as error:
+            raise RunError(f"{show_path(self.plan_file)}: not a plan that this version of deg can read ({error}).") from None
+
+    def finished_units(self) -> set[int]:
+        """Indices of the units whose result is there, whole."""
+        return {int(file.parent.name) for file in self.path.glob("units/*/result.h5")}
+
+    def is_merged(self) -> bool:
+        """Whether all results have reached their videos' outputs files."""
+        return self.done_file.exists()
+
+    def log_event(self, kind: str, **details: Any) -> None:
+        """Append one line to events.jsonl. One short write, so that lines of several processes do not mix."""
+        line = json.dumps({"time": round(time.time(), 3), "pid": os.getpid(), "event": kind, **details}) + "\n"
+        descriptor = os.open(self.events_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            os.write(descriptor, line.encode())
+        finally:
+            os.close(descriptor)
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """The events so far, oldest first; a last line that is still being written is left out."""
+        if not self.events_file.exists():
+            return
+        for line in self.events_file.read_text().splitlines():
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue  # torn by a crash of the machine; the state is in the unit folders
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the run for this process. RunError if another one works on it; the hold ends with the process."""
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(
+                    f"{self.name}: another `deg` is working on this run. Watch it with `deg status`, or end it first."
+                ) from None
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
+                    raise  # without locks on the file system two runs waste time, but harm nothing
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def create_run(
+    models: Path,
+    *,
+    stage: str,
+    kind: str,
+    plan: Plan,
+    config: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    now: datetime,
+    name: str | None = None,
+    notes: str | None = None,
+) -> RunDir:
+    """Make a new run directory with its plan; the plan is written last, so a folder without one is no run.
+
+    The name begins with the date, as DeepEthogram's GUI expects, and is unique: a second run of one second gets a number.
+    RunError if `name` is taken.
+    """
+    if name is not None and not re.fullmatch(r"[\w.+-]+", name):
+        raise RunError(f"--run {name!r}: expected letters, digits and . _ + - only.")
+    base = name or "_".join(filter(None, [now.strftime("%y%m%d_%H%M%S"), stage, kind, notes]))
+    for attempt in range(1, 1000):
+        path = models / (base if attempt == 1 else f"{base}_{attempt}")
+        try:
+            path.mkdir(parents=True)
+            break
+        except FileExistsError:
+            if name is not None:
+                raise RunError(f"{show_path(path)}: a run of this name exists. Choose another --run.") from None
+    else:
+        raise RunError(f"{show_path(models / base)}: too many runs of this name.")
+    run = RunDir(path)
+    full = {**config, "run": {"type": kind, "model": stage, "dir": str(path)}}
+    write_atomically(run.config_file, yaml.safe_dump(full, sort_keys=True))
+    write_atomically(path / "provenance.json", json.dumps(provenance, indent=1))
+    write_atomically(run.plan_file, plan.to_json())
+    run.log_event("planned", units=len(plan.units), frames=sum(unit.num_frames for unit in plan.units))
+    return run
+
+
+def find_runs(models: Path) -> list[RunDir]:
+    """All runs with a plan under `models`, newest first."""
+    runs = [RunDir(file.parent) for file in models.glob("*/plan.json")]
+    return sorted(runs, key=lambda run: (run.plan_file.stat().st_mtime_ns, run.name), reverse=True)
+
+
+def unfinished_runs(models: Path, stage: str) -> list[tuple[RunDir, Plan]]:
+    """Runs of a stage that still have something to do, newest first; those of another version are left out."""
+    found = []
+    for run in find_runs(models):
+        if run.is_merged():
+            continue
+        try:
+            plan = run.load_plan()
+        except RunError:
+            continue
+        if plan.stage == stage:
+            found.append((run, plan))
+    return found
+
+
+def tail(text: str, lines: int = 5) -> Sequence[str]:
+    """The last lines of a log, for a message."""
+    return [line for line in text.splitlines() if line.strip()][-lines:]

@@ -1,0 +1,1 @@
+"""What learns: losses now; tasks, data and callbacks with training."""

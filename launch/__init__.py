@@ -1,0 +1,1 @@
+"""Every way to start work: the command line, this machine, a cluster."""

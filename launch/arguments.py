@@ -1,0 +1,60 @@
+"""What commands share: options, and words of the form key=value."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+KEY_VALUE = re.compile(r"[A-Za-z_][\w.]*=")
+
+
+class SurrogatePath(click.ParamType):
+    """A path of any bytes; also one whose name is not UTF-8."""
+
+    name = "path"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Path:
+        return Path(value)
+
+
+ANY_PATH = SurrogatePath()
+
+
+def json_option(function: Function) -> Function:
+    """`--json`: one JSON document on standard output and nothing else there."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(function)
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separate `key=value` from the rest; a word that names an existing file is a file, `=` or not."""
+    plain, overrides = [], []
+    for word in words:
+        (overrides if KEY_VALUE.match(word) and not Path(word).exists() else plain).append(word)
+    return plain, overrides
+
+
+def one_project(words: Sequence[str]) -> str:
+    """The only plain word, which names the project."""
+    if len(words) != 1:
+        found = ", ".join(words) or "nothing"
+        raise click.UsageError(f"Expected one PROJECT, a folder or its project_config.yaml; found {found}.")
+    return words[0]
+
+
+def print_json(document: Any) -> None:
+    """Write a document to standard output."""
+    sys.stdout.write(json.dumps(document, indent=1, default=str) + "\n")
+
+
+def say(message: str = "") -> None:
+    """A line for people, on standard error, so that standard output is data only."""
+    sys.stderr.write(message.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") + "\n")
+    sys.stderr.flush()

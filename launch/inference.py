@@ -1,0 +1,274 @@
+"""One stage of inference from beginning to end on this machine: plan, execute, merge, tell.
+
+An interrupted run is found again by its plan and continued; only what is missing is done.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from deg import infer as planning
+from deg.config import as_dict
+from deg.errors import DegError
+from deg.execute import STOPPED
+from deg.launch import local
+from deg.launch.arguments import say
+from deg.launch.progress import Progress
+from deg.launch.resources import devices
+from deg.merge import Merged, finish, merge
+from deg.plan import missing_units
+from deg.project import Project
+from deg.rundir import Plan, RunDir, create_run, unfinished_runs
+from deg.schema import Config
+from deg.trained import scan
+from deg.types import Unit
+from deg.version import __version__
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for."""
+
+    project: Project
+    config: Config
+    videos: tuple[str, ...] = ()
+    overwrite: bool = False
+    run_name: str | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of a stage, for people and for --json."""
+
+    stage: str
+    group: str | None = None
+    run: str | None = None
+    done: tuple[str, ...] = ()
+    already_done: tuple[str, ...] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
+    waiting: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
+    plan: Mapping[str, Any] | None = None
+    stopped: bool = False
+
+    @property
+    def exit_status(self) -> int:
+        if self.stopped:
+            return STOPPED
+        return 1 if self.failed or self.waiting else 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"exit_status": self.exit_status}
+
+
+def stages(wanted: str, project: Project, config: Config) -> tuple[str, ...]:
+    """The stages that a word on the command line means. `all` leaves out the sequence network while none is trained."""
+    if wanted != "all":
+        return (wanted,)
+    if config.sequence.weights is None and not any(run.model == "sequence" for run in scan(project.model_path)):
+        say("Note: this project has no trained sequence network yet; features only.")
+        return ("feature_extractor",)
+    return planning.STAGES
+
+
+def show_plan(stage: str, request: Request) -> Report:
+    """--dry-run: what would be done, in how many units; nothing is written."""
+    prepared = _prepare(stage, request)
+    report = _report(stage, prepared)
+    if prepared.plan is None:
+        say("Nothing to do.")
+        return report
+    units = prepared.plan.units
+    frames = sum(unit.num_frames for unit in units)
+    say(f"{stage}: {len(prepared.plan.videos)} recordings, {frames} frames, {len(units)} units:")
+    for unit in units:
+        spans = ", ".join(f"{span.key}[{span.start}:{span.stop}]" for span in unit.spans)
+        say(f"  {unit.index:5d}  {unit.num_frames:8d} frames  {spans}")
+    shape = {"units": [[[s.key, s.start, s.stop] for s in unit.spans] for unit in units], "frames": frames}
+    return replace(report, plan=shape)
+
+
+def infer(stage: str, request: Request) -> Report:
+    """Do a stage. Recordings that fail are in the report, and do not keep the others from being done."""
+    prepared = _prepare(stage, request)
+    report = _report(stage, prepared)
+    if request.config.inference.ignore_error is False and prepared.failed:
+        key, reason = next(iter(prepared.failed.items()))
+        raise DegError(f"{key}: {reason} (inference.ignore_error is false)")
+    if prepared.plan is None:
+        say(f"{stage}: nothing to do, {len(prepared.done)} recordings are done.")
+        _tell_failures(report)
+        return report
+    run, plan = _continued(request, prepared.plan) or _created(request, prepared.plan)
+    with run.claimed():
+        outcome, merged = _execute(run, plan, request, prepared.plan)
+    wanted = set(prepared.plan.videos)
+    failed = {**prepared.failed, **{key: reason for key, reason in merged.failed.items() if key in wanted}}
+    report = replace(
+        report,
+        run=run.name,
+        done=tuple(key for key in merged.done if key in wanted),
+        failed=failed,
+        waiting=tuple(key for key in merged.waiting if key in wanted),
+        stopped=outcome.stopped,
+    )
+    for index, reason in outcome.failed.items():
+        keys = ", ".join(sorted({span.key for span in plan.units[index].spans}))
+        say(f"Unit {index} ({keys}) was not done: {reason}")
+    _tell_failures(report)
+    say(f"{stage}: {len(report.done)} recordings done, {len(report.failed)} failed, {len(report.waiting)} still to do.")
+    if report.waiting:
+        say("Run the same command again to go on.")
+    return report
+
+
+def _prepare(stage: str, request: Request) -> planning.Prepared:
+    records = planning.choose_records(request.project, request.videos, request.config.inference)
+    prepared = planning.prepare(
+        stage,
+        request.project,
+        request.config,
+        records,
+        devices=len(devices(request.config.inference.devices)),
+        overwrite=request.overwrite,
+    )
+    for notice in prepared.notices:
+        say(f"{stage}: {notice}")
+    return prepared
+
+
+def _report(stage: str, prepared: planning.Prepared) -> Report:
+    group = prepared.plan.group if prepared.plan else None
+    return Report(
+        stage, group=group, already_done=prepared.done, failed=dict(prepared.failed), notices=prepared.notices
+    )
+
+
+def _tell_failures(report: Report) -> None:
+    for key, reason in report.failed.items():
+        say(f"{key}: FAILED: {reason}")
+
+
+def _continued(request: Request, wanted: Plan) -> tuple[RunDir, Plan] | None:
+    """An interrupted run that would give just what is wanted, with its own plan and units."""
+    if request.run_name is not None:
+        return None
+    for run, plan in unfinished_runs(request.project.model_path, wanted.stage):
+        if _same_work(plan, wanted):
+            say(f"Going on with the interrupted run {run.name}.")
+            return run, plan
+    return None
+
+
+def _same_work(plan: Plan, wanted: Plan) -> bool:
+    names = ("group", "class_names", "thresholds", "settings")
+    if any(getattr(plan, name) != getattr(wanted, name) for name in names):
+        return False
+    if {r: w["sha256"] for r, w in plan.weights.items()} != {r: w["sha256"] for r, w in wanted.weights.items()}:
+        return False
+    return all(
+        plan.videos.get(key) == video
+        and plan.outputs.get(key) == wanted.outputs[key]
+        and plan.sources.get(key) == wanted.sources.get(key)
+        for key, video in wanted.videos.items()
+    )
+
+
+def _created(request: Request, plan: Plan) -> tuple[RunDir, Plan]:
+    run = create_run(
+        request.project.model_path,
+        stage=plan.stage,
+        kind="inference",
+        plan=plan,
+        config=_absolute(request),
+        provenance=provenance(),
+        now=datetime.now(),  # noqa: DTZ005 - the GUI shows local time
+        name=request.run_name,
+        notes=request.config.notes,
+    )
+    return run, plan
+
+
+def _absolute(request: Request) -> dict[str, Any]:
+    """The configuration as the original stores it with a run: complete, with the project's paths as they are here."""
+    config, project = as_dict(request.config), request.project
+    config["project"].update(
+        path=str(project.path),
+        config_file=str(project.config_file),
+        data_path=str(project.data_path),
+        model_path=str(project.model_path),
+        pretrained_path=None if project.pretrained_path is None else str(project.pretrained_path),
+    )
+    return config
+
+
+def _execute(run: RunDir, plan: Plan, request: Request, wanted: Plan) -> tuple[local.Outcome, Merged]:
+    needed = {span.key for span in _spans(wanted.units)} - _merged_keys(run)
+    units = [unit for unit in plan.units if any(span.key in needed for span in unit.spans)]
+    missing = missing_units(units, run.finished_units())
+    shares = devices(request.config.inference.devices)
+    say(f"{run.name}: {len(missing)} of {len(units)} units to do on {len(shares)} device(s)")
+    with Progress(sum(unit.num_frames for unit in missing)) as progress:
+        pool = local.LocalPool(run, missing, shares, lambda frames, finished: on_progress(frames, finished))
+
+        def on_progress(frames: int, finished: bool) -> None:
+            progress.add(frames)
+            if finished and progress.due("merge", seconds=10.0):
+                merged = merge(run, plan)
+                if merged.failed and not request.config.inference.ignore_error:
+                    pool.stop()
+
+        outcome = pool.execute() if missing else local.Outcome()
+    merged = merge(run, plan)
+    if not merged.waiting:
+        finish(run, merged)
+    return outcome, merged
+
+
+def _spans(units: tuple[Unit, ...]) -> list[Any]:
+    return [span for unit in units for span in unit.spans]
+
+
+def _merged_keys(run: RunDir) -> set[str]:
+    return {event["key"] for event in run.events() if event["event"] == "merged"}
+
+
+def provenance() -> dict[str, Any]:
+    """Who made a result, with what and where."""
+    return {
+        "deg": __version__,
+        "command": sys.argv,
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "git": _git_revision(),
+        "image": _image(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _git_revision() -> str | None:
+    """The revision of deg where it runs from a checkout."""
+    try:
+        asked = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    return asked.stdout.strip() or None
+
+
+def _image() -> str | None:
+    """The container image that we are in, if any."""
+    return os.environ.get("APPTAINER_CONTAINER")

@@ -1,0 +1,109 @@
+"""`deg infer` and `deg export`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from deg.launch.arguments import ANY_PATH, json_option, one_project, print_json, say, split_words
+
+STAGES = ("feature_extractor", "sequence", "all")
+
+
+@click.command()
+@click.argument("words", nargs=-1, metavar="[feature_extractor|sequence|all] PROJECT [KEY=VALUE]...")
+@click.option("--videos", multiple=True, type=ANY_PATH, help="Only this recording: key, folder or video. Repeatable.")
+@click.option("--overwrite", is_flag=True, help="Compute again what is already there.")
+@click.option("--config", "files", multiple=True, type=ANY_PATH, help="More options from a YAML file. Repeatable.")
+@click.option("--run", "run_name", help="Name of the run directory.")
+@click.option("--on", type=click.Choice(["local"]), default="local", show_default=True, help="Where to run.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@json_option
+def infer(
+    words: Sequence[str],
+    videos: Sequence[Path],
+    overwrite: bool,
+    files: Sequence[Path],
+    run_name: str | None,
+    on: str,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """Compute features (feature_extractor) and final probabilities (sequence) of every video, or both (all, the default).
+
+    What is done is skipped; what was interrupted goes on where it stopped. Results: DATA/<video>/<video>_outputs.h5.
+
+    \b
+    Example: deg infer feature_extractor my_project feature_extractor.weights=latest inference.precision=auto
+    """
+    from deg.config import load_config
+    from deg.launch import inference
+    from deg.project import open_project
+
+    plain, overrides = split_words(words)
+    stage = plain.pop(0) if plain and plain[0] in STAGES else "all"
+    project = open_project(Path(one_project(plain)))
+    config = load_config(project.config_file, overrides, stage="inference", files=files)
+    for key in config.ignored:
+        say(f"Note: {key} has no effect in deg.")
+    chosen = inference.stages(stage, project, config)
+    reports = []
+    for name in chosen:
+        request = inference.Request(
+            project,
+            config,
+            tuple(str(video) for video in videos),
+            overwrite=overwrite or config.inference.overwrite,
+            run_name=None if run_name is None else (run_name if len(chosen) == 1 else f"{run_name}_{name}"),
+        )
+        reports.append(inference.show_plan(name, request) if dry_run else inference.infer(name, request))
+        if reports[-1].stopped:
+            break
+    if as_json:
+        print_json({"stages": [report.as_dict() for report in reports]})
+    return max(report.exit_status for report in reports)
+
+
+@click.command()
+@click.argument("words", nargs=-1, metavar="PROJECT [KEY=VALUE]...")
+@click.option("--format", "file_format", type=click.Choice(["csv", "parquet"]), default="csv", show_default=True)
+@click.option("--group", help="Results to export: tgmj, resnet18... Default: the sequence network's, else the features'.")
+@click.option("--to", "folder", type=ANY_PATH, help="Folder for the files; default: beside each video.")
+@click.option("--videos", multiple=True, type=ANY_PATH, help="Only this recording. Repeatable.")
+@json_option
+def export(
+    words: Sequence[str],
+    file_format: str,
+    group: str | None,
+    folder: Path | None,
+    videos: Sequence[Path],
+    as_json: bool,
+) -> int:
+    """Predictions after thresholds and postprocessing, one file for each video.
+
+    csv: <video>_predictions.csv as DeepEthogram writes it. parquet: probabilities and predictions of every frame.
+
+    \b
+    Example: deg export my_project --format csv
+    """
+    from deg.config import load_config
+    from deg.export import export_recordings
+    from deg.infer import choose_records
+    from deg.project import open_project
+
+    plain, overrides = split_words(words)
+    project = open_project(Path(one_project(plain)))
+    config = load_config(project.config_file, overrides, stage="inference")
+    records = choose_records(project, [str(video) for video in videos], config.inference)
+    report = export_recordings(project, config, records, file_format=file_format, group=group, folder=folder)
+    for notice in report.notices:
+        say(f"Note: {notice}")
+    for key, path in report.written.items():
+        say(f"{key}: {path}")
+    for key, reason in report.failed.items():
+        say(f"{key}: FAILED: {reason}")
+    if as_json:
+        print_json({"written": {k: str(v) for k, v in report.written.items()}, "failed": dict(report.failed)})
+    return 1 if report.failed else 0

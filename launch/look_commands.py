@@ -1,0 +1,111 @@
+"""`deg status`, `deg bench` and `deg demo`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from deg.launch.arguments import ANY_PATH, json_option, print_json, say
+
+
+@click.command()
+@click.argument("path", type=ANY_PATH, default=".", metavar="[RUN or PROJECT]")
+@json_option
+def status(path: Path, as_json: bool) -> int:
+    """Runs of a project, or one run: units and recordings done, speed. Reads files only.
+
+    \b
+    Example: deg status my_project
+    """
+    from deg.launch.status import read_status, runs_at
+
+    found = [read_status(run) for run in runs_at(path)]
+    if as_json:
+        print_json({"runs": [run.as_dict() for run in found]})
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("run", "state", "units", "recordings", "failed", "frames", "frames/s"):
+        table.add_column(heading, justify="left" if heading in ("run", "state") else "right", overflow="fold")
+    for run in found:
+        table.add_row(
+            run.name,
+            run.state,
+            f"{run.units_done}/{run.units}",
+            f"{run.recordings_done}/{run.recordings}",
+            str(run.recordings_failed + run.units_failed),
+            f"{run.frames_done}/{run.frames}",
+            "" if run.frames_per_second is None else f"{run.frames_per_second:.1f}",
+        )
+    Console().print(table)
+    return 0
+
+
+@click.command()
+@click.option("--preset", type=click.Choice(["deg_f", "deg_m", "deg_s"]), default="deg_f", show_default=True)
+@click.option("--size", type=int, nargs=2, default=(224, 224), show_default=True, help="Height and width of the frames.")
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True)
+@click.option("--batch", default="auto", show_default=True, help="Frames in one go: a power of two, or auto.")
+@click.option("--video", type=ANY_PATH, help="A video of yours instead of a made one.")
+@click.option("--frames", type=int, default=320, show_default=True, help="How many frames at most.")
+@click.option("--runs", type=int, default=3, show_default=True, help="Repetitions; medians are shown.")
+@click.option("--compile/--no-compile", "compiled", default=False, help="Compile the network first.")
+@json_option
+def bench(
+    preset: str,
+    size: tuple[int, int],
+    precision: str,
+    batch: str,
+    video: Path | None,
+    frames: int,
+    runs: int,
+    compiled: bool,
+    as_json: bool,
+) -> int:
+    """Frames per second of decoding, of the network, and of the whole from file to HDF5, with untrained weights.
+
+    \b
+    Example: deg bench --preset deg_f --size 224 224 --precision bf16
+    """
+    from deg.launch.bench import Settings, run_bench
+
+    settings = Settings(preset, size, precision, batch if batch == "auto" else int(batch), video, frames, runs, compiled)
+    result = run_bench(settings)
+    if as_json:
+        print_json(result.as_dict())
+        return 0
+    say(f"{result.device}, {result.threads} threads, {preset} at {size[0]}x{size[1]}, {result.precision}, batch {result.batch}")
+    for name, speed in (("decode", result.decode), ("network", result.network), ("whole", result.whole)):
+        print_speed(name, speed)
+    return 0
+
+
+def print_speed(name: str, frames_per_second: Sequence[float]) -> None:
+    """One line of `deg bench`: the median and all runs."""
+    import statistics
+
+    runs = ", ".join(f"{speed:.1f}" for speed in frames_per_second)
+    click.echo(f"{name:8s} {statistics.median(frames_per_second):8.1f} frames/s   (runs: {runs})")
+
+
+@click.command()
+@click.argument("folder", type=ANY_PATH, default="demo", metavar="[FOLDER]")
+@json_option
+def demo(folder: Path, as_json: bool) -> int:
+    """Make a small project of moving shapes in FOLDER and infer on it, with untrained weights: minutes on two cores.
+
+    It shows that everything works on this machine. The predictions mean nothing: training is not part of deg yet.
+
+    \b
+    Example: deg demo my_demo
+    """
+    from deg.launch.demo import run_demo
+
+    report = run_demo(folder)
+    if as_json:
+        print_json(report)
+    return int(report["exit_status"])

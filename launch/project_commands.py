@@ -1,0 +1,113 @@
+"""`deg new`, `deg add` and `deg check`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from deg.launch.arguments import ANY_PATH, json_option, one_project, print_json, say, split_words
+
+if TYPE_CHECKING:
+    from deg.check import CheckReport
+
+
+@click.command()
+@click.argument("folder", type=ANY_PATH)
+@click.option("--behaviors", required=True, help="Names, separated by commas; background is put first by itself.")
+@click.option("--name", help="Name of the project. Default: the folder's.")
+@json_option
+def new(folder: Path, behaviors: str, name: str | None, as_json: bool) -> int:
+    """Make a new project in FOLDER, in DeepEthogram's layout.
+
+    \b
+    Example: deg new my_project --behaviors groom,rear
+    """
+    from deg.project import create_project
+
+    project = create_project(folder, behaviors.split(","), name)
+    say(f"New project {project.path} with {', '.join(project.class_names)}. Next: deg add {folder} VIDEO...")
+    if as_json:
+        print_json({"project": str(project.path), "class_names": list(project.class_names)})
+    return 0
+
+
+@click.command()
+@click.argument("folder", type=ANY_PATH, metavar="PROJECT")
+@click.argument("videos", type=ANY_PATH, nargs=-1, required=True, metavar="VIDEO...")
+@click.option("--labels", type=ANY_PATH, multiple=True, help="Label CSV, one for each video in the same order. Repeatable.")
+@click.option("--mode", type=click.Choice(["copy", "link", "move"]), default="copy", show_default=True)
+@click.option(
+    "--frame-count",
+    type=click.Choice(["claimed", "decoded"]),
+    default="claimed",
+    show_default=True,
+    help="decoded: take damaged videos as far as they can be read.",
+)
+@json_option
+def add(
+    folder: Path, videos: Sequence[Path], labels: Sequence[Path], mode: str, frame_count: str, as_json: bool
+) -> int:
+    """Put videos (files, image folders, HDF5) and labels into a project; compute their statistics.
+
+    A video that cannot be added is named with its reason, and leaves the project as it was; the others are added.
+
+    \b
+    Example: deg add my_project mouse1.mp4 --labels mouse1.csv --mode link
+    """
+    from deg.errors import DegError
+    from deg.project import add_recording, open_project
+
+    if labels and len(labels) != len(videos):
+        raise click.UsageError(f"Expected one --labels for each video, found {len(labels)} for {len(videos)} videos.")
+    project = open_project(folder)
+    added, failed = [], {}
+    for index, video in enumerate(videos):
+        try:
+            record = add_recording(
+                project,
+                video,
+                labels[index] if labels else None,
+                mode,  # type: ignore[arg-type]
+                frame_count=frame_count,  # type: ignore[arg-type]
+            )
+        except DegError as error:
+            failed[str(video)] = str(error)
+            say(f"{video}: NOT ADDED: {error}")
+        else:
+            added.append(record.key)
+            say(f"{record.key}: added")
+    if as_json:
+        print_json({"added": added, "failed": failed})
+    return 1 if failed else 0
+
+
+@click.command()
+@click.argument("words", nargs=-1, metavar="PROJECT [KEY=VALUE]...")
+@click.option("--deep", is_flag=True, help="Decode every frame of every video.")
+@json_option
+def check(words: Sequence[str], deep: bool, as_json: bool) -> int:
+    """Read everything in a project: videos, labels, splits, results, weights; say what is wrong and what to do.
+
+    \b
+    Example: deg check my_project --deep
+    """
+    from deg.check import check_project
+    from deg.config import load_config
+    from deg.project import open_project
+
+    plain, overrides = split_words(words)
+    project = open_project(Path(one_project(plain)))
+    config = load_config(project.config_file, overrides)
+    report = check_project(project, config, deep=deep)
+    if as_json:
+        print_json(report.as_dict())
+    else:
+        _show(report)
+    return 1 if any(issue.severity == "error" for issue in report.issues) else 0
+
+
+def _show(report: CheckReport) -> None:
+    """The report as a table and a list of what to do."""

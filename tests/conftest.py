@@ -1,0 +1,51 @@
+"""What all tests share: where golden numbers and test data lie, and scenes that several test files use."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+"""Large test data beside the checkout; not part of the project, and absent on a user's machine."""
+
+
+def golden_folder() -> Path:
+    """The folder named by DEG_GOLDEN, else the full set beside the checkout, else the small files of the project."""
+    if named := os.environ.get("DEG_GOLDEN"):
+        return Path(named)
+    full = SHARED / "golden"
+    return full if full.is_dir() else ROOT / "tests" / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """`golden("tgmj")` gives the arrays of that file and its description, or skips where the file is not at hand."""
+
+    def load(name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        path = golden_folder() / f"{name}.npz"
+        if not path.is_file():
+            pytest.skip(f"{path.name} is not in {path.parent}: set DEG_GOLDEN to the folder of golden files")
+        with np.load(path) as file:
+            arrays = {key: file[key] for key in file.files}
+        return arrays, json.loads(str(arrays.pop("about")))
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """`shared_data("real_videos")` gives a folder of test data, or skips where it is not at hand."""
+
+    def folder(name: str) -> Path:
+        path = SHARED / name
+        if not path.exists():
+            pytest.skip(f"{name} is not beside the checkout: this test needs the large test data")
+        return path
+
+    return folder

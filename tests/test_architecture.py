@@ -1,0 +1,277 @@
+"""The layers of deg: who may import whom, which libraries each layer may use, and what must stay light.
+
+The table below is the design. It is held by reading the source (every import counts, also those inside functions and
+under TYPE_CHECKING) and by importing the light modules in a process where the GPU stack cannot be imported.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+FOLDERS = {"deg.launch": "launch", "deg.configs": "configs", "deg.containers": "containers", "deg": "deg"}
+"""Where packages lie; longest names first."""
+
+GPU_STACK = {"torch", "torchvision", "pytorch_lightning", "lightning", "kornia", "ray"}
+"""What a login node need not have."""
+
+
+class Row(NamedTuple):
+    name: str
+    modules: str
+    """Names within deg; `data.*` is a package and all in it."""
+    libraries: set[str]
+    """Beyond the standard library."""
+
+
+_FILES = {"numpy", "yaml", "omegaconf", "cv2", "h5py", "pandas", "pyarrow"}
+_NETWORKS = _FILES | {"torch", "torchvision"}
+_LEARNING = _NETWORKS | {"pytorch_lightning", "kornia"}
+_STARTING = _LEARNING | {"click", "rich", "submitit", "ray", "spython"}
+
+# Lowest first: a module imports only from its own row and those above it.
+LAYERS = [
+    Row("words", "version errors types schema config options configs containers", {"numpy", "omegaconf", "yaml"}),
+    Row("arithmetic", "windows splits plan metrics ethogram search", {"numpy"}),
+    Row("files", "project rundir trained data.*", _FILES),
+    Row("networks", "models.*", _NETWORKS),
+    Row("learning", "train.*", _LEARNING),
+    Row("verbs", "infer execute engines merge check features sequences bench demo export report", _LEARNING),
+    Row("starting", "launch.*", _STARTING),
+]
+ROW_OF_DEG = 0
+"""The package itself, `import deg`, is of the words."""
+
+WITHOUT_GPU_STACK = "infer merge check report"
+"""Verbs of the login node: they never use the GPU stack, not even late, nor the layers that stand on it."""
+
+LATE_GPU_STACK = "execute launch.*"
+"""These use it when work starts, and import without it."""
+
+PURE = {
+    "os",
+    "io",
+    "pathlib",
+    "shutil",
+    "tempfile",
+    "glob",
+    "subprocess",
+    "time",
+    "datetime",
+    "random",
+    "secrets",
+    "uuid",
+}
+"""What arithmetic may not touch: files, clocks, other processes, global random numbers."""
+
+
+def source_files() -> dict[str, Path]:
+    """{module: file} of everything that is installed as part of deg."""
+    found = {}
+    for package, folder in FOLDERS.items():
+        for path in (ROOT / folder).rglob("*.py"):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            found[".".join([package, *parts]).removesuffix(".__init__")] = path
+    return found
+
+
+MODULES = source_files()
+
+
+def matches(module: str, patterns: str) -> bool:
+    """Is it one of these: `data` is a module, `data.*` a package and all in it."""
+    for pattern in patterns.split():
+        name = f"deg.{pattern.removesuffix('.*')}"
+        if module == name or (pattern.endswith(".*") and module.startswith(f"{name}.")):
+            return True
+    return False
+
+
+def row_of(module: str) -> int | None:
+    if module == "deg":
+        return ROW_OF_DEG
+    return next((index for index, row in enumerate(LAYERS) if matches(module, row.modules)), None)
+
+
+def imports(module: str) -> Iterator[tuple[int, str]]:
+    """(line, name) of everything that a module imports, wherever in the file; names of deg's own modules in full."""
+    path = MODULES[module]
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, *filter(None, [node.module])])
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                yield node.lineno, inner if inner in MODULES else base
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            match node.args:
+                case [ast.Constant(value=str(name)), *_]:
+                    yield node.lineno, name
+
+
+def is_own(name: str) -> bool:
+    return name.partition(".")[0] == "deg"
+
+
+def test_the_layers_are_found():
+    """Guards the tests below against a moved folder: they would be content with nothing."""
+    assert {"deg", "deg.errors", "deg.windows", "deg.data", "deg.launch", "deg.configs"} <= MODULES.keys()
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_module_stands_in_the_table(module):
+    assert row_of(module) is not None, (
+        f"{module} is in no layer: add it to the row of LAYERS in {Path(__file__).name} whose imports it needs, "
+        f"the lowest that will do ({', '.join(row.name for row in LAYERS)})"
+    )
+
+
+def test_the_table_is_the_one_in_the_documentation():
+    page = (ROOT / "docs" / "development.md").read_text(encoding="utf-8")
+    for row in LAYERS:
+        assert f"| {row.name} | `{row.modules}` |" in page
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_module_imports_only_from_its_own_layer_and_lower_ones(module):
+    own = row_of(module)
+    if own is None:
+        pytest.skip("in no layer")
+    for line, name in imports(module):
+        where = f"{MODULES[module].relative_to(ROOT)}:{line}"
+        if is_own(name):
+            row = row_of(name)
+            assert row is not None, f"{where}: imports {name}, which is in no layer"
+            assert row <= own, f"{where}: {module} ({LAYERS[own].name}) may not import {name} ({LAYERS[row].name})"
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_module_uses_only_the_libraries_of_its_layer(module):
+    own = row_of(module)
+    if own is None:
+        pytest.skip("in no layer")
+    row = LAYERS[own]
+    for line, name in imports(module):
+        library = name.partition(".")[0]
+        if not is_own(name) and library not in sys.stdlib_module_names:
+            where = f"{MODULES[module].relative_to(ROOT)}:{line}"
+            assert library in row.libraries, (
+                f"{where}: {module} ({row.name}) may use {sorted(row.libraries)}, not {library}"
+            )
+
+
+@pytest.mark.parametrize("module", sorted(name for name in MODULES if not matches(name, "launch.*")))
+def test_nothing_below_knows_that_launch_exists(module):
+    for line, name in imports(module):
+        assert not matches(name, "launch.*"), f"{MODULES[module].relative_to(ROOT)}:{line}: imports {name}"
+
+
+@pytest.mark.parametrize("module", sorted(name for name in MODULES if matches(name, LAYERS[1].modules)))
+def test_arithmetic_is_pure(module):
+    for line, name in imports(module):
+        where = f"{MODULES[module].relative_to(ROOT)}:{line}"
+        assert name.partition(".")[0] not in PURE, f"{where}: arithmetic has no files, no clock, no chance; {name} has"
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            where = f"{MODULES[module].relative_to(ROOT)}:{node.lineno}"
+            assert called not in {"open", "print", "input"}, f"{where}: {called}() in arithmetic"
+            assert not called.startswith(("np.random.", "numpy.random.")), f"{where}: pass a Generator, not {called}()"
+
+
+@pytest.mark.parametrize("module", sorted(name for name in MODULES if matches(name, WITHOUT_GPU_STACK)))
+def test_verbs_of_the_login_node_never_use_the_gpu_stack(module):
+    for line, name in imports(module):
+        where = f"{MODULES[module].relative_to(ROOT)}:{line}"
+        assert name.partition(".")[0] not in GPU_STACK, f"{where}: {module} must do without {name}"
+        assert not matches(name, "models.* train.*"), f"{where}: {module} must do without {name}"
+
+
+def light_modules() -> list[str]:
+    files = " ".join(row.modules for row in LAYERS[:3])
+    patterns = f"{files} {WITHOUT_GPU_STACK} {LATE_GPU_STACK}"
+    return sorted(name for name in MODULES if name == "deg" or matches(name, patterns))
+
+
+FORBID_GPU_STACK = f"""
+import importlib, importlib.abc, sys
+
+class Forbid(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {GPU_STACK!r}:
+            raise ModuleNotFoundError(f"{{name}} is not on a login node")
+
+sys.meta_path.insert(0, Forbid())
+"""
+
+
+def python(code: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=cwd, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_light_modules_import_without_the_gpu_stack():
+    """One process, each module in turn; all failures are told, not only the first."""
+    code = FORBID_GPU_STACK + (
+        "import traceback\n"
+        "for name in sys.argv[1:]:\n"
+        "    try:\n"
+        "        importlib.import_module(name)\n"
+        "    except ImportError:\n"
+        "        print(f'--- import {name}')\n"
+        "        traceback.print_exc(file=sys.stdout)\n"
+    )
+    done = python(code, *light_modules())
+    assert done.returncode == 0 and not done.stdout, done.stdout + done.stderr
+
+
+def test_the_gpu_stack_is_really_forbidden_there():
+    """The test above would pass if its hook did nothing."""
+    done = python(FORBID_GPU_STACK + "import torch")
+    assert "torch is not on a login node" in done.stderr
+
+
+def test_help_imports_nothing_heavy():
+    """`deg --help` answers at once because commands import what they need when they run."""
+    heavy = GPU_STACK | {"cv2", "pandas", "h5py", "pyarrow", "omegaconf", "submitit", "spython"}
+    code = (
+        "import sys\n"
+        "from deg.launch.cli import main\n"
+        "try:\n"
+        "    main(['--help'])\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code, end.code\n"
+        "loaded = {name.partition('.')[0] for name in sys.modules}\n"
+        f"print('heavy:', sorted(loaded & {heavy!r}))\n"
+    )
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
+    assert done.stdout.rstrip().endswith("heavy: []"), done.stdout
+
+
+def test_every_file_is_loaded_as_one_module():
+    """Two modules of one file would have two of every class, and `except DegError` would miss half of them."""
+    code = FORBID_GPU_STACK + (
+        "from collections import Counter\n"
+        "for name in sys.argv[1:]:\n"
+        "    importlib.import_module(name)\n"
+        "loaded = Counter(getattr(module, '__file__', None) for module in list(sys.modules.values()))\n"
+        f"print([file for file in {[str(path) for path in MODULES.values()]!r} if loaded[file] > 1])\n"
+    )
+    done = python(code, *light_modules())
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
