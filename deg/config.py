@@ -221,7 +221,7 @@ def _fit(value: Any, hint: Any) -> Any:
                 advice = advice or str(misfit)
         raise _Misfit(advice)
     elif origin is Literal:
-        if isinstance(value, str) and value in arguments:
+        if isinstance(value, str | int) and not isinstance(value, bool) and value in arguments:
             return value
     elif origin is tuple:
         if isinstance(value, list | tuple):
@@ -270,7 +270,7 @@ def _words(hint: Any) -> list[str]:
     if origin in (Union, UnionType):
         return [word for argument in arguments for word in _words(argument)]
     if origin is Literal:
-        return list(arguments)
+        return [str(argument) for argument in arguments]
     if origin is tuple:
         items = {int: "whole numbers", float: "numbers", str: "texts"}[arguments[0]]
         return [f"a list of {items}" if arguments[-1] is Ellipsis else f"a list of {len(arguments)} {items}"]

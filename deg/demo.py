@@ -23,7 +23,7 @@ def write_shapes_video(path: Path, *, num_frames: int, height: int, width: int, 
     """
     rng = np.random.default_rng(seed)
     ground = _ground(rng, height, width)
-    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*"mp4v"), 30.0, (width, height))
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"mp4v"), 30.0, (width, height))
     if not writer.isOpened():
         raise VideoError(path, "this video cannot be written", "Is the folder there and writable, the disk full?")
     script = _script(rng, num_frames)
@@ -59,9 +59,7 @@ def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     return ground
 
 
-def _draw(
-    ground: np.ndarray, x: float, y: float, side: int, angle: float, rng: np.random.Generator
-) -> np.ndarray:
+def _draw(ground: np.ndarray, x: float, y: float, side: int, angle: float, rng: np.random.Generator) -> np.ndarray:
     corners = cv2.boxPoints(((x, y), (side, side), angle))
     frame = ground.copy()
     cv2.fillConvexPoly(frame, corners.astype(np.int32), (60, 160, 240), lineType=cv2.LINE_AA)

@@ -9,20 +9,19 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from deg.data.decode import DecoderPool
+from deg.data.reader import require_unchanged
 from deg.data.store import FeatureReader
 from deg.data.transform import FrameTransform
-from deg.errors import VideoError
 from deg.features import FeatureEngine, FeatureTask
 from deg.rundir import Plan
 from deg.sequences import SequenceEngine, SequenceTask
-from deg.types import Span, VideoInfo
+from deg.types import Span
 from deg.version import __version__
 from deg.windows import AFTER, BEFORE, reach
 
@@ -64,7 +63,7 @@ class FeatureSpans:
 
     def run_span(self, span: Span) -> Iterator[Mapping[str, np.ndarray]]:
         video = self._videos[span.key]
-        check_unchanged(video)
+        require_unchanged(video)
         needed = reach(span.start, span.stop, video.num_frames)
         self._seams = _Seams(span, needed.first, video.num_frames)
         blocks = self._decoders.blocks(
@@ -73,7 +72,8 @@ class FeatureSpans:
             needed.last,
             self._transform,
             BLOCK_FRAMES,
-            frame_count=self._task.frame_count,
+            # counted when the run was planned
+            frame_count="claimed" if self._task.frame_count == "claimed" else video.num_frames,
         )
         for block in self._engine.run(self._seams.watch(blocks), span.start, span.stop, video.num_frames):
             yield {
@@ -82,7 +82,6 @@ class FeatureSpans:
                 "spatial_features": block.spatial_features_TD,
                 "flow_features": block.flow_features_TD,
             }
-        check_unchanged(video)
 
     def checks(self) -> Mapping[str, np.ndarray]:
         assert self._seams is not None
@@ -132,7 +131,7 @@ class _Seams:
         for block_THWC in blocks:
             for frames in self._wanted.values():
                 for frame in range(max(frames.start, self._at), min(frames.stop, self._at + len(block_THWC))):
-                    self._crc32[frame] = zlib.crc32(np.ascontiguousarray(block_THWC[frame - self._at]))
+                    self._crc32[frame] = zlib.crc32(np.ascontiguousarray(block_THWC[frame - self._at]).data)
             self._at += len(block_THWC)
             yield block_THWC
 
@@ -142,19 +141,6 @@ class _Seams:
             found[f"{end}_frames"] = np.array(frames, dtype=np.int64)
             found[f"{end}_crc32"] = np.array([self._crc32[frame] for frame in frames], dtype=np.int64)
         return found
-
-
-def check_unchanged(video: VideoInfo) -> None:
-    """VideoError if the file is not the one that was planned for."""
-    if not video.path.exists():
-        raise VideoError(video.path, "the video was there when the run was planned and is gone", "Put it back, or run again.")
-    status = Path(video.path).stat()
-    if (status.st_size, status.st_mtime_ns) != (video.size_bytes, video.mtime_ns):
-        raise VideoError(
-            video.path,
-            f"the video changed since the run was planned ({video.size_bytes} bytes then, {status.st_size} now)",
-            "If it is still being recorded or copied, wait until it is whole; then run again.",
-        )
 
 
 def _decoders(wanted: int | str, device: torch.device) -> int:

@@ -1,12 +1,12 @@
 """Does units: the one door through which all work runs.
 
     python -m deg.execute RUN UNIT...       these units, one after another
-    python -m deg.execute RUN -             units by number, one a line on standard input, until it closes
+    python -m deg.execute RUN -             units by number, one a line on standard input; an empty line is the end
 
-A unit is done when its result.h5 is there: written beside, checked, flushed, renamed. Doing a unit twice is harmless. What
-happens is told as JSON lines on standard output. Exit status 0: all done; 75: stopped by a signal at a batch boundary,
-run me again; else see `deg.errors`. When standard input closes while it works from there, it ends at once: whoever gave
-the work is gone.
+A unit is done when its result.h5 is there: written beside, checked, flushed, renamed. Doing a unit twice is harmless.
+What happens is told as JSON lines on standard output. Exit status 0: all done; 1: a named unit could not be done, its
+error.json says why; 75: stopped by a signal at a batch boundary, run me again; else see `deg.errors`. When standard
+input closes before the empty line, it ends at once: whoever gave the work is gone.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import signal
 import sys
 import threading
 import time
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,7 +28,8 @@ import h5py
 import numpy as np
 
 from deg.data.atomic import remove_parts, replacing, write_atomically
-from deg.errors import DegError, show_path
+from deg.data.store import checksum, describe_refusal
+from deg.errors import DegError, RunError, show_path
 from deg.rundir import Plan, RunDir
 from deg.types import Span, Unit
 
@@ -46,7 +47,7 @@ Rows = Mapping[str, np.ndarray]
 class Engine(Protocol):
     """What does the spans of one stage."""
 
-    columns: Mapping[str, int]
+    columns: dict[str, int]
     """Width of each per-frame dataset of a span's result, in the order of the outputs file."""
 
     def describe(self) -> dict[str, Any]:
@@ -61,7 +62,7 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-class Stopped(Exception):  # noqa: N818 - not an error
+class Stopped(Exception):
     """A signal asked the work to stop."""
 
 
@@ -94,11 +95,11 @@ def run_unit(run: RunDir, plan: Plan, unit: Unit, engine: Engine, stop: StopFlag
     with _log_to(run.log_file(unit.index)):
         log.info("unit %d: %d spans, %d frames", unit.index, len(unit.spans), unit.num_frames)
         with replacing(result) as beside:
-            with h5py.File(beside, "w") as file:
+            with h5py.File(beside, "w", locking=False) as file:
                 for position, span in enumerate(unit.spans):
                     _do_span(file.create_group(str(position)), span, engine, stop, tell)
                 file.attrs["engine"] = json.dumps(engine.describe())
-            with h5py.File(beside, "r") as file:  # it must open again before it may count as done
+            with h5py.File(beside, "r", locking=False) as file:  # it must open again before it may count as done
                 if len(file) != len(unit.spans):
                     raise OSError(f"{show_path(beside)} does not read back as written")
         seconds = time.monotonic() - started
@@ -112,19 +113,21 @@ def _do_span(group: h5py.Group, span: Span, engine: Engine, stop: StopFlag, tell
     datasets = {
         name: group.create_dataset(name, (len(span), width), dtype=np.float32) for name, width in engine.columns.items()
     }
-    row, checksum = 0, 0
+    row, checksums = 0, dict.fromkeys(datasets, 0)
     try:
         for rows in engine.run_span(span):
             stop.check()
             count = len(next(iter(rows.values())))
             for name, values in rows.items():
                 datasets[name][row : row + count] = values
-                checksum = zlib.crc32(np.ascontiguousarray(values, dtype=np.float32), checksum)
+                checksums[name] = checksum(values, checksums[name])
             row += count
             tell.progress(count)
+        if row != len(span):
+            raise RuntimeError(f"expected {len(span)} rows for {span}, got {row}")
         for name, values in engine.checks().items():
             group.attrs[name] = values
-        group.attrs["crc32"] = checksum
+        group.attrs["crc32"] = json.dumps(checksums)
     except DegError as error:
         log.error("%s [%d, %d): %s", span.key, span.start, span.stop, error)
         for name in datasets:
@@ -154,16 +157,15 @@ class Teller:
 
 
 def units_from_input(plan: Plan, stop: StopFlag) -> Iterator[Unit]:
-    """Units as their numbers come in. The end of input while a unit is being done ends the process."""
-    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    busy = threading.Event()
+    """Units as their numbers come in, up to an empty line. The end of input before it ends the process."""
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def read() -> None:
         for line in sys.stdin:
-            lines.put(line)
-        if busy.is_set():
-            os._exit(STOPPED)  # the launcher was killed; a part of a result is removed by whoever comes next
-        lines.put(None)
+            lines.put(line.strip())
+            if not line.strip():
+                return
+        os._exit(STOPPED)  # the launcher was killed; a part of a result is removed by whoever comes next
 
     threading.Thread(target=read, daemon=True).start()
     while True:
@@ -172,18 +174,25 @@ def units_from_input(plan: Plan, stop: StopFlag) -> Iterator[Unit]:
             line = lines.get(timeout=0.5)
         except queue.Empty:
             continue
-        if line is None:
+        if not line:
             return
-        busy.set()
-        yield plan.units[int(line)]
-        busy.clear()
+        yield unit_named(plan, line)
+
+
+def unit_named(plan: Plan, number: str) -> Unit:
+    """The unit of a number. RunError if the plan has none."""
+    if not number.isdecimal() or int(number) >= len(plan.units):
+        raise RunError(f"Expected the number of a unit, 0 to {len(plan.units) - 1}, found {number!r}.")
+    return plan.units[int(number)]
 
 
 def make_engine(plan: Plan) -> Engine:
     """The engine of the plan's stage, on this process's device."""
     from deg.engines import FeatureSpans, SequenceSpans
 
-    return (FeatureSpans if plan.stage == "feature_extractor" else SequenceSpans)(plan, choose_device())
+    if plan.stage == "feature_extractor":
+        return FeatureSpans(plan, choose_device())
+    return SequenceSpans(plan, choose_device())
 
 
 def choose_device() -> torch.device:
@@ -204,12 +213,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = RunDir(Path(arguments[0]))
     try:
         plan = run.load_plan()
-        chosen = units_from_input(plan, stop) if arguments[1] == "-" else (plan.units[int(unit)] for unit in arguments[1:])
+        served = arguments[1] == "-"
+        chosen = units_from_input(plan, stop) if served else iter([unit_named(plan, name) for name in arguments[1:]])
         engine = make_engine(plan)
         tell.say("ready", **engine.describe())
+        all_done = True
         try:
             for unit in chosen:
-                _do_unit(run, plan, unit, engine, stop, tell)
+                all_done &= _do_unit(run, plan, unit, engine, stop, tell)
         finally:
             engine.close()
     except Stopped:
@@ -217,27 +228,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DegError as error:
         tell.say("failed", message=str(error), status=error.exit_status)
         return error.exit_status
-    return 0
+    return 0 if all_done or served else 1  # who serves units hears of each, and asks for no more than that
 
 
-def _do_unit(run: RunDir, plan: Plan, unit: Unit, engine: Engine, stop: StopFlag, tell: Teller) -> None:
-    if run.result_file(unit.index).exists():
-        tell.say("unit", unit=unit.index)
-        return
+def _do_unit(run: RunDir, plan: Plan, unit: Unit, engine: Engine, stop: StopFlag, tell: Teller) -> bool:
+    """Do a unit that is not done yet, and say what became of it; whether it is done now."""
     try:
-        run_unit(run, plan, unit, engine, stop, tell)
+        if not run.result_file(unit.index).exists():
+            run_unit(run, plan, unit, engine, stop, tell)
     except (DegError, OSError) as error:
         # a full disk is no fault of the recordings: this unit ends, the next may find room
-        message = str(error)
+        message = describe_refusal(run.unit_folder(unit.index), error) if isinstance(error, OSError) else str(error)
         log.error("unit %d: %s", unit.index, message)
-        write_atomically(run.error_file(unit.index), json.dumps({"message": message}))
+        with suppress(OSError):  # on a disk without any room; the message is told all the same
+            write_atomically(run.error_file(unit.index), json.dumps({"message": message}))
         tell.say("unit_failed", unit=unit.index, message=message)
-    else:
-        tell.flush()
-        tell.say("unit", unit=unit.index)
+        return False
+    tell.flush()
+    tell.say("unit", unit=unit.index)
+    return True
 
 
-class _log_to:  # noqa: N801 - reads as a statement
+class _log_to:
     """Also write this package's log to a file while the block runs."""
 
     def __init__(self, path: Path):

@@ -37,8 +37,9 @@ def export_recordings(
     group: str | None = None,
     folder: Path | None = None,
 ) -> Exported:
-    """Write `<video>_predictions.csv` or `.parquet` for each record; a recording without results does not stop the others.
+    """Write `<video>_predictions.csv` or `.parquet` for each record, beside the video; in `folder` by the record's key.
 
+    A recording without results does not stop the others.
     `group` is the network whose results are exported; None: the sequence network's, else the feature extractor's.
     """
     labels, notices = _finished_labels(project)
@@ -53,7 +54,9 @@ def export_recordings(
     failed: dict[str, str] = {}
     for record in records:
         stem = record.outputs_path.name.removesuffix("_outputs.h5")
-        path = (folder or record.outputs_path.parent) / f"{stem}_predictions.{file_format}"
+        path = record.outputs_path.with_name(f"{stem}_predictions.{file_format}")
+        if folder is not None:  # by key, for videos in different folders may have the same name
+            path = folder / f"{record.key}_predictions.{file_format}"
         try:
             chosen = group or _choose_group(record.outputs_path, config)
             found = in_project_order(read_predictions(record.outputs_path, chosen), project.class_names, record)
@@ -76,8 +79,8 @@ def in_project_order(found: Predictions, class_names: Sequence[str], record: Rec
         return found
     if sorted(found.class_names) != sorted(class_names):
         raise ResultError(
-            f"{show_path(record.outputs_path)}: results are for {', '.join(found.class_names)}, but the project's behaviours "
-            f"are {', '.join(class_names)}. Run `deg infer` with a network trained for them."
+            f"{show_path(record.outputs_path)}: results are for {', '.join(found.class_names)}, but the project's "
+            f"behaviours are {', '.join(class_names)}. Run `deg infer` with a network trained for them."
         )
     order = [found.class_names.index(name) for name in class_names]
     return Predictions(found.probabilities_TK[:, order], found.thresholds_K[order], tuple(class_names))
@@ -86,13 +89,18 @@ def in_project_order(found: Predictions, class_names: Sequence[str], record: Rec
 def _choose_group(path: Path, config: schema.Config) -> str:
     """As the GUI chooses: the sequence network's results, else the feature extractor's."""
     there = groups(path)
-    wanted = [config.sequence.output_name, config.sequence.arch, config.sequence.latent_name, config.feature_extractor.arch]
+    wanted = [
+        config.sequence.output_name,
+        config.sequence.arch,
+        config.sequence.latent_name,
+        config.feature_extractor.arch,
+    ]
     for name in wanted:
         if name in there:
             return name
     raise ResultError(
-        f"{show_path(path)}: expected results named {' or '.join(filter(None, wanted))}, found {', '.join(there) or 'none'}. "
-        "Run `deg infer`, or choose with --group."
+        f"{show_path(path)}: expected results named {' or '.join(filter(None, wanted))}, "
+        f"found {', '.join(there) or 'none'}. Run `deg infer`, or choose with --group."
     )
 
 

@@ -26,7 +26,7 @@ from deg.models.two_stream import build_two_stream
 from deg.models.weights import load_two_stream
 from deg.plan import GRAIN
 from deg.schema import FeatureExtractor, FlowGenerator
-from deg.windows import AFTER, BEFORE, WINDOW, Reach, batches, mean_colour, reach
+from deg.windows import WINDOW, Reach, batches, mean_colour, reach
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +125,7 @@ class FeatureEngine:
                 if waiting is not None:
                     yield waiting.fetch()
                 waiting = outputs
+        source.require_end()
         if waiting is not None:
             yield waiting.fetch()
 
@@ -160,16 +161,27 @@ class FeatureEngine:
         while first < last:
             end = min(last, (first // self.batch_size + 1) * self.batch_size)
             count = end - first
-            try:
-                tensors = self._compute(self._windows(frames_TCHW[: count + WINDOW - 1], count))
-            except (MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
-                    raise
-                self._halve_batch(error)
+            tensors = self._compute_if_it_fits(frames_TCHW[: count + WINDOW - 1], count)
+            if tensors is None:
+                self._halve_batch()
                 continue
             yield _Outputs(first, end, tensors)
             frames_TCHW = frames_TCHW[count:]
             first = end
+
+    def _compute_if_it_fits(self, frames_TCHW: torch.Tensor, count: int) -> Sequence[torch.Tensor] | None:
+        """`_compute` for `count` windows; None if that needs more memory than there is. RunError if even one does."""
+        try:
+            return self._compute(self._windows(frames_TCHW, count))
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            if self.batch_size == SMALLEST_BATCH:
+                raise RunError(
+                    f"A single window does not fit into the memory of {self.device}. "
+                    "Use a smaller augs.resize, or a device with more memory."
+                ) from error
+            return None  # the error, whose traceback holds on to what did not fit, goes away before the next attempt
 
     @torch.inference_mode()
     def _compute(self, clip: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -185,7 +197,7 @@ class FeatureEngine:
 
     def _windows(self, frames_TCHW: torch.Tensor, count: int) -> torch.Tensor:
         """The windows of `count` labels as the network takes them: (B,33,H,W), or (B,3,11,H,W) for 3D networks."""
-        T, C, H, W = frames_TCHW.shape
+        _, C, H, W = frames_TCHW.shape
         frame, channel, row, column = frames_TCHW.stride()
         if self.stacks_frames:
             stacked = frames_TCHW.as_strided((count, WINDOW, C, H, W), (frame, frame, channel, row, column))
@@ -200,12 +212,7 @@ class FeatureEngine:
             log.info("batch size %d", self.batch_size)
         return self.batch_size
 
-    def _halve_batch(self, error: BaseException) -> None:
-        if self.batch_size == SMALLEST_BATCH:
-            raise RunError(
-                f"A single window does not fit into the memory of {self.device}. "
-                "Use a smaller augs.resize, or a device with more memory."
-            ) from error
+    def _halve_batch(self) -> None:
         self.batch_size //= 2
         log.warning("out of memory: going on with batches of %d", self.batch_size)
         if self.device.type == "cuda":
@@ -245,10 +252,17 @@ class _FrameBuffer:
         self._held = held[count - (WINDOW - 1) :]
         return held[:count]
 
+    def require_end(self) -> None:
+        """Use up the source: only at its end does a decoder say whether all was well."""
+        for frames in self._source:
+            raise RuntimeError(f"the decoder gave at least {len(frames)} frames more than it was asked for")
+
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    # the CPU's allocator has no exception of its own
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    # the CPU's allocator has no exception of its own, nor have the CUDA libraries beside torch's allocator
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return any(words in str(error) for words in ("can't allocate memory", "out of memory", "ALLOC_FAILED"))
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,13 +21,15 @@ from deg.data.decode import probe_all
 from deg.data.store import FeatureReader, Mark, check_writable, read_mark
 from deg.errors import ConfigError, DegError, ProjectError, ResultError, VideoError, WeightsError, show_path
 from deg.merge import is_done
-from deg.plan import plan_units
+from deg.plan import GRAIN, plan_units
 from deg.project import Project
 from deg.rundir import Plan
 from deg.trained import companion, read_thresholds, resolve_weights, run_section, training_flow_weights
 from deg.types import Record, VideoInfo
 
 STAGES = ("feature_extractor", "sequence")
+PROBES_PER_PROCESS = 20
+"""Another process to look into videos pays from about so many on."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,8 @@ def _plan_features(project: Project, config: schema.Config) -> tuple[Plan, list[
     )
     if weights is None:
         raise WeightsError(
-            "feature_extractor.weights is null: expected `latest`, `pretrained` or a path. Inference needs trained weights."
+            "feature_extractor.weights is null: expected `latest`, `pretrained` or a path. "
+            "Inference needs trained weights."
         )
     notices = [f"feature extractor: {show_path(weights)}"]
     trained = companion(weights).config or {}
@@ -107,6 +111,11 @@ def _plan_features(project: Project, config: schema.Config) -> tuple[Plan, list[
     thresholds = read_thresholds(weights, len(class_names))
     notices.append(f"thresholds: {thresholds.source}")
     options = config.inference
+    if options.batch_size != "auto" and GRAIN % options.batch_size:
+        raise ConfigError(
+            f"inference.batch_size is {options.batch_size}: expected auto or a power of two up to {GRAIN}, "
+            "so that results do not depend on how videos are cut."
+        )
     task = {
         "feature_extractor": as_dict(extractor),
         "flow_generator": as_dict(flow),
@@ -187,7 +196,8 @@ def _plan_sequence(project: Project, config: schema.Config) -> tuple[Plan, list[
         sequence = overlay(sequence, run_section(trained, "sequence"), keep=("weights", "output_name", "latent_name"))
     if sequence.input_type == "keypoints":
         raise ConfigError(
-            "sequence.input_type is keypoints: inference reads features; a network trained on keypoints cannot be used yet."
+            "sequence.input_type is keypoints: inference reads features; "
+            "a network trained on keypoints cannot be used yet."
         )
     class_names = project.class_names
     thresholds = read_thresholds(weights, len(class_names))
@@ -226,7 +236,9 @@ def _hashed(files: Mapping[str, Path]) -> dict[str, dict[str, str]]:
 
 def _fingerprint(*parts: Any) -> str:
     """sha256 of values that change the numbers."""
-    text = json.dumps([list(part) if not isinstance(part, Mapping) else part for part in parts], sort_keys=True, default=list)
+    text = json.dumps(
+        [list(part) if not isinstance(part, Mapping) else part for part in parts], sort_keys=True, default=list
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -282,7 +294,11 @@ def _videos(plan: Plan, records: Sequence[Record], options: schema.Inference) ->
         if record.video is None
     }
     with_video = [record for record in records if record.video is not None]
-    infos = probe_all([record.video for record in with_video if record.video], frame_count=options.frame_count)
+    infos = probe_all(
+        [record.video for record in with_video if record.video],
+        processes=max(1, min(len(os.sched_getaffinity(0)), len(with_video) // PROBES_PER_PROCESS)),
+        frame_count=options.frame_count,
+    )
     videos = {}
     for record, info in zip(with_video, infos, strict=True):
         if isinstance(info, VideoError):
@@ -309,12 +325,16 @@ def _feature_files(plan: Plan, records: Sequence[Record], options: schema.Infere
             failed[record.key] = str(error)
             continue
         videos[record.key] = video
-        sources[record.key] = {"group": latent, "settings": mark.settings if mark else "", "weights": dict(mark.weights) if mark else {}}
+        sources[record.key] = {
+            "group": latent,
+            "settings": mark.settings if mark else "",
+            "weights": dict(mark.weights) if mark else {},
+        }
     return videos, sources, failed
 
 
 def _file_of(record: Record, frames: int, mark: Mark | None) -> VideoInfo:
-    """The recording's video file, as far as a sequence result depends on it. ResultError if its features are outdated."""
+    """The recording's video, as far as a sequence result depends on it. ResultError if its features are outdated."""
     path = record.video or record.outputs_path
     if mark is not None and record.video is not None and record.video.is_file():
         status = record.video.stat()

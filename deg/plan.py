@@ -5,7 +5,8 @@ All recordings are laid end to end and cut into units of about equal frames:
     recording   |------ a ------|-- b --|------------- c -------------|
     unit        |----- 0 -----|----- 1 -----|----- 2 -----|---- 3 ----|
 
-Cuts fall on multiples of GRAIN frames of a recording, so that batches (`deg.windows.batches`) are the same however it is cut.
+Cuts fall on multiples of GRAIN frames of a recording, so that batches (`deg.windows.batches`) are the same however it
+is cut.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import fcntl
 import logging
 import os
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,10 +24,10 @@ from typing import Any, Literal
 
 from deg.configs import project_template
 from deg.data.atomic import PART, flush, write_atomically
+from deg.data.decode import Decoder
 from deg.data.inventory import VIDEO_EXTENSIONS, discover, hiding_word, read_record, write_record_yaml
 from deg.data.labels import BACKGROUND, inspect_labels, write_labels
-from deg.data.stats import STATS_FILE, as_dict, parse_normalization, updated, video_statistics, write_stats
-from deg.data.video import open_video
+from deg.data.stats import STATS_FILE, STRIDE, as_dict, parse_normalization, updated, video_statistics, write_stats
 from deg.data.yamlfile import read_yaml, yaml_text
 from deg.errors import LabelError, ProjectError, VideoError, show_path
 from deg.schema import Normalization
@@ -83,15 +84,15 @@ def create_project(folder: Path | str, behaviors: Iterable[str], name: str | Non
     """A new, empty project in DeepEthogram's layout; background is put first. ProjectError if `folder` holds one."""
     folder = Path(folder).expanduser().absolute()
     if folder.exists() and not folder.is_dir():
-        raise ProjectError(f"{show_path(folder)} is a file. Choose the name of a folder that is not there yet")
+        raise ProjectError(f"{show_path(folder)} is a file. Choose the name of a folder that is not there yet.")
     for taken in (*CONFIG_FILES, "DATA"):
         if (folder / taken).exists():
-            raise ProjectError(f"{show_path(folder)} already holds a project ({taken}). Choose another folder")
+            raise ProjectError(f"{show_path(folder)} already holds a project ({taken}). Choose another folder.")
     given = [behavior.strip() for behavior in behaviors]
     class_names = [BACKGROUND, *(behavior for behavior in given if behavior != BACKGROUND)]
     config_file = folder / "project_config.yaml"
     if len(class_names) < 2:
-        raise ProjectError("a project needs at least one behaviour besides background, found none. Name them")
+        raise ProjectError("a project needs at least one behaviour besides background, found none. Name them.")
     _class_names(class_names, config_file)
 
     config = project_template()
@@ -122,7 +123,7 @@ def add_recording(
     """
     video = Path(video).expanduser().absolute()
     key = _key_of(video)
-    folder, part = project.data_path / key, project.data_path / f".{key}.{os.getpid()}{PART}"
+    folder, part = project.data_path / key, project.data_path / f".{key}.{secrets.token_hex(4)}{PART}"
     _refuse_second(video, folder)
     with _disk_errors(project.path), ExitStack() as undo:
         undo.callback(_remove, part)
@@ -155,7 +156,7 @@ def read_split(path: Path) -> tuple[Parts, tuple[float, float, float] | None]:
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
             raise ProjectError(
                 f"{show_path(path)}: expected a list of recordings under `{name}`, found {keys!r}. Put names that look "
-                "like numbers or dates in quotes; or remove the file, and a new split is drawn"
+                "like numbers or dates in quotes; or remove the file, and a new split is drawn."
             )
         parts[name] = keys
     metadata = content.get("metadata")
@@ -168,7 +169,7 @@ def read_split(path: Path) -> tuple[Parts, tuple[float, float, float] | None]:
             raise ValueError
     except (TypeError, ValueError):
         raise ProjectError(
-            f"{show_path(path)}: expected three shares under metadata.split, found {shares!r}. Correct them"
+            f"{show_path(path)}: expected three shares under metadata.split, found {shares!r}. Correct them."
         ) from None
     return parts, (train, val, test)
 
@@ -197,7 +198,7 @@ def _opened(config_file: Path) -> Project:
     if not data_path.is_dir():
         raise ProjectError(
             f"{show_path(config_file)}: expected the recordings in {show_path(data_path)}, which is not there. "
-            "Correct project.data_path, or bring the folder to this machine"
+            "Correct project.data_path, or bring the folder to this machine."
         )
     model_path = _located(section.get("model_path") or "models", folder, stale)
     pretrained = section.get("pretrained_path") or "pretrained_models"
@@ -219,7 +220,7 @@ def _config_file(path: Path) -> Path:
         return path
     where = show_path(path)
     if not path.is_dir():
-        raise ProjectError(f"{where}: expected a project folder or its project_config.yaml, but nothing is there")
+        raise ProjectError(f"{where}: expected a project folder or its project_config.yaml, but nothing is there.")
     for name in CONFIG_FILES:
         if (path / name).is_file():
             return path / name
@@ -232,18 +233,18 @@ def _class_names(names: Any, config_file: Path) -> tuple[str, ...]:
     where = f"{show_path(config_file)}: project.class_names"
     if not isinstance(names, list) or not names:
         raise ProjectError(
-            f"{where}: expected a list of behaviours, found {names!r}. Write them there, background first"
+            f"{where}: expected a list of behaviours, found {names!r}. Write them there, background first."
         )
     for name in names:
         if not isinstance(name, str) or not name.strip():
-            raise ProjectError(f"{where}: expected names, found {name!r}. Put names like yes, no or 1 in quotes")
+            raise ProjectError(f"{where}: expected names, found {name!r}. Put names like yes, no or 1 in quotes.")
     if names[0] != BACKGROUND:
         raise ProjectError(
             f"{where}: expected `{BACKGROUND}` first, found {names}. Put it first, in the label files too: columns are "
-            "known by their position"
+            "known by their position."
         )
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ProjectError(f"{where}: {', '.join(twice)} stands there more than once. Behaviours need different names")
+        raise ProjectError(f"{where}: {', '.join(twice)} stands there more than once. Behaviours need different names.")
     return tuple(names)
 
 
@@ -279,19 +280,19 @@ def _normalization_of(config: Mapping[str, Any], config_file: Path) -> Normaliza
 def _key_of(video: Path) -> str:
     """The name of the recording that a video becomes. VideoError if DeepEthogram could not find the video again."""
     if not video.exists():
-        raise VideoError(video, "there is no such file or folder", "Check the path")
+        raise VideoError(video, "there is no such file or folder", "Check the path.")
     if not video.is_dir() and video.suffix.lower() not in VIDEO_EXTENSIONS:
         expected = ", ".join(VIDEO_EXTENSIONS)
         raise VideoError(
-            video, f"expected {expected} or a folder of images, found `{video.suffix}`", "Convert it, to .mp4"
+            video, f"expected {expected} or a folder of images, found `{video.suffix}`", "Convert it, to .mp4."
         )
     word = hiding_word(video.name) or next((word for word in ("label", "score") if word in video.name.lower()), None)
     if word:
         raise VideoError(
-            video, f"its name contains `{word}`, by which DeepEthogram knows other kinds of files", "Rename it"
+            video, f"its name contains `{word}`, by which DeepEthogram knows other kinds of files", "Rename it."
         )
     if video.name.startswith("."):
-        raise VideoError(video, "its name begins with a dot, so its folder would be hidden", "Rename it")
+        raise VideoError(video, "its name begins with a dot, so its folder would be hidden", "Rename it.")
     return video.name if video.is_dir() else video.stem
 
 
@@ -299,15 +300,17 @@ def _refuse_second(video: Path, folder: Path) -> None:
     if os.path.lexists(folder):
         raise ProjectError(
             f"{show_path(video)}: the project already has a recording of this name, {show_path(folder)}. "
-            "Rename the video, or remove that folder if it is the same one"
+            "Rename the video, or remove that folder if it is the same one."
         )
 
 
 def _examine(video: Path, frame_count: FrameCount) -> tuple[int, Normalization]:
     """Decode a whole video: how many frames it has, and their statistics."""
-    with open_video(video, frame_count=frame_count) as reader:
-        num_frames = reader.info.num_frames
-        return num_frames, video_statistics(reader.read(0, num_frames))
+    with Decoder() as decoder:
+        num_frames = decoder.probe(video, frame_count=frame_count).num_frames
+        count: FrameCount | int = "claimed" if frame_count == "claimed" else num_frames
+        blocks = decoder.blocks(video, 0, num_frames, block_frames=STRIDE, frame_count=count)
+        return num_frames, video_statistics((block_THWC[0] for block_THWC in blocks), stride=1)
 
 
 def _import_labels(source: Path, path: Path, class_names: Sequence[str], num_frames: int) -> None:
@@ -382,7 +385,7 @@ def _locked(project: Project) -> Iterator[None]:
                 if time.monotonic() > deadline:
                     raise ProjectError(
                         f"{show_path(project.path)}: another `deg add` has been at work here for {LOCK_SECONDS:.0f} s. "
-                        "Wait until it has ended and try again"
+                        "Wait until it has ended and try again."
                     ) from None
                 time.sleep(0.1)
             except OSError as error:
@@ -402,5 +405,5 @@ def _disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         where = show_path(os.fsdecode(error.filename)) if error.filename else show_path(path)
         raise ProjectError(
-            f"{where}: {error.strerror or error}. Check permissions and free space; the project is as it was"
+            f"{where}: {error.strerror or error}. Check permissions and free space; the project is as it was."
         ) from error

@@ -29,6 +29,8 @@ from deg.errors import RunError, show_path
 from deg.types import Span, Unit, VideoInfo
 
 PLAN_VERSION = 1
+CLAIM_SECONDS = 2.0
+"""How long to try: `deg status` holds a run for an instant to see whether anybody works on it."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,9 @@ class RunDir:
         except FileNotFoundError:
             raise RunError(f"{show_path(self.path)}: expected a run directory with a plan.json, found none.") from None
         except (ValueError, TypeError, KeyError) as error:
-            raise RunError(f"{show_path(self.plan_file)}: not a plan that this version of deg can read ({error}).") from None
+            raise RunError(
+                f"{show_path(self.plan_file)}: not a plan that this version of deg can read ({error})."
+            ) from None
 
     def finished_units(self) -> set[int]:
         """Indices of the units whose result is there, whole."""
@@ -157,18 +161,37 @@ class RunDir:
         """Hold the run for this process. RunError if another one works on it; the hold ends with the process."""
         descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunError(
-                    f"{self.name}: another `deg` is working on this run. Watch it with `deg status`, or end it first."
-                ) from None
-            except OSError as error:
-                if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
-                    raise  # without locks on the file system two runs waste time, but harm nothing
+            deadline = time.monotonic() + CLAIM_SECONDS
+            while not _try_lock(descriptor, fcntl.LOCK_EX):
+                if time.monotonic() > deadline:
+                    raise RunError(
+                        f"{self.name}: another `deg` is working on this run. "
+                        "Watch it with `deg status`, or end it first."
+                    )
+                time.sleep(0.05)
             yield
         finally:
             os.close(descriptor)
+
+    def is_claimed(self) -> bool:
+        """Whether a process works on the run at this moment, as far as this machine can tell."""
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            return not _try_lock(descriptor, fcntl.LOCK_SH)
+        finally:
+            os.close(descriptor)
+
+
+def _try_lock(descriptor: int, kind: int) -> bool:
+    """Whether the lock was free. Without locks on the file system two runs waste time, but harm nothing."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+    return True
 
 
 def create_run(
@@ -185,11 +208,12 @@ def create_run(
 ) -> RunDir:
     """Make a new run directory with its plan; the plan is written last, so a folder without one is no run.
 
-    The name begins with the date, as DeepEthogram's GUI expects, and is unique: a second run of one second gets a number.
-    RunError if `name` is taken.
+    The name begins with the date, as DeepEthogram's GUI expects, and is unique: a second run of one second gets a
+    number. RunError if `name` is taken.
     """
     if name is not None and not re.fullmatch(r"[\w.+-]+", name):
         raise RunError(f"--run {name!r}: expected letters, digits and . _ + - only.")
+    notes = re.sub(r"[^\w.+-]+", "-", notes or "")  # a slash would put the run where nobody looks for it
     base = name or "_".join(filter(None, [now.strftime("%y%m%d_%H%M%S"), stage, kind, notes]))
     for attempt in range(1, 1000):
         path = models / (base if attempt == 1 else f"{base}_{attempt}")

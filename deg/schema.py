@@ -339,14 +339,12 @@ class Inference:
         True, "Build the network as the training run's config.yaml says, not as the project says today."
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
-        "auto",
+        "fp32",
         "Numbers to compute with. fp32 equals DeepEthogram's results; bf16 rounds more coarsely "
         "and is much faster. auto: bf16 where the device is fast at it, else fp32.",
     )
-    batch_size: int | Auto = option(
-        "auto",
-        "Frames classified at once, each with the ten around it. auto: a power of two that fits memory, at most 256.",
-        low=1,
+    batch_size: Literal["auto", 1, 2, 4, 8, 16, 32, 64, 128, 256] = option(
+        "auto", "Frames classified in one go, each with the ten around it. auto: as many as fit into memory.", unit="frames"
     )
     devices: int | Auto = option(
         "auto", "Working processes on this machine. auto: one for each GPU, or a single one on the CPU.", low=1

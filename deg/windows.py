@@ -5,8 +5,8 @@ The networks see 11 frames around the frame they label (DeepEthogram paper, "Win
     frame      t-5 t-4 t-3 t-2 t-1  t  t+1 t+2 t+3 t+4 t+5
     position     0   1   2   3   4  5    6   7   8   9  10
 
-Where a window leaves the video, each missing frame is an image of the dataset's mean colour; nothing is repeated or mirrored.
-All ranges are half-open.
+Where a window leaves the video, each missing frame is an image of the dataset's mean colour; nothing is repeated or
+mirrored. All ranges are half-open.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def mean_colour(mean: Sequence[float]) -> np.ndarray:
 def batches(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
     """Cut [start, stop) at the multiples of `size`, counted from frame 0 of the video.
 
-    The same frame always falls into the same batch at the same place, however the video was cut into spans (at multiples
-    of `size`): that is what makes sharded results equal unsharded ones bit for bit.
+    The same frame always falls into the same batch at the same place, however the video was cut into spans (at
+    multiples of `size`): that is what makes sharded results equal unsharded ones bit for bit.
 
         >>> list(batches(4, 11, 4))
         [(4, 8), (8, 11)]

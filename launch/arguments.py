@@ -35,7 +35,8 @@ def json_option(function: Function) -> Function:
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Separate `key=value` from the rest; a word that names an existing file is a file, `=` or not."""
-    plain, overrides = [], []
+    plain: list[str] = []
+    overrides: list[str] = []
     for word in words:
         (overrides if KEY_VALUE.match(word) and not Path(word).exists() else plain).append(word)
     return plain, overrides

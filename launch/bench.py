@@ -106,7 +106,9 @@ def run_bench(settings: Settings) -> Bench:
             network_runs, whole = [], []
             for _ in range(settings.runs):
                 network_runs.append(_speed(frames, lambda: list(engine.run([held], 0, frames, frames))))
-                whole.append(_speed(frames, lambda: _to_file(Path(folder), engine.run(blocks(), 0, frames, frames), frames)))
+                whole.append(
+                    _speed(frames, lambda: _to_file(Path(folder), engine.run(blocks(), 0, frames, frames), frames))
+                )
     return Bench(
         settings.preset,
         settings.size,

@@ -1,8 +1,8 @@
 """The command `deg`.
 
 To add a command: write a click command in the module of its kind (`project_commands`, `inference_commands`,
-`look_commands`), name it in COMMANDS below with its one line of help, import what is heavy inside the function, and show
-it in README.md or docs/: tests check that it is there and that `deg --help` stays light.
+`look_commands`), name it in COMMANDS below with its one line of help, import what is heavy inside the function, and
+show it in README.md or docs/: tests check that it is there and that `deg --help` stays light.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import click
 
 from deg.errors import DegError
+from deg.launch.arguments import say
 from deg.version import __version__
 
 COMMANDS = {
@@ -89,6 +90,7 @@ def run(arguments: list[str]) -> int:
         return stop.exit_code
     except click.ClickException as error:
         error.show()
+        _print_error(arguments, error.format_message(), USAGE)
         return USAGE
     except (click.Abort, KeyboardInterrupt):
         sys.stderr.write("Stopped.\n")
@@ -99,19 +101,24 @@ def run(arguments: list[str]) -> int:
     except DegError as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        sys.stderr.write(f"Error: {error}\n")
-        if "--json" in arguments:
-            sys.stdout.write(json.dumps({"error": str(error), "status": error.exit_status}) + "\n")
+        say(f"Error: {error}")
+        _print_error(arguments, str(error), error.exit_status)
         return error.exit_status
     except OSError as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        sys.stderr.write(f"Error: the system refused: {error}\n")
+        say(f"Error: the system refused: {error}")
+        _print_error(arguments, str(error), USAGE)
         return USAGE
     except Exception:  # noqa: BLE001 - the last line of defence: whatever arrives here is our own mistake
         traceback.print_exc()
         sys.stderr.write("This is a defect of deg, not of your data. Please report it with the lines above.\n")
         return DEFECT
+
+
+def _print_error(arguments: Sequence[str], message: str, status: int) -> None:
+    if "--json" in arguments:
+        sys.stdout.write(json.dumps({"error": message, "status": status}) + "\n")
 
 
 if __name__ == "__main__":

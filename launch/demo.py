@@ -26,13 +26,21 @@ SEED = 1
 def run_demo(folder: Path) -> dict[str, Any]:
     """Make the project and run every step. ProjectError if `folder` holds something else."""
     if folder.exists() and any(folder.iterdir()) and not (folder / "demo.json").exists():
-        raise ProjectError(f"{show_path(folder)}: expected no folder or an empty one, found files. Name another folder.")
+        raise ProjectError(
+            f"{show_path(folder)}: expected no folder or an empty one, found files. Name another folder."
+        )
     if not (folder / "demo.json").exists():
         _make(folder)
     say("The networks are untrained (random weights, seed 1): speed and files are real, predictions mean nothing.")
     status = _steps(
         ["check", str(folder)],
-        ["infer", "feature_extractor", str(folder), "feature_extractor.weights=latest", "flow_generator.weights=latest"],
+        [
+            "infer",
+            "feature_extractor",
+            str(folder),
+            "feature_extractor.weights=latest",
+            "flow_generator.weights=latest",
+        ],
         ["infer", "sequence", str(folder)],
         ["export", str(folder), "--format", "csv"],
         ["status", str(folder)],

@@ -29,8 +29,10 @@ from deg.project import Project
 from deg.rundir import Plan, RunDir, create_run, unfinished_runs
 from deg.schema import Config
 from deg.trained import scan
-from deg.types import Unit
 from deg.version import __version__
+
+MERGE_SECONDS = 10.0
+"""How often to merge, while units are being done, the recordings that are complete."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Report:
     already_done: tuple[str, ...] = ()
     failed: Mapping[str, str] = field(default_factory=dict)
     waiting: tuple[str, ...] = ()
+    """Recordings that another call of the same command goes on with; those that met an obstacle are in `failed` too."""
     notices: tuple[str, ...] = ()
     plan: Mapping[str, Any] | None = None
     stopped: bool = False
@@ -83,8 +86,9 @@ def show_plan(stage: str, request: Request) -> Report:
     """--dry-run: what would be done, in how many units; nothing is written."""
     prepared = _prepare(stage, request)
     report = _report(stage, prepared)
+    _tell_failures(report)
     if prepared.plan is None:
-        say("Nothing to do.")
+        say(f"{stage}: nothing to do, {len(prepared.done)} recordings are done.")
         return report
     units = prepared.plan.units
     frames = sum(unit.num_frames for unit in units)
@@ -110,24 +114,33 @@ def infer(stage: str, request: Request) -> Report:
     run, plan = _continued(request, prepared.plan) or _created(request, prepared.plan)
     with run.claimed():
         outcome, merged = _execute(run, plan, request, prepared.plan)
-    wanted = set(prepared.plan.videos)
-    failed = {**prepared.failed, **{key: reason for key, reason in merged.failed.items() if key in wanted}}
+    wanted = prepared.plan.videos
+    waiting = {key for key in (*merged.waiting, *merged.unwritten) if key in wanted}
+    obstacles = {
+        span.key: f"unit {index} was not done: {reason}"
+        for index, reason in outcome.failed.items()
+        for span in plan.units[index].spans
+        if span.key in waiting
+    }
+    found = {**merged.failed, **merged.unwritten, **obstacles}
     report = replace(
         report,
         run=run.name,
         done=tuple(key for key in merged.done if key in wanted),
-        failed=failed,
-        waiting=tuple(key for key in merged.waiting if key in wanted),
-        stopped=outcome.stopped,
+        failed={**prepared.failed, **{key: reason for key, reason in found.items() if key in wanted}},
+        waiting=tuple(sorted(waiting)),
+        stopped=outcome.stopped and bool(waiting) and not _gave_up(request, merged),
     )
-    for index, reason in outcome.failed.items():
-        keys = ", ".join(sorted({span.key for span in plan.units[index].spans}))
-        say(f"Unit {index} ({keys}) was not done: {reason}")
     _tell_failures(report)
     say(f"{stage}: {len(report.done)} recordings done, {len(report.failed)} failed, {len(report.waiting)} still to do.")
     if report.waiting:
         say("Run the same command again to go on.")
     return report
+
+
+def _gave_up(request: Request, merged: Merged) -> bool:
+    """Whether the work ends here because one recording failed and the user wants no more then."""
+    return bool(merged.failed) and not request.config.inference.ignore_error
 
 
 def _prepare(stage: str, request: Request) -> planning.Prepared:
@@ -190,7 +203,7 @@ def _created(request: Request, plan: Plan) -> tuple[RunDir, Plan]:
         plan=plan,
         config=_absolute(request),
         provenance=provenance(),
-        now=datetime.now(),  # noqa: DTZ005 - the GUI shows local time
+        now=datetime.now(),
         name=request.run_name,
         notes=request.config.notes,
     )
@@ -211,34 +224,27 @@ def _absolute(request: Request) -> dict[str, Any]:
 
 
 def _execute(run: RunDir, plan: Plan, request: Request, wanted: Plan) -> tuple[local.Outcome, Merged]:
-    needed = {span.key for span in _spans(wanted.units)} - _merged_keys(run)
-    units = [unit for unit in plan.units if any(span.key in needed for span in unit.spans)]
+    units = [unit for unit in plan.units if any(span.key in wanted.videos for span in unit.spans)]
     missing = missing_units(units, run.finished_units())
     shares = devices(request.config.inference.devices)
     say(f"{run.name}: {len(missing)} of {len(units)} units to do on {len(shares)} device(s)")
+    settled: set[str] = set()
     with Progress(sum(unit.num_frames for unit in missing)) as progress:
         pool = local.LocalPool(run, missing, shares, lambda frames, finished: on_progress(frames, finished))
 
         def on_progress(frames: int, finished: bool) -> None:
             progress.add(frames)
-            if finished and progress.due("merge", seconds=10.0):
-                merged = merge(run, plan)
-                if merged.failed and not request.config.inference.ignore_error:
+            if finished and progress.due("merge", seconds=MERGE_SECONDS):
+                merged = merge(run, plan, skip=settled)
+                settled.update(merged.done, merged.failed)
+                if _gave_up(request, merged):
                     pool.stop()
 
         outcome = pool.execute() if missing else local.Outcome()
     merged = merge(run, plan)
-    if not merged.waiting:
+    if merged.is_complete:
         finish(run, merged)
     return outcome, merged
-
-
-def _spans(units: tuple[Unit, ...]) -> list[Any]:
-    return [span for unit in units for span in unit.spans]
-
-
-def _merged_keys(run: RunDir) -> set[str]:
-    return {event["key"] for event in run.events() if event["event"] == "merged"}
 
 
 def provenance() -> dict[str, Any]:

@@ -31,7 +31,7 @@ def infer(
     dry_run: bool,
     as_json: bool,
 ) -> int:
-    """Compute features (feature_extractor) and final probabilities (sequence) of every video, or both (all, the default).
+    """Compute features (feature_extractor) and final probabilities (sequence) of every video, or both (all: default).
 
     What is done is skipped; what was interrupted goes on where it stopped. Results: DATA/<video>/<video>_outputs.h5.
 
@@ -49,8 +49,11 @@ def infer(
     for key in config.ignored:
         say(f"Note: {key} has no effect in deg.")
     chosen = inference.stages(stage, project, config)
-    reports = []
+    reports: list[inference.Report] = []
     for name in chosen:
+        if dry_run and any(report.plan for report in reports):
+            say(f"{name}: is planned once the features are there.")
+            break
         request = inference.Request(
             project,
             config,
@@ -69,7 +72,9 @@ def infer(
 @click.command()
 @click.argument("words", nargs=-1, metavar="PROJECT [KEY=VALUE]...")
 @click.option("--format", "file_format", type=click.Choice(["csv", "parquet"]), default="csv", show_default=True)
-@click.option("--group", help="Results to export: tgmj, resnet18... Default: the sequence network's, else the features'.")
+@click.option(
+    "--group", help="Results to export: tgmj, resnet18... Default: the sequence network's, else the features'."
+)
 @click.option("--to", "folder", type=ANY_PATH, help="Folder for the files; default: beside each video.")
 @click.option("--videos", multiple=True, type=ANY_PATH, help="Only this recording. Repeatable.")
 @json_option

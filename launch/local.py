@@ -1,8 +1,8 @@
 """Executes the units of a run on this machine: one process for each device, all fed from one queue.
 
 Workers are `python -m deg.execute RUN -`. A worker that dies is replaced and its unit done again; a unit that kills its
-worker three times is put aside with the reason, and the rest goes on. State is on disk alone: when this process is killed
-too, its workers end by themselves, and the next run does what is missing.
+worker three times is put aside with the reason, and the rest goes on. State is on disk alone: when this process is
+killed too, its workers end by themselves, and the next run does what is missing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from deg.rundir import RunDir, tail
 from deg.types import Unit
 
 MOST_DEATHS = 3
-"""So many times may a unit take its worker down with it."""
+"""So many times may a unit take its worker down with it, or a device its workers before they begin."""
 GRACE_SECONDS = 60.0
 """How long workers may take to reach the end of a batch after a signal."""
 
@@ -50,7 +50,6 @@ class _Worker:
     process: subprocess.Popen[str]
     log: str
     unit: Unit | None = None
-    ready: bool = False
     failure: tuple[str, int] | None = None
     """What the worker itself said before it gave up: message and exit status."""
 
@@ -66,7 +65,7 @@ class LocalPool:
         self._run, self._progress = run, progress
         self._waiting = deque(units)
         self._deaths: Counter[int] = Counter()
-        self._early_deaths = 0
+        self._early_deaths: Counter[int] = Counter()
         self._events: queue.SimpleQueue[tuple[_Worker, dict[str, Any] | None]] = queue.SimpleQueue()
         self._workers: list[_Worker] = []
         self._devices = list(devices)[: max(len(units), 1)]
@@ -79,8 +78,9 @@ class LocalPool:
             try:
                 for device in self._devices:
                     self._start(device)
-                while self._workers:
+                while self._workers and not self._stop.is_set():
                     self._handle_next()
+                self._outcome.stopped = self._stop.is_set()
             finally:
                 self._end_all()
         return self._outcome
@@ -112,10 +112,9 @@ class LocalPool:
     def _listen(self, worker: _Worker) -> None:
         assert worker.process.stdout is not None
         for line in worker.process.stdout:
-            try:
-                self._events.put((worker, json.loads(line)))
-            except ValueError:
-                continue  # a library wrote to standard output
+            with suppress(ValueError):  # a library wrote to standard output
+                if isinstance(event := json.loads(line), dict) and "event" in event:
+                    self._events.put((worker, event))
         worker.process.wait()
         self._events.put((worker, None))
 
@@ -123,8 +122,6 @@ class LocalPool:
         try:
             worker, event = self._events.get(timeout=0.5)
         except queue.Empty:
-            if self._stop.is_set():
-                self._stop_workers()
             return
         if event is None:
             self._ended(worker)
@@ -133,27 +130,21 @@ class LocalPool:
         elif event["event"] == "failed":
             worker.failure = (event["message"], event["status"])
         elif event["event"] == "ready":
-            worker.ready = True
             self._give(worker)
         elif event["event"] in ("unit", "unit_failed"):
             if event["event"] == "unit_failed":
                 self._outcome.failed[event["unit"]] = event["message"]
-            worker.unit, self._early_deaths = None, 0
+            worker.unit, self._early_deaths[worker.device.index] = None, 0
             self._progress(0, True)
             self._give(worker)
 
     def _give(self, worker: _Worker) -> None:
         """The next unit for a worker, or the end of its input."""
         assert worker.process.stdin is not None
-        try:
-            if self._waiting and not self._stop.is_set():
-                worker.unit = self._waiting.popleft()
-                worker.process.stdin.write(f"{worker.unit.index}\n")
-                worker.process.stdin.flush()
-            else:
-                worker.process.stdin.close()
-        except BrokenPipeError:
-            pass  # it has died; `_ended` follows and takes the unit back
+        worker.unit = self._waiting.popleft() if self._waiting else None
+        with suppress(BrokenPipeError):  # it has died; `_ended` follows and takes the unit back
+            worker.process.stdin.write("\n" if worker.unit is None else f"{worker.unit.index}\n")
+            worker.process.stdin.flush()
 
     def _ended(self, worker: _Worker) -> None:
         self._workers.remove(worker)
@@ -165,33 +156,31 @@ class LocalPool:
             error = DegError(message)
             error.exit_status = exit_status
             raise error
-        if self._stop.is_set() or status == STOPPED:
-            self._outcome.stopped = True
+        if status == STOPPED:  # the signal went to the worker alone
             self._stop.set()
             return
         reason = f"its worker {describe_exit(status)}; see {worker.log}"
         self._run.log_event("worker_died", unit=None if unit is None else unit.index, status=status)
         if unit is None:
-            self._early_deaths += 1
+            self._early_deaths[worker.device.index] += 1
         elif not self._run.result_file(unit.index).exists():
             self._deaths[unit.index] += 1
             if self._deaths[unit.index] < MOST_DEATHS:
                 self._waiting.appendleft(unit)
             else:
                 self._outcome.failed[unit.index] = f"{reason} ({MOST_DEATHS} times)"
-        if self._early_deaths >= MOST_DEATHS:
+        if self._early_deaths[worker.device.index] >= MOST_DEATHS:
+            if self._workers or not self._waiting:
+                return  # only this device is broken
             last = "\n  ".join(tail(Path(worker.log).read_text(encoding="utf-8", errors="replace")))
             raise LaunchError(f"Workers die before they begin: {reason}. Its last words:\n  {last}")
-        if self._waiting and not self._stop.is_set():
+        if self._waiting:
             self._start(worker.device)
 
-    def _stop_workers(self) -> None:
+    def _end_all(self) -> None:
+        """Nobody is left behind: workers get time to stop at the end of a batch, then none."""
         for worker in self._workers:
             worker.process.terminate()
-
-    def _end_all(self) -> None:
-        """Nobody is left behind: workers get time to stop, then none."""
-        self._stop_workers()
         deadline = time.monotonic() + GRACE_SECONDS
         for worker in self._workers:
             try:

@@ -47,7 +47,9 @@ def status(path: Path, as_json: bool) -> int:
 
 @click.command()
 @click.option("--preset", type=click.Choice(["deg_f", "deg_m", "deg_s"]), default="deg_f", show_default=True)
-@click.option("--size", type=int, nargs=2, default=(224, 224), show_default=True, help="Height and width of the frames.")
+@click.option(
+    "--size", type=int, nargs=2, default=(224, 224), show_default=True, help="Height and width of the frames."
+)
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True)
 @click.option("--batch", default="auto", show_default=True, help="Frames in one go: a power of two, or auto.")
 @click.option("--video", type=ANY_PATH, help="A video of yours instead of a made one.")
@@ -73,12 +75,16 @@ def bench(
     """
     from deg.launch.bench import Settings, run_bench
 
-    settings = Settings(preset, size, precision, batch if batch == "auto" else int(batch), video, frames, runs, compiled)
+    settings = Settings(
+        preset, size, precision, batch if batch == "auto" else int(batch), video, frames, runs, compiled
+    )
     result = run_bench(settings)
     if as_json:
         print_json(result.as_dict())
         return 0
-    say(f"{result.device}, {result.threads} threads, {preset} at {size[0]}x{size[1]}, {result.precision}, batch {result.batch}")
+    say(
+        f"{result.device}, {result.threads} threads, {preset} at {size[0]}x{size[1]}, {result.precision}, batch {result.batch}"
+    )
     for name, speed in (("decode", result.decode), ("network", result.network), ("whole", result.whole)):
         print_speed(name, speed)
     return 0

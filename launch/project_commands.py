@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from deg.errors import show_path
 from deg.launch.arguments import ANY_PATH, json_option, one_project, print_json, say, split_words
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ def new(folder: Path, behaviors: str, name: str | None, as_json: bool) -> int:
 @click.command()
 @click.argument("folder", type=ANY_PATH, metavar="PROJECT")
 @click.argument("videos", type=ANY_PATH, nargs=-1, required=True, metavar="VIDEO...")
-@click.option("--labels", type=ANY_PATH, multiple=True, help="Label CSV, one for each video in the same order. Repeatable.")
+@click.option(
+    "--labels", type=ANY_PATH, multiple=True, help="Label CSV, one for each video in the same order. Repeatable."
+)
 @click.option("--mode", type=click.Choice(["copy", "link", "move"]), default="copy", show_default=True)
 @click.option(
     "--frame-count",
@@ -106,8 +109,44 @@ def check(words: Sequence[str], deep: bool, as_json: bool) -> int:
         print_json(report.as_dict())
     else:
         _show(report)
-    return 1 if any(issue.severity == "error" for issue in report.issues) else 0
+    return 0 if report.ok else 1
 
 
 def _show(report: CheckReport) -> None:
     """The report as a table and a list of what to do."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("recording", "frames", "size", "fps", "labels", "split", "results"):
+        table.add_column(heading, justify="right" if heading in ("frames", "fps") else "left", overflow="fold")
+    for recording in report.recordings:
+        decoded = recording.frames_decoded
+        differs = decoded is not None and decoded != recording.frames
+        size = "" if recording.width is None else f"{recording.width}x{recording.height}"
+        table.add_row(
+            escape(show_path(recording.key)),
+            ("?" if recording.frames is None else str(recording.frames)) + (f" ({decoded} decode)" if differs else ""),
+            size,
+            "" if not recording.fps else f"{recording.fps:.4g}",
+            recording.labels,
+            recording.part or "",
+            ", ".join(f"{group} ({frames})" for group, frames in recording.results.items()),
+        )
+    classes = Table(box=None, pad_edge=False)
+    classes.add_column("behaviour")
+    for part in report.positives:
+        classes.add_column(f"{part} frames", justify="right")
+    for name in report.class_names:
+        classes.add_row(escape(name), *(str(counts.get(name, 0)) for counts in report.positives.values()))
+    console = Console()
+    console.print(table)
+    console.print()
+    console.print(classes)
+    for issue in report.issues:
+        console.print(
+            f"{issue.severity}: {issue.key + ': ' if issue.key else ''}{issue.message}", markup=False, highlight=False
+        )
+    if not report.issues:
+        console.print("No faults found." + ("" if report.deep else " (--deep decodes every frame.)"))

@@ -49,7 +49,7 @@ def read_status(run: RunDir) -> RunStatus:
         name=run.name,
         stage=plan.stage,
         group=plan.group,
-        state="finished" if run.is_merged() else "running" if _is_held(run) else "interrupted",
+        state="finished" if run.is_merged() else "running" if run.is_claimed() else "interrupted",
         units=len(plan.units),
         units_done=len(finished),
         units_failed=sum(run.error_file(unit.index).exists() for unit in plan.units if unit.index not in finished),
@@ -60,14 +60,6 @@ def read_status(run: RunDir) -> RunStatus:
         frames_done=sum(unit.num_frames for unit in plan.units if unit.index in finished),
         frames_per_second=round(sum(event["frames"] for event in timed) / seconds, 2) if seconds else None,
     )
-
-
-def _is_held(run: RunDir) -> bool:
-    try:
-        with run.claimed():
-            return False
-    except RunError:
-        return True
 
 
 def runs_at(path: Path) -> Sequence[RunDir]:

@@ -76,7 +76,7 @@ def warnings(record: Record) -> list[Issue]:
             _warning(
                 record,
                 f"{_show(record.labels)} is taken for the labels because of its name, but DeepEthogram reads labels "
-                "only from .csv and .h5 files. Rename it, or save it as .csv",
+                "only from .csv and .h5 files. Rename it, or save it as .csv.",
             )
         )
     if record.video is not None and record.outputs not in (None, record.outputs_path):
@@ -84,7 +84,7 @@ def warnings(record: Record) -> list[Issue]:
             _warning(
                 record,
                 f"DeepEthogram shows the results in {_show(record.outputs)}, but results of {_show(record.video)} are "
-                f"written to {_show(record.outputs_path)}. Move the other file out of the folder",
+                f"written to {_show(record.outputs_path)}. Move the other file out of the folder.",
             )
         )
     return issues
@@ -121,10 +121,10 @@ def hiding_word(name: str) -> str | None:
 def _video_issues(record: Record, candidates: Sequence[Path]) -> Iterator[Issue]:
     if record.video is None:
         hidden = [path for path in sorted(record.folder.iterdir()) if path.suffix.lower() in VIDEO_EXTENSIONS]
-        message = "no video, no folder of images in this folder"
+        message = "no video, no folder of images in this folder."
         if names := [path.name for path in hidden if not path.name.endswith("_outputs.h5")]:
             words = ", ".join(f"`{word}`" for word in HIDING_WORDS)
-            message += f": {_show(*names)} is not taken for one because its name contains one of {words}. Rename it"
+            message += f" {_show(*names)} is not taken for one because its name contains one of {words}. Rename it."
         yield Issue(record.key, "error", message)
         return
     different = sorted(set(candidates))
@@ -134,7 +134,7 @@ def _video_issues(record: Record, candidates: Sequence[Path]) -> Iterator[Issue]
         yield _warning(
             record,
             f"{_show(record.video)} looks like keypoints of DeepLabCut, but is taken for the video, because .h5 goes "
-            "before .avi and .mp4. Move it out of the folder, or keep only its .csv",
+            "before .avi and .mp4. Move it out of the folder, or keep only its .csv.",
         )
 
 
@@ -142,7 +142,7 @@ def _several(record: Record, what: str, candidates: Sequence[Path], chosen: Path
     assert chosen is not None
     return _warning(
         record,
-        f"{len(candidates)} {what} ({_show(*candidates)}): {_show(chosen)} is used. Move the others out of the folder",
+        f"{len(candidates)} {what} ({_show(*candidates)}): {_show(chosen)} is used. Move the others out of the folder.",
     )
 
 

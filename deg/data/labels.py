@@ -47,7 +47,7 @@ def inspect_labels(
         labels_TK, notes = _read(path, class_names, num_frames)
     except LabelError as error:
         return None, [Issue(key, "error", str(error))]
-    return labels_TK, [Issue(key, "warning", f"{show_path(path)}: {note}") for note in notes]
+    return labels_TK, [Issue(key, "warning", f"{show_path(path)}: {note}.") for note in notes]
 
 
 def write_labels(path: Path, labels_TK: np.ndarray, class_names: Sequence[str]) -> None:
@@ -89,15 +89,16 @@ def _read(path: Path, class_names: Sequence[str], num_frames: int | None) -> tup
             labels_TK, notes = _read_hdf5(path, list(class_names))
         else:
             raise _error(
-                path, f"expected labels in a .csv or .h5 file, found `{path.suffix}`", "Save them as CSV UTF-8"
+                path, f"expected labels in a .csv or .h5 file, found `{path.suffix}`", "Save them as CSV UTF-8."
             )
     except OSError as error:
-        raise _error(path, f"cannot be read ({error.strerror or error})", "Restore the file") from error
+        raise _error(path, f"cannot be read ({error.strerror or error})", "Restore the file.") from error
     if num_frames is not None and len(labels_TK) != num_frames:
         problem = f"the video has {num_frames} frames, its labels have {len(labels_TK)} rows"
-        raise _error(path, problem, _length_remedy(len(labels_TK), num_frames))
+        raise _error(path, problem, _length_remedy(len(labels_TK), num_frames) + ".")
     if path.suffix not in (".csv", ".h5"):
-        notes.append(f"DeepEthogram does not read `{path.suffix}` files. Rename it to `{path.suffix.lower()[:4]}`")
+        right = ".csv" if path.suffix.lower() == ".csv" else ".h5"
+        notes.append(f"DeepEthogram does not read `{path.suffix}` files. Rename it to `{right}`")
     return labels_TK, notes
 
 
@@ -164,7 +165,7 @@ def _parse(path: Path) -> tuple[_Table, list[str]]:
         raise _error(
             path,
             "line 1 holds numbers where the names of the behaviours were expected",
-            "Put a line with the names in front (DeepEthogram takes the first line for the names and loses a frame)",
+            "Put a line with the names in front (DeepEthogram takes the first line for the names and loses a frame).",
         )
     if len(names) > 1 and all(_is_number(name) for name in names[1:]):
         notes.append("frames lie in columns and behaviours in rows; DeepEthogram wants one row per frame")
@@ -180,17 +181,17 @@ def _parse(path: Path) -> tuple[_Table, list[str]]:
             skip_blank_lines=False,
         )
     except pd.errors.EmptyDataError as error:
-        raise _error(path, "there are names, but no row of labels", "Label the video, or remove the file") from error
+        raise _error(path, "there are names, but no row of labels", "Label the video, or remove the file.") from error
     except pd.errors.ParserError as error:
         problem = str(error).strip().removeprefix("Error tokenizing data. C error: ")
-        raise _error(path, f"rows of unequal length ({problem})", "Give each row one value per column") from error
+        raise _error(path, f"rows of unequal length ({problem})", "Give each row one value per column.") from error
     if frame.shape[1] == len(names) + 1:
         names = ["", *names]  # R leaves out the name over the row numbers
     if frame.shape[1] != len(names):
         raise _error(
             path,
             f"line 1 names {len(names)} columns, line 2 has {frame.shape[1]}",
-            "Give each row one value per column",
+            "Give each row one value per column.",
         )
     return _Table(names, [column.cat.rename_categories(str).array for _, column in frame.items()]), notes
 
@@ -199,14 +200,14 @@ def _text(path: Path) -> str:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise _error(path, f"not UTF-8 text (byte {error.start})", "Save it as CSV UTF-8") from error
+        raise _error(path, f"not UTF-8 text (byte {error.start})", "Save it as CSV UTF-8.") from error
     if "\0" in text:
-        raise _error(path, "holds zero bytes: it was not written to the end", "Restore it from a copy")
+        raise _error(path, "holds zero bytes: it was not written to the end", "Restore it from a copy.")
     lines = text.splitlines()
     while lines and not lines[-1].strip(" ,;\t"):
         lines.pop()  # spreadsheets leave rows of separators behind
     if not lines:
-        raise _error(path, "the file is empty", "Label the video, or remove the file")
+        raise _error(path, "the file is empty", "Label the video, or remove the file.")
     return "\n".join(lines)
 
 
@@ -217,7 +218,7 @@ def _parse_turned(path: Path, text: str, delimiter: str) -> _Table:
             raise _error(
                 path,
                 f"line 1 has {len(rows[0])} values, line {number} has {len(row)}",
-                "Give each row one value per column",
+                "Give each row one value per column.",
             )
     return _Table([row[0] for row in rows], [pd.Categorical(row[1:]) for row in rows], turned=True)
 
@@ -232,7 +233,7 @@ def _find_columns(path: Path, names: list[str], class_names: list[str], notes: l
     unknown = [name for i, name in enumerate(names) if name not in class_names and not _counts_frames(name, i)]
     if len(set(found)) < len(found):
         twice = next(name for name in found if found.count(name) > 1)
-        raise _error(path, f"there are {found.count(twice)} columns `{twice}`", "Keep one")
+        raise _error(path, f"there are {found.count(twice)} columns `{twice}`", "Keep one.")
     if unknown or len(missing) == len(class_names) or missing not in ([], [BACKGROUND]):
         raise _error(
             path,
@@ -241,7 +242,7 @@ def _find_columns(path: Path, names: list[str], class_names: list[str], notes: l
                 [f"{_quoted(missing)} missing"] * bool(missing) + [f"{_quoted(unknown)} unknown"] * bool(unknown)
             ),
             "Rename or remove columns until they are the project's classes; a behaviour that nobody has looked for is "
-            "a column of -1",
+            "a column of -1.",
         )
     if missing:
         notes.append("there is no column `background`; it is where nothing else happens. DeepEthogram wants the column")
@@ -271,7 +272,7 @@ def _judge_frame_numbers(path: Path, table: _Table) -> list[str]:
         raise _error(
             path,
             f"{table.place(row)}: frame number {numbers[row]:.0f} follows {numbers[row - 1]:.0f}",
-            "Sort the rows and write one for each frame (-1 where nobody has looked), numbered from 0",
+            "Sort the rows and write one for each frame (-1 where nobody has looked), numbered from 0.",
         )
     if numbers[0] != 0:
         return [f"frame numbers begin with {numbers[0]:.0f}, not 0; the first row is taken for the first frame"]
@@ -303,11 +304,11 @@ def _value(text: str) -> int:
 def _wrong_value(path: Path, place: str, value: object) -> LabelError:
     text = "" if isinstance(value, float) and np.isnan(value) else str(value).strip()
     if text.lower() in ("", "nan", "na", "null", "none"):
-        return _error(path, f"{place}: no value", "Write 1, 0, or -1 where nobody has looked")
+        return _error(path, f"{place}: no value", "Write 1, 0, or -1 where nobody has looked.")
     remedy = "Write 1, 0, or -1 where nobody has looked"
     if _is_number(text) and 0 < float(text.replace(",", ".")) < 1:
         remedy += "; probabilities must be compared with a threshold first"
-    return _error(path, f"{place}: expected 1, 0 or -1, found {text}", remedy)
+    return _error(path, f"{place}: expected 1, 0 or -1, found {text}", remedy + ".")
 
 
 def _is_number(text: str) -> bool:
@@ -337,7 +338,7 @@ def _read_hdf5(path: Path, class_names: list[str]) -> tuple[np.ndarray, list[str
             raise _error(
                 path,
                 f"expected a table of numbers, dataset `scores` or `labels`, found {_quoted(file) or 'nothing'}",
-                "Save the labels as CSV",
+                "Save the labels as CSV.",
             )
         values = np.atleast_2d(dataset[()].T).T
     notes = []
@@ -354,7 +355,7 @@ def _read_hdf5(path: Path, class_names: list[str]) -> tuple[np.ndarray, list[str
             path,
             f"expected a row for each frame and {columns} columns ({_quoted(class_names)}), found {len(values)} x "
             f"{values.shape[1]}",
-            "Save the labels as CSV",
+            "Save the labels as CSV.",
         )
     return _checked(path, values, class_names), notes
 

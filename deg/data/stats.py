@@ -110,7 +110,7 @@ def parse_normalization(content: Any, *, where: str) -> Normalization:
     if not sound:
         raise ProjectError(
             f"{where}: expected `normalization` with N (frames), mean and std (three numbers each), found {content!r}. "
-            "Correct it, or remove it and add the videos anew"
+            "Correct it, or remove it and add the videos anew."
         )
     return _normalization(int(n), mean, std)
 

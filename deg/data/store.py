@@ -63,6 +63,8 @@ def open_results(path: Path) -> Iterator[h5py.File]:
     except OSError as error:
         if _is_locked(error):
             problem, remedy = "another program has it open for writing", "Close it there (the GUI?), then run again."
+        elif error.errno == errno.EACCES:
+            problem, remedy = "permission denied", "Make it readable (chmod u+r, or ask its owner), then run again."
         else:
             problem, remedy = "this is not a readable HDF5 file (truncated?)", "Move it away, then run again."
         raise ResultError(f"{show_path(path)}: {problem}. {remedy}") from error
@@ -71,7 +73,18 @@ def open_results(path: Path) -> Iterator[h5py.File]:
 
 
 def _is_locked(error: OSError) -> bool:
-    return error.errno in (errno.EAGAIN, errno.EACCES) or "unable to lock file" in str(error)
+    return error.errno == errno.EAGAIN or "unable to lock file" in str(error)
+
+
+def describe_refusal(path: Path, error: OSError) -> str:
+    """In one sentence what the system refused; HDF5 has five lines for a full disk."""
+    reason = str(error) if error.errno is None else os.strerror(error.errno)
+    return f"{show_path(path)}: {reason}. Make sure that there is room and permission to write, then run again."
+
+
+def checksum(values: np.ndarray, former: int = 0) -> int:
+    """CRC-32 of values as float32, going on from that of the rows before them."""
+    return zlib.crc32(np.ascontiguousarray(values, dtype=np.float32).data, former)
 
 
 def groups(path: Path) -> list[str]:
@@ -81,7 +94,7 @@ def groups(path: Path) -> list[str]:
 
 
 def read_mark(path: Path, group: str) -> Mark | None:
-    """The mark of a group, or None where there is no such file, group or mark. ResultError if the file cannot be read."""
+    """The mark of a group; None where there is no such file, group or mark. ResultError if the file cannot be read."""
     if not path.exists() or path.stat().st_size == 0:
         return None
     with open_results(path) as file:
@@ -122,13 +135,14 @@ def write_group(
     """Write one network's result for one video, replacing that group alone. Memory does not grow with `num_frames`.
 
     `columns` gives the width of each per-frame dataset, in the order in which they are made; `blocks` their rows.
-    Raises ResultError if the file cannot be replaced or the rows do not add up to `num_frames`, OSError if the disk is full.
+    Raises ResultError if the file cannot be replaced or the rows do not add up to `num_frames`, OSError if the disk is
+    full.
     The file under its final name is at all times whole: the former one or the new one.
     """
     check_writable(path)
     with _locked(path), replacing(path) as beside:
         remove_parts(path, but=beside)
-        with h5py.File(beside, "w") as file:
+        with h5py.File(beside, "w", locking=False) as file:  # nobody else knows of it
             _carry_over(path, file, leave_out=group)
             _fill(file.create_group(group), num_frames, columns, blocks, class_names, thresholds_K)
             file[group].attrs[PROVENANCE] = json.dumps(provenance, sort_keys=True)
@@ -142,7 +156,17 @@ def _carry_over(path: Path, file: h5py.File, *, leave_out: str) -> None:
     with open_results(path) as former:
         for name in former:
             if name != leave_out:
-                former.copy(name, file)
+                _copy(former, name, file)
+
+
+def _copy(former: h5py.File, name: str, file: h5py.File) -> None:
+    try:
+        former.copy(name, file)
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise ResultError(
+            f"{show_path(former.filename)}: group {name} is damaged and cannot be carried over ({error}). "
+            "Move the file away, then run again."
+        ) from error
 
 
 def _fill(
@@ -161,14 +185,15 @@ def _fill(
     for block in blocks:
         rows = {len(values) for values in block.values()}
         if set(block) != set(columns) or len(rows) != 1:
-            raise ValueError(f"expected equal rows of {sorted(columns)}, got { {k: v.shape for k, v in block.items()} }")
+            raise ValueError(
+                f"expected equal rows of {sorted(columns)}, got { {k: v.shape for k, v in block.items()} }"
+            )
         end = row + rows.pop()
         if end > num_frames:
             raise ResultError(f"{target.file.filename}: expected {num_frames} frames of results, got at least {end}.")
         for name, values in block.items():
-            data = np.ascontiguousarray(values, dtype=np.float32)
-            target[name][row:end] = data
-            checksums[name] = zlib.crc32(data, checksums[name])
+            target[name][row:end] = values
+            checksums[name] = checksum(values, checksums[name])
         row = end
     if row != num_frames:
         raise ResultError(f"{target.file.filename}: expected {num_frames} frames of results, got {row}.")
@@ -186,11 +211,12 @@ def verify_group(path: Path, group: str, num_frames: int, *, rows: int = 16384) 
             data = file[group][name]
             found = 0
             for start in range(0, len(data), rows):
-                found = zlib.crc32(np.ascontiguousarray(data[start : start + rows]), found)
+                found = checksum(data[start : start + rows], found)
             if found != expected or len(data) != num_frames:
                 raise ResultError(
                     f"{show_path(path)}: {group}/{name} does not read back as it was written "
-                    f"({len(data)} of {num_frames} frames, checksum {found:08x} for {expected:08x}). Is the disk failing?"
+                    f"({len(data)} of {num_frames} frames, checksum {found:08x} for {expected:08x}). "
+                    "Is the disk failing?"
                 )
 
 
@@ -212,8 +238,8 @@ def read_predictions(path: Path, group: str) -> Predictions:
     columns = predictions.probabilities_TK.shape[1] if predictions.probabilities_TK.ndim == 2 else -1
     if not columns == len(predictions.thresholds_K) == len(names):
         raise ResultError(
-            f"{show_path(path)}: group {group} has {columns} columns of P, {len(predictions.thresholds_K)} thresholds and "
-            f"{len(names)} class names; all should be equal. Run `deg infer --overwrite` for this video."
+            f"{show_path(path)}: group {group} has {columns} columns of P, {len(predictions.thresholds_K)} thresholds "
+            f"and {len(names)} class names; all should be equal. Run `deg infer --overwrite` for this video."
         )
     return predictions
 
@@ -233,7 +259,8 @@ class FeatureReader:
             if self._parts[0].ndim != 2 or self._parts[0].shape[0] != self._parts[1].shape[0]:
                 raise ResultError(
                     f"{show_path(self.path)}: features of group {self.group} have shapes {self._parts[0].shape} and "
-                    f"{self._parts[1].shape}; their frames should be equal. Run `deg infer feature_extractor --overwrite`."
+                    f"{self._parts[1].shape}; their frames should be equal. "
+                    "Run `deg infer feature_extractor --overwrite`."
                 )
         except ResultError:
             self._context.__exit__(None, None, None)
@@ -272,8 +299,8 @@ def _group(file: h5py.File, group: str, names: Sequence[str]) -> h5py.Group:
 def _locked(path: Path) -> Iterator[None]:
     """One writer at a time for the results of a video: two that carry groups over at once would lose one of them.
 
-    The lock is on the folder, so that no lock file is left behind, and ends with the process. Where the file system has no
-    locks (some NFS mounts) there is none; the rename still keeps every file whole.
+    The lock is on the folder, so that no lock file is left behind, and ends with the process. Where the file system has
+    no locks (some NFS mounts) there is none; the rename still keeps every file whole.
     """
     descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -18,15 +18,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8-sig")
         content = yaml.load(text, Loader=_loader(text))
     except UnicodeDecodeError as error:
-        raise ProjectError(f"{show_path(path)}: not UTF-8 text (byte {error.start}). Save it as UTF-8") from error
+        raise ProjectError(f"{show_path(path)}: not UTF-8 text (byte {error.start}). Save it as UTF-8.") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "cannot be read"
-        raise ProjectError(f"{show_path(path)}{where}: expected YAML, but {problem}. Correct the file") from error
+        raise ProjectError(f"{show_path(path)}{where}: expected YAML, but {problem}. Correct the file.") from error
     if not isinstance(content, dict):
         found = "nothing" if content is None else f"a {type(content).__name__}"
-        raise ProjectError(f"{show_path(path)}: expected `key: value` lines, found {found}. Correct the file")
+        raise ProjectError(f"{show_path(path)}: expected `key: value` lines, found {found}. Correct the file.")
     return content
 
 

@@ -1,7 +1,7 @@
 """Weight files: DeepEthogram's and our own, read without running code from them, and laid into networks.
 
-A `.pt` is {epoch, state_dict, ...} or a bare state dict. A `.ckpt` is Lightning's: its keys have a prefix, `model.`, the
-state of the loss is among them (`criterion.`), and a configuration is pickled beside them as OmegaConf objects.
+A `.pt` is {epoch, state_dict, ...} or a bare state dict. A `.ckpt` is Lightning's: its keys have a prefix, `model.`,
+the state of the loss is among them (`criterion.`), and a configuration is pickled beside them as OmegaConf objects.
 """
 
 from __future__ import annotations
@@ -149,8 +149,11 @@ def load_weights(
     classes = {key for key in wanted if _is_within(key, network.class_layers)}  # type: ignore[arg-type]
     body = [key for key in wanted if key not in classes and not key.endswith(".num_batches_tracked")]
     body_missing = [key for key in missing if key not in classes]
-    if len(body_missing) > (1 - MINIMUM_MATCHED) * len(body) or (strict and body_missing):
-        raise WeightsError(_misfit(checkpoint, wanted, part, body_missing, len(body)))
+    too_few = len(body) - len(body_missing) < MINIMUM_MATCHED * len(body)
+    # A network that is nothing but a last layer has no body by which to tell a file of another network.
+    foreign = part is None and found.keys().isdisjoint(wanted)
+    if too_few or foreign or (strict and body_missing):
+        raise WeightsError(_misfit(checkpoint, wanted, part, body_missing or missing, len(body) or len(wanted)))
     if strict and missing:
         raise WeightsError(_other_classes(checkpoint.path, missing[0], found, wanted))
     network.load_state_dict(same, strict=False)
@@ -216,10 +219,11 @@ def _misfit(
     checkpoint: Checkpoint, wanted: Mapping[str, Tensor], part: str | None, missing: list[str], total: int
 ) -> str:
     inside = f" in {part}" if part else ""
-    looks = _architecture(checkpoint.state_dict)
+    expected = _architecture(wanted) or "the network that was built"
+    looks = _architecture(checkpoint.state_dict) or "none that deg knows"
     return (
         f"{show_path(checkpoint.path)}: only {total - len(missing)} of {total} tensors match{inside}. "
-        f"Expected {_architecture(wanted) or 'another network'}; the file looks like {looks or 'none that deg knows'}. "
+        f"Expected {expected}; the file looks like {looks}. "
         f"Missing, or of another shape: {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}. "
         "Choose weights of this architecture, or set the architecture to that of the weights."
     )
@@ -228,10 +232,16 @@ def _misfit(
 def _other_classes(path: Path, key: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
     if key not in found:
         return (
-            f"{show_path(path)}: the last layer, {key}, is not in the file. Choose weights with the same final layers."
+            f"{show_path(path)}: the last layer, {key}, is not in the file. Choose weights with the same last layers."
+        )
+    here, there = tuple(wanted[key].shape), tuple(found[key].shape)
+    if here[1:] != there[1:]:
+        return (
+            f"{show_path(path)}: the last layer, {key}, expected to be of shape {here}, is of shape {there}. "
+            "Choose weights trained on as many features."
         )
     return (
-        f"{show_path(path)}: the weights have {found[key].shape[0]} classes, the project {wanted[key].shape[0]} "
+        f"{show_path(path)}: the weights have {there[0]} classes, the project {here[0]} "
         "(background included). Choose weights trained with this project's classes, or train them first."
     )
 

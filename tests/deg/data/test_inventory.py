@@ -141,7 +141,7 @@ def test_a_video_hidden_by_its_name_is_told(folder):
 
 def test_a_folder_without_video_is_told(folder):
     (message,) = messages(folder("m_outputs.h5"))
-    assert message == "error: no video, no folder of images in this folder"
+    assert message == "error: no video, no folder of images in this folder."
 
 
 def test_keypoints_taken_for_the_video_are_told(folder):

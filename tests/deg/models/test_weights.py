@@ -207,6 +207,20 @@ def test_a_last_layer_that_is_not_there_is_refused_for_inference(scene):
         load_weights(scene.sequence(8, 3), checkpoint, strict=True)
 
 
+def test_a_last_layer_on_other_features_is_not_taken_for_other_classes(scene):
+    checkpoint = checkpoint_of(scene.sequence(16, 3, arch="linear"))
+    with pytest.raises(
+        WeightsError, match=r"conv1\.weight, expected to be of shape \(3, 8, 1\), is of shape \(3, 16, 1\)"
+    ):
+        load_weights(scene.sequence(8, 3, arch="linear"), checkpoint, strict=True)
+
+
+def test_a_network_of_one_layer_refuses_a_file_of_another_network(scene):
+    checkpoint = checkpoint_of(scene.sequence(8, 3, arch="tgmj"))
+    with pytest.raises(WeightsError, match="0 of 2 tensors match"):
+        load_weights(scene.sequence(8, 3, arch="linear"), checkpoint)
+
+
 def test_one_tensor_less_is_reported_in_training_and_refused_for_inference(scene):
     network = scene.sequence(8, 3)
     checkpoint = checkpoint_of(network)
@@ -288,6 +302,13 @@ def test_concatenating_fusion_is_loaded_too(scene):
     checkpoint = checkpoint_of(network)
     assert "fusion" in load_two_stream(network, checkpoint, None)
     assert_same(network, checkpoint.state_dict)
+
+
+def test_training_a_concatenating_fusion_starts_from_weights_that_average(scene):
+    checkpoint = checkpoint_of(scene.two_stream("deg_f"))
+    reports = load_two_stream(scene.two_stream("deg_f", fusion="concatenate"), checkpoint, None, strict=False)
+    assert reports["fusion"].missing == ("fc.weight", "fc.bias")
+    assert reports["spatial_classifier"].missing == ()
 
 
 def test_training_starts_from_weights_of_other_classes(scene):

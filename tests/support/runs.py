@@ -1,0 +1,119 @@
+"""Runs and projects without networks: plans over made-up recordings, and projects whose workers follow a script."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from scripted_engine import FeatureSpans
+
+from deg.demo import write_shapes_video
+from deg.execute import StopFlag, Teller, run_unit
+from deg.plan import plan_units
+from deg.rundir import Plan, RunDir, create_run
+from deg.types import VideoInfo
+
+CLASSES = ("background", "groom", "rear")
+NOW = datetime(2026, 11, 22, 12, 0, 0)
+SCRIPTED = Path(__file__).parent / "scripted"
+
+
+def make_plan(folder: Path, lengths: dict[str, int], *, units: int = 1, stage: str = "feature_extractor") -> Plan:
+    """A plan over recordings {key: frames}; there are no videos."""
+    for key in lengths:
+        (folder / "DATA" / key).mkdir(parents=True, exist_ok=True)
+    return Plan(
+        stage=stage,
+        group="resnet18" if stage == "feature_extractor" else "tgmj",
+        class_names=CLASSES,
+        thresholds=(0.5, 0.25, 0.75),
+        videos={
+            key: VideoInfo(folder / "DATA" / key / f"{key}.mp4", frames, 64, 64, 30.0, 1000 + frames, 10**18 + frames)
+            for key, frames in lengths.items()
+        },
+        outputs={key: folder / "DATA" / key / f"{key}_outputs.h5" for key in lengths},
+        weights={stage: {"path": "weights.ckpt", "sha256": "ab" * 32}},
+        settings="cd" * 32,
+        task={},
+        units=tuple(plan_units(lengths, devices=1, units_per_device=units, whole=stage == "sequence")),
+    )
+
+
+def make_run(folder: Path, plan: Plan, **options) -> RunDir:
+    return create_run(
+        folder / "models",
+        **{
+            "stage": plan.stage,
+            "kind": "inference",
+            "plan": plan,
+            "config": {"feature_extractor": {"arch": "resnet18"}},
+            "provenance": {"deg": "0"},
+            "now": NOW,
+            **options,
+        },
+    )
+
+
+def do_units(run: RunDir, plan: Plan, indices=None, **script) -> None:
+    """Do units in this process with the scripted engine."""
+    for unit in plan.units:
+        if indices is None or unit.index in indices:
+            run_unit(run, plan, unit, FeatureSpans(plan, script=script), StopFlag(), Teller())
+
+
+@pytest.fixture
+def scripted(monkeypatch, tmp_path):
+    """`scripted(pause=0.1, ...)`: workers started from here on follow that script."""
+    deaths = tmp_path / "deaths"
+    deaths.mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(SCRIPTED), prepend=os.pathsep)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+    def write(**script) -> None:
+        monkeypatch.setenv("SCRIPT", json.dumps({"folder": str(deaths), **script}))
+
+    write()
+    return write
+
+
+def make_project(folder: Path, lengths: dict[str, int]) -> Path:
+    """A project with videos of moving shapes and weight files that only scripted workers can use."""
+    (folder / "models").mkdir(parents=True)
+    for seed, (key, frames) in enumerate(lengths.items()):
+        (folder / "DATA" / key).mkdir(parents=True)
+        write_shapes_video(folder / "DATA" / key / f"{key}.mp4", num_frames=frames, height=64, width=64, seed=seed)
+    config = {
+        "project": {"name": "mice", "class_names": list(CLASSES), "path": str(folder)},
+        "augs": {"resize": [32, 32], "normalization": {"N": 100, "mean": [0.4, 0.4, 0.4], "std": [0.2, 0.2, 0.2]}},
+        "preset": "deg_f",
+    }
+    (folder / "project_config.yaml").write_text(yaml.safe_dump(config))
+    for number, (model, arch) in enumerate(
+        {"flow_generator": "TinyMotionNet", "feature_extractor": "resnet18", "sequence": "tgmj"}.items()
+    ):
+        add_weights(folder, model, arch, f"200101_00000{number}")
+    return folder
+
+
+def add_weights(folder: Path, model: str, arch: str, date: str) -> Path:
+    """A training run whose weight file holds nothing but its name."""
+    run = folder / "models" / f"{date}_{model}_train"
+    run.mkdir()
+    config = {"run": {"model": model, "type": "train", "dir": str(run)}, "flow_generator": {"weights": "latest"}}
+    config.setdefault(model, {})["arch"] = arch
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (run / "checkpoint.pt").write_bytes(f"{date} {model}".encode())
+    return run
+
+
+def frame_numbers(outputs: Path, group: str = "resnet18") -> np.ndarray:
+    """Which frame each row of a scripted result says it is of."""
+    import h5py
+
+    with h5py.File(outputs, "r") as file:
+        return file[group]["logits"][:, 0].astype(int)

@@ -1,0 +1,35 @@
+"""On the PYTHONPATH of a worker: it gets the scripted engine for the real one, and no torch."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+
+class _Late:
+    """Gives the stand-ins when they are first imported, so that other programs pay nothing for them."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name == "deg.engines":
+            return importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "scripted_engine.py")
+        if name == "torch":
+            torch = ModuleType("torch")
+            torch.device = str
+            torch.cuda = ModuleType("torch.cuda")
+            torch.cuda.is_available = lambda: False
+            return importlib.util.spec_from_loader(name, _Ready(torch))
+        return None
+
+
+class _Ready:
+    def __init__(self, module):
+        self._module = module
+
+    def create_module(self, spec):
+        return self._module
+
+    def exec_module(self, module):
+        pass
+
+
+sys.meta_path.insert(0, _Late())

@@ -1,0 +1,155 @@
+"""Writes small videos whose frame t carries t in its pixels, whole or damaged in all the ways that recordings are.
+
+A frame is 64 x 80: left, 16 black or white squares, the bits of t; right, a texture that moves by one row a frame, so that
+frames decoded from the wrong reference look different.
+
+    0  1  2  3  ~
+    4  5  6  7  ~
+    8  9 10 11  ~
+   12 13 14 15  ~
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import h5py
+import numpy as np
+
+HEIGHT, WIDTH, SQUARE = 64, 80, 16
+TEXTURE = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH - 4 * SQUARE, 3), dtype=np.uint8)
+OPEN_GOP = {"g": "20", "bf": "3", "x264-params": "open-gop=1:scenecut=0:b-adapt=0:bframes=3:keyint=20:min-keyint=20"}
+
+
+def picture(number: int) -> np.ndarray:
+    """Frame `number`, uint8 (H, W, 3) RGB; its white is a little red, so that channels in the wrong order are seen."""
+    bits = np.array([number >> bit & 1 for bit in range(16)], np.uint8).reshape(4, 4)
+    squares = np.kron(bits, np.ones((SQUARE, SQUARE), np.uint8))[..., None] * np.array([255, 200, 200], np.uint8)
+    return np.concatenate([squares, np.roll(TEXTURE, number, axis=0)], axis=1)
+
+
+def number_in(frame_HWC: np.ndarray) -> int:
+    """The number that `picture` put there, also after lossy compression; any size."""
+    height, width = frame_HWC.shape[:2]
+    rows = (np.arange(4) * 2 + 1) * height // 8
+    columns = (np.arange(4) * 2 + 1) * SQUARE * width // (2 * WIDTH)
+    bits = frame_HWC[rows][:, columns].mean(axis=2).ravel() > 110
+    return int((bits << np.arange(16)).sum())
+
+
+def numbers_in(frames_THWC: Iterable[np.ndarray]) -> list[int]:
+    return [number_in(frame_HWC) for frame_HWC in frames_THWC]
+
+
+def write_video(
+    path: Path,
+    num_frames: int,
+    *,
+    codec: str = "libx264",
+    pixels: str = "yuv420p",
+    fps: int = 30,
+    size: tuple[int, int] = (HEIGHT, WIDTH),
+    options: Mapping[str, str] | None = None,
+    container: Mapping[str, str] | None = None,
+    times: Sequence[int] | None = None,
+) -> Path:
+    """Frames 0 .. num_frames - 1. `times`: when each is shown, in 1/1000 s, in place of a constant rate."""
+    with av.open(str(path), "w", options=dict(container or {})) as file:
+        stream = file.add_stream(codec, rate=fps, options=dict(options or {}))
+        stream.height, stream.width = size
+        stream.pix_fmt = pixels
+        if times is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for number in range(num_frames):
+            image = cv2.resize(picture(number), size[::-1], interpolation=cv2.INTER_NEAREST)
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts = number if times is None else times[number]
+            frame.time_base = Fraction(1, fps) if times is None else Fraction(1, 1000)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    return path
+
+
+def write_opencv(path: Path, num_frames: int, codec: str = "MJPG") -> Path:
+    """By OpenCV, as many recording programs do; 0 frames leave a file with headers only."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), 30, (WIDTH, HEIGHT))
+    for number in range(num_frames):
+        writer.write(cv2.cvtColor(picture(number), cv2.COLOR_RGB2BGR))
+    writer.release()
+    return path
+
+
+def write_images(folder: Path, num_frames: int, suffix: str = ".png") -> Path:
+    folder.mkdir()
+    for number in range(num_frames):
+        cv2.imwrite(str(folder / f"{number:09d}{suffix}"), cv2.cvtColor(picture(number), cv2.COLOR_RGB2BGR))
+    return folder
+
+
+def write_hdf5(path: Path, num_frames: int) -> Path:
+    """As DeepEthogram does: RGB given to an encoder that takes it for BGR."""
+    with h5py.File(path, "w") as file:
+        frames = file.create_dataset("frame", (num_frames,), h5py.vlen_dtype(np.uint8))
+        for number in range(num_frames):
+            frames[number] = cv2.imencode(".png", picture(number))[1].ravel()
+    return path
+
+
+def write_sound(path: Path) -> Path:
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8192), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    return path
+
+
+def write_cut(path: Path, source: Path, hidden: int) -> Path:
+    """All packets of `source`, the first `hidden` frames hidden by an edit list, as trimming without encoding leaves it."""
+    with av.open(str(source)) as whole, av.open(str(path), "w", options={"avoid_negative_ts": "disabled"}) as file:
+        stream = file.add_stream_from_template(whole.streams.video[0])
+        shift = int(hidden / (whole.streams.video[0].average_rate * whole.streams.video[0].time_base))
+        for packet in whole.demux(video=0):
+            if packet.dts is not None:
+                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, stream
+                file.mux(packet)
+    return path
+
+
+def write_size_change(path: Path, num_frames: int) -> Path:
+    """`num_frames` of 64 x 80 and as many of 128 x 160 in one bare H.264 stream."""
+    small, large = path.with_name("small.h264"), path.with_name("large.h264")
+    write_video(small, num_frames)
+    write_video(large, num_frames, size=(2 * HEIGHT, 2 * WIDTH))
+    path.write_bytes(small.read_bytes() + large.read_bytes())
+    return path
+
+
+def write_truncated(path: Path, source: Path, fraction: float) -> Path:
+    data = source.read_bytes()
+    path.write_bytes(data[: int(len(data) * fraction)])
+    return path
+
+
+def write_flipped(path: Path, source: Path, *, at: float, count: int) -> Path:
+    """`count` bytes turned over from the fraction `at` of the file on."""
+    data = bytearray(source.read_bytes())
+    first = int(len(data) * at)
+    data[first : first + count] = bytes(byte ^ 0xFF for byte in data[first : first + count])
+    path.write_bytes(data)
+    return path
+
+
+def write_rotated(path: Path, source: Path) -> Path:
+    """An MP4 that asks to be shown turned clockwise by 90 degrees."""
+    data = bytearray(source.read_bytes())
+    matrix = data.index(b"tkhd") + 4 + 40
+    struct.pack_into(">9i", data, matrix, 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    return path
