@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ from deg.windows import AFTER, BEFORE, reach
 
 BLOCK_FRAMES = 64
 """Frames handed over by a decoder at a time."""
+WORTH_COMPILING = 50_000
+"""Frames of a run from which compiling for a minute on a GPU pays. On CPUs it brought nothing."""
 
 
 def prepare_torch(threads: int | str) -> None:
@@ -48,6 +51,7 @@ class FeatureSpans:
 
     def __init__(self, plan: Plan, device: torch.device):
         task = FeatureTask.from_dict(plan.task)
+        task = replace(task, compile=_compiles(task.compile, plan, device))
         prepare_torch(task.threads)
         self._videos = plan.videos
         self._task = task
@@ -141,6 +145,12 @@ class _Seams:
             found[f"{end}_frames"] = np.array(frames, dtype=np.int64)
             found[f"{end}_crc32"] = np.array([self._crc32[frame] for frame in frames], dtype=np.int64)
         return found
+
+
+def _compiles(wanted: bool | str, plan: Plan, device: torch.device) -> bool:
+    if wanted != "auto":
+        return bool(wanted)
+    return device.type == "cuda" and sum(unit.num_frames for unit in plan.units) >= WORTH_COMPILING
 
 
 def _decoders(wanted: int | str, device: torch.device) -> int:

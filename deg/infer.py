@@ -24,7 +24,7 @@ from deg.merge import is_done
 from deg.plan import GRAIN, plan_units
 from deg.project import Project
 from deg.rundir import Plan
-from deg.trained import companion, read_thresholds, resolve_weights, run_section, training_flow_weights
+from deg.trained import Thresholds, companion, read_thresholds, resolve_weights, run_section, training_flow_weights
 from deg.types import Record, VideoInfo
 
 STAGES = ("feature_extractor", "sequence")
@@ -109,7 +109,7 @@ def _plan_features(project: Project, config: schema.Config) -> tuple[Plan, list[
     flow = _flow_architecture(config, trained, flow_weights)
     class_names = project.class_names
     thresholds = read_thresholds(weights, len(class_names))
-    notices.append(f"thresholds: {thresholds.source}")
+    notices.append(_threshold_notice(thresholds))
     options = config.inference
     if options.batch_size != "auto" and GRAIN % options.batch_size:
         raise ConfigError(
@@ -201,7 +201,7 @@ def _plan_sequence(project: Project, config: schema.Config) -> tuple[Plan, list[
         )
     class_names = project.class_names
     thresholds = read_thresholds(weights, len(class_names))
-    notices += [f"features: group {latent}", f"thresholds: {thresholds.source}"]
+    notices += [f"features: group {latent}", _threshold_notice(thresholds)]
     task = {
         "sequence": as_dict(sequence),
         "num_classes": len(class_names),
@@ -224,6 +224,10 @@ def _plan_sequence(project: Project, config: schema.Config) -> tuple[Plan, list[
         units=(),
     )
     return plan, notices
+
+
+def _threshold_notice(thresholds: Thresholds) -> str:
+    return f"Warning: {thresholds.source}" if thresholds.assumed else thresholds.source
 
 
 def _hashed(files: Mapping[str, Path]) -> dict[str, dict[str, str]]:

@@ -34,7 +34,8 @@ def plan_units(num_frames: Lengths, *, devices: int, units_per_device: int, whol
     if devices < 1 or units_per_device < 1:
         raise ValueError(f"expected at least one device and unit, got {devices = }, {units_per_device = }")
     total = sum(frames for _, frames in lengths)
-    size = max(-(-total // (devices * units_per_device)), SMALLEST_UNIT)
+    share = max(-(-total // (devices * units_per_device)), SMALLEST_UNIT)
+    size = -(-share // GRAIN) * GRAIN  # rounded down, what is left over would make a unit more than was asked for
     units: list[Unit] = []
     spans: list[Span] = []
     room = size

@@ -27,7 +27,17 @@ from deg.data.atomic import PART, flush, write_atomically
 from deg.data.decode import Decoder
 from deg.data.inventory import VIDEO_EXTENSIONS, discover, hiding_word, read_record, write_record_yaml
 from deg.data.labels import BACKGROUND, inspect_labels, write_labels
-from deg.data.stats import STATS_FILE, STRIDE, as_dict, parse_normalization, updated, video_statistics, write_stats
+from deg.data.stats import (
+    STATS_FILE,
+    STRIDE,
+    as_dict,
+    parse_normalization,
+    pooled,
+    read_stats,
+    updated,
+    video_statistics,
+    write_stats,
+)
 from deg.data.yamlfile import read_yaml, yaml_text
 from deg.errors import LabelError, ProjectError, VideoError, show_path
 from deg.schema import Normalization
@@ -115,11 +125,14 @@ def add_recording(
     mode: Mode = "copy",
     *,
     frame_count: FrameCount = "claimed",
+    pooled_statistics: bool = False,
 ) -> Record:
     """Take a video, and its labels, into the project: all of it or, if anything fails, nothing.
 
     The whole video is decoded for its statistics. With `frame_count="claimed"` it must give as many frames as it
-    claims; with "decoded" it is taken as far as it goes. Raises ProjectError, VideoError or LabelError.
+    claims; with "decoded" it is taken as far as it goes. The project's statistics are updated as DeepEthogram does,
+    which averages standard deviations, or made anew from all recordings, exactly. Raises ProjectError, VideoError or
+    LabelError.
     """
     video = Path(video).expanduser().absolute()
     key = _key_of(video)
@@ -136,7 +149,7 @@ def add_recording(
             undo.callback((part / video.name).rename, video)
         with _locked(project):
             _refuse_second(video, folder)
-            config = _with_statistics(read_yaml(project.config_file), project.config_file, statistics, video)
+            config = _with_statistics(project, statistics, video, pooled_statistics)
             part.rename(folder)
             undo.callback(folder.rename, part)
             write_record_yaml(folder)
@@ -322,16 +335,31 @@ def _import_labels(source: Path, path: Path, class_names: Sequence[str], num_fra
     write_labels(path, labels_TK, class_names)
 
 
-def _with_statistics(
-    config: Mapping[str, Any], config_file: Path, statistics: Normalization, video: Path
-) -> dict[str, Any]:
-    total = updated(_normalization_of(config, config_file), statistics)
+def _with_statistics(project: Project, statistics: Normalization, video: Path, exact: bool) -> dict[str, Any]:
+    """The project file's content with the new video counted in. VideoError if nothing is to be seen in it."""
+    config = read_yaml(project.config_file)
+    if exact:
+        total = pooled([*_statistics_of(project), statistics])
+    else:
+        total = updated(_normalization_of(config, project.config_file), statistics)
     if not min(total.std) > 0:
         raise VideoError(
             video, "every pixel has the same colour in all sampled frames", "Look at the video: is it empty?"
         )
     augs = config.get("augs") or {}
     return {**config, "augs": {**augs, "normalization": as_dict(total)}}
+
+
+def _statistics_of(project: Project) -> Iterator[Normalization]:
+    """The statistics of each recording that is there. ProjectError if one has none."""
+    for record in discover(project.data_path):
+        try:
+            yield read_stats(record.folder / STATS_FILE)
+        except FileNotFoundError:
+            raise ProjectError(
+                f"{show_path(record.folder)}: expected {STATS_FILE} to pool statistics from, found none. Add the "
+                "recording again, or leave out --pooled-statistics"
+            ) from None
 
 
 def _place(video: Path, placed: Path, mode: Mode) -> bool:

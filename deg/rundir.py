@@ -124,7 +124,7 @@ class RunDir:
             return Plan.from_json(self.plan_file.read_text())
         except FileNotFoundError:
             raise RunError(f"{show_path(self.path)}: expected a run directory with a plan.json, found none.") from None
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise RunError(
                 f"{show_path(self.plan_file)}: not a plan that this version of deg can read ({error})."
             ) from None

@@ -344,7 +344,9 @@ class Inference:
         "and is much faster. auto: bf16 where the device is fast at it, else fp32.",
     )
     batch_size: Literal["auto", 1, 2, 4, 8, 16, 32, 64, 128, 256] = option(
-        "auto", "Frames classified in one go, each with the ten around it. auto: as many as fit into memory.", unit="frames"
+        "auto",
+        "Frames classified in one go, each with the ten around it. auto: as many as fit into memory.",
+        unit="frames",
     )
     devices: int | Auto = option(
         "auto", "Working processes on this machine. auto: one for each GPU, or a single one on the CPU.", low=1

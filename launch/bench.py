@@ -1,7 +1,7 @@
 """Measures each part of inference on this machine: decoding, the network, and the whole from file to HDF5.
 
-Weights are random; the work is the same. The whole decodes, computes and writes at once, as `deg.execute` does, up to the
-file in place; starting up is told apart.
+Weights are random; the work is the same. The whole decodes, computes and writes at once, as `deg.execute` does, up to
+the file in place; starting up is told apart.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ def _prepare(stage: str, request: Request) -> planning.Prepared:
         overwrite=request.overwrite,
     )
     for notice in prepared.notices:
-        say(f"{stage}: {notice}")
+        say(notice)
     return prepared
 
 

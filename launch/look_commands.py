@@ -83,7 +83,8 @@ def bench(
         print_json(result.as_dict())
         return 0
     say(
-        f"{result.device}, {result.threads} threads, {preset} at {size[0]}x{size[1]}, {result.precision}, batch {result.batch}"
+        f"{result.device}, {result.threads} threads, {preset} at {size[0]}x{size[1]}, "
+        f"{result.precision}, batch {result.batch}"
     )
     for name, speed in (("decode", result.decode), ("network", result.network), ("whole", result.whole)):
         print_speed(name, speed)

@@ -49,9 +49,20 @@ def new(folder: Path, behaviors: str, name: str | None, as_json: bool) -> int:
     show_default=True,
     help="decoded: take damaged videos as far as they can be read.",
 )
+@click.option(
+    "--pooled-statistics",
+    is_flag=True,
+    help="Colour statistics of all frames together, exactly; default: standard deviations averaged, as in DeepEthogram.",
+)
 @json_option
 def add(
-    folder: Path, videos: Sequence[Path], labels: Sequence[Path], mode: str, frame_count: str, as_json: bool
+    folder: Path,
+    videos: Sequence[Path],
+    labels: Sequence[Path],
+    mode: str,
+    frame_count: str,
+    pooled_statistics: bool,
+    as_json: bool,
 ) -> int:
     """Put videos (files, image folders, HDF5) and labels into a project; compute their statistics.
 
@@ -75,6 +86,7 @@ def add(
                 labels[index] if labels else None,
                 mode,  # type: ignore[arg-type]
                 frame_count=frame_count,  # type: ignore[arg-type]
+                pooled_statistics=pooled_statistics,
             )
         except DegError as error:
             failed[str(video)] = str(error)

@@ -103,9 +103,13 @@ def picture_tracks(moov: bytes) -> list[dict[bytes, bytes]]:
 def _shows_all(edits: bytes, ticks: np.ndarray, track_ticks_per_movie_tick: float) -> bool:
     """Whether an edit list only shifts the video and hides no frame of it."""
     version, count = edits[0], struct.unpack_from(">I", edits, 4)[0]
-    if count != 1:
-        return count == 0
-    duration, begin = struct.unpack_from(">Qq" if version else ">Ii", edits, 8)
+    entry = struct.Struct(">Qqi" if version else ">Iii")  # duration in ticks of the movie, begin in ours, speed
+    entries = [entry.unpack_from(edits, 8 + number * entry.size) for number in range(count)]
+    while entries and entries[0][1] == -1:  # an empty edit: the video begins later
+        del entries[0]
+    if len(entries) != 1:
+        return not entries
+    duration, begin, _ = entries[0]
     return 0 <= begin <= ticks[0] and (duration == 0 or begin + duration * track_ticks_per_movie_tick > ticks[-1])
 
 

@@ -37,7 +37,7 @@ def join(*maps: Tensor) -> Tensor:
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(*_xconv(inputs, outputs, kernel, stride), nn.LeakyReLU(LEAK))
+    return nn.Sequential(*_xconv(inputs, outputs, kernel, stride), nn.LeakyReLU(LEAK, inplace=True))
 
 
 def _xconv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
@@ -46,7 +46,7 @@ def _xconv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Se
 
 
 def _deconv(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.ConvTranspose2d(inputs, outputs, 4, 2, padding=1), nn.LeakyReLU(LEAK))
+    return nn.Sequential(nn.ConvTranspose2d(inputs, outputs, 4, 2, padding=1), nn.LeakyReLU(LEAK, inplace=True))
 
 
 def _predict_flow(inputs: int, flow: int) -> nn.Conv2d:

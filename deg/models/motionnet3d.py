@@ -19,7 +19,7 @@ FLOW = 2
 
 
 def _conv(inputs: int, outputs: int, kernel: Size, stride: Size = (1, 1, 1)) -> nn.Sequential:
-    return nn.Sequential(*_xconv(inputs, outputs, kernel, stride, bias=False), nn.LeakyReLU(LEAK))
+    return nn.Sequential(*_xconv(inputs, outputs, kernel, stride, bias=False), nn.LeakyReLU(LEAK, inplace=True))
 
 
 def _xconv(inputs: int, outputs: int, kernel: Size = (3, 3, 3), stride: Size = (1, 1, 1), bias: bool = True):
@@ -30,7 +30,9 @@ def _xconv(inputs: int, outputs: int, kernel: Size = (3, 3, 3), stride: Size = (
 
 
 def _deconv(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(_double(inputs, outputs, bias=False), nn.BatchNorm3d(outputs), nn.LeakyReLU(LEAK))
+    return nn.Sequential(
+        _double(inputs, outputs, bias=False), nn.BatchNorm3d(outputs), nn.LeakyReLU(LEAK, inplace=True)
+    )
 
 
 def _double(inputs: int, outputs: int, bias: bool) -> nn.ConvTranspose3d:

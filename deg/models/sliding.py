@@ -9,14 +9,13 @@ takes a tenth of the multiplications, and gives the numbers of the direct way wi
 from __future__ import annotations
 
 import math
-from copy import copy
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deg.models.motionnet import LEAK, TinyMotionNet
-from deg.models.two_stream import CLIP_FRAMES, TwoStream, TwoStreamOutput
+from deg.models.motionnet import TinyMotionNet
+from deg.models.two_stream import CLIP_FRAMES, MIDDLE_CHANNELS, TwoStream, TwoStreamOutput
 
 TILE = 22
 """Side of a tile: 16 pixels of output and, for a kernel of 7, 6 more of input. By trial the fastest, with 24."""
@@ -52,11 +51,13 @@ class SlidingConvolution(nn.Module):
         spectra = self._spectra(frames_TCHW, down, across)
         channels = self.bias.shape[0]
         size = (T - self.window + 1, down, self.outputs, across, self.outputs, channels)
-        maps = torch.empty(size, dtype=frames_TCHW.dtype)
+        maps = spectra.new_empty(size)
+        products = spectra.new_empty(2, len(spectra), down * across, channels)
         for first in range(size[0]):  # one window at a time, to stay in the cache
             windows = spectra[:, :, first : first + self.window].flatten(2)
-            products = torch.stack([windows @ self.real, windows @ self.imaginary])
-            products[0, 0] += self.bias
+            torch.bmm(windows, self.real, out=products[0])
+            torch.bmm(windows, self.imaginary, out=products[1])
+            products[0, 0] += self.bias  # the constant part of the spectrum
             half = self.rows @ products.view(2 * TILE, -1)
             tiles = self.columns @ half.view(self.outputs, self.columns.shape[1], -1)
             tiles = tiles.view(self.outputs, self.outputs, down, across, channels)
@@ -93,8 +94,25 @@ def _inverse_transform(outputs: int) -> tuple[Tensor, Tensor]:
 
 
 class SlidingTwoStream(nn.Module):
-    """[10 + B, 3, H, W] -> TwoStreamOutput: what a folded `network` gives on each window of 11 consecutive frames."""
+    """[10 + B, 3, H, W] -> TwoStreamOutput: what a network with slides() gives on each 11 consecutive frames.
+
+    For inference only. The network is taken over, and changed.
+    """
 
     def __init__(self, network: TwoStream):
         super().__init__()
-        self.network = copy(network)
+        generator = network.flow_generator
+        generator.conv1[0] = SlidingConvolution(generator.conv1[0], CLIP_FRAMES)  # type: ignore[index,operator]
+        self.network = network
+
+    def forward(self, frames_TCHW: Tensor) -> TwoStreamOutput:
+        windows = len(frames_TCHW) - CLIP_FRAMES + 1
+        flow = self.network.flow_generator(frames_TCHW).half
+        middle = (divmod(channel, 3) for channel in range(MIDDLE_CHANNELS.start, MIDDLE_CHANNELS.stop))
+        image = torch.stack([frames_TCHW[frame : frame + windows, colour] for frame, colour in middle], dim=1)
+        return self.network.classify(image.contiguous(memory_format=torch.channels_last), flow)
+
+
+def slides(network: TwoStream) -> bool:
+    """Whether the first layer of its flow generator is large enough for SlidingTwoStream to be worth it."""
+    return isinstance(network.flow_generator, TinyMotionNet)

@@ -142,6 +142,10 @@ class TwoStream(nn.Module):
         with torch.no_grad():
             flow = self.flow_generator(clip).half
         image = clip[:, MIDDLE_CHANNELS] if self.stacks_frames else clip
+        return self.classify(image, flow)
+
+    def classify(self, image: Tensor, flow: Tensor) -> TwoStreamOutput:
+        """From what the spatial stream sees, and the finest flow."""
         spatial_features = self.spatial_classifier.features(image)
         flow_features = self.flow_classifier.features(flow)
         spatial_logits = self.spatial_classifier.classify(spatial_features)

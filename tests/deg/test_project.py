@@ -280,6 +280,28 @@ def test_a_recording_is_added_with_its_labels(project, video, tmp_path):
     assert (tmp_path / "camera/m.avi").exists()
 
 
+def test_pooled_statistics_are_those_of_all_frames_together(project, tmp_path):
+    """A dark and a bright video: averaged deviations miss that they differ, pooled ones do not."""
+    frames = {"dark.avi": 40, "bright.avi": 200}
+    for name, level in frames.items():
+        writer = cv2.VideoWriter(str(tmp_path / name), cv2.VideoWriter.fourcc(*"FFV1"), 25, (64, 48))
+        noise = np.random.default_rng(level).integers(-9, 10, (12, 48, 64, 3))
+        for frame in noise:
+            writer.write((level + frame).astype(np.uint8))
+        writer.release()
+        add_recording(project, tmp_path / name, pooled_statistics=True)
+    total = open_project(project.path).normalization
+    assert total.mean == pytest.approx([120 / 255] * 3, abs=0.01)
+    assert total.std == pytest.approx([80 / 255] * 3, rel=0.02)
+
+
+def test_pooled_statistics_need_those_of_every_recording(project, video):
+    (add_recording(project, video("m.avi")).folder / "stats.yaml").unlink()
+    with pytest.raises(ProjectError, match=r"expected stats\.yaml"):
+        add_recording(project, video("n.avi"), pooled_statistics=True)
+    assert [record.key for record in open_project(project.path).records.values()] == ["m"]
+
+
 def test_the_projects_statistics_grow_and_nothing_else_changes(project, video):
     rewrite(project, gui={"cmap": "deepethogram"})
     before = yaml.safe_load(project.config_file.read_text())

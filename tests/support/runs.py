@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import yaml
@@ -66,10 +68,9 @@ def do_units(run: RunDir, plan: Plan, indices=None, **script) -> None:
             run_unit(run, plan, unit, FeatureSpans(plan, script=script), StopFlag(), Teller())
 
 
-@pytest.fixture
-def scripted(monkeypatch, tmp_path):
-    """`scripted(pause=0.1, ...)`: workers started from here on follow that script."""
-    deaths = tmp_path / "deaths"
+def scripted_workers(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Callable[..., None]:
+    """Workers started from here on follow a script; gives the function that sets it."""
+    deaths = folder / "deaths"
     deaths.mkdir()
     monkeypatch.setenv("PYTHONPATH", str(SCRIPTED), prepend=os.pathsep)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -113,7 +114,5 @@ def add_weights(folder: Path, model: str, arch: str, date: str) -> Path:
 
 def frame_numbers(outputs: Path, group: str = "resnet18") -> np.ndarray:
     """Which frame each row of a scripted result says it is of."""
-    import h5py
-
     with h5py.File(outputs, "r") as file:
         return file[group]["logits"][:, 0].astype(int)

@@ -1,7 +1,7 @@
 """Writes small videos whose frame t carries t in its pixels, whole or damaged in all the ways that recordings are.
 
-A frame is 64 x 80: left, 16 black or white squares, the bits of t; right, a texture that moves by one row a frame, so that
-frames decoded from the wrong reference look different.
+A frame is 64 x 80: left, 16 black or white squares, the bits of t; right, a texture that moves by one row a frame, so
+that frames decoded from the wrong reference look different.
 
     0  1  2  3  ~
     4  5  6  7  ~
@@ -111,7 +111,7 @@ def write_sound(path: Path) -> Path:
 
 
 def write_cut(path: Path, source: Path, hidden: int) -> Path:
-    """All packets of `source`, the first `hidden` frames hidden by an edit list, as trimming without encoding leaves it."""
+    """All packets of `source`, the first `hidden` frames hidden by an edit list, as trimming tools leave it."""
     with av.open(str(source)) as whole, av.open(str(path), "w", options={"avoid_negative_ts": "disabled"}) as file:
         stream = file.add_stream_from_template(whole.streams.video[0])
         shift = int(hidden / (whole.streams.video[0].average_rate * whole.streams.video[0].time_base))
