@@ -88,15 +88,12 @@ class CheckReport:
         return asdict(self) | {"ok": self.ok}
 
 
-def check_project(project: Project, config: Config, deep: bool = False, *, processes: int = 1) -> CheckReport:
-    """Read all that a project holds; with `deep` decode every frame. Faults become issues, not exceptions.
-
-    `processes` is how many videos are read at once.
-    """
+def check_project(project: Project, config: Config, deep: bool = False) -> CheckReport:
+    """Read all that a project holds; with `deep` decode every frame. Faults become issues, not exceptions."""
     parts, issues = _check_split(project, config)
     part_of = {key: name for name in reversed(PARTS) for key in parts[name]}
     records = list(project.records.values())
-    seen = _look(records, config, deep, processes)
+    seen = _look(records, config, deep)
 
     recordings = []
     for record in records:
@@ -131,14 +128,10 @@ Seen = Inspection | VideoInfo | VideoError
 """What decoding a whole video told of it, or only opening it, or why it cannot be opened."""
 
 
-def _look(records: Iterable[Record], config: Config, deep: bool, processes: int) -> dict[str, Seen]:
+def _look(records: Iterable[Record], config: Config, deep: bool) -> dict[str, Seen]:
     videos = {record.key: record.video for record in records if record.video is not None}
     paths = list(videos.values())
-    seen: Sequence[Seen] = (
-        inspect_all(paths, processes=processes)
-        if deep
-        else probe_all(paths, processes=processes, frame_count=config.inference.frame_count)
-    )
+    seen: Sequence[Seen] = inspect_all(paths) if deep else probe_all(paths, frame_count=config.inference.frame_count)
     return dict(zip(videos, seen, strict=True))
 
 

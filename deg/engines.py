@@ -6,7 +6,6 @@ files and runs the sequence network. Both answer to `deg.execute.Engine`.
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from deg.data.decode import DecoderPool
+from deg.data.decode import DecoderPool, available_cores
 from deg.data.reader import require_unchanged
 from deg.data.store import FeatureReader
 from deg.data.transform import FrameTransform
@@ -39,11 +38,6 @@ def prepare_torch(threads: int | str) -> None:
     torch.backends.cudnn.allow_tf32 = False
     if threads != "auto":
         torch.set_num_threads(int(threads))
-
-
-def available_cores() -> int:
-    """CPU cores that this process may use, as a scheduler has bound it."""
-    return len(os.sched_getaffinity(0))
 
 
 class FeatureSpans:

@@ -22,6 +22,7 @@ from torch import nn
 
 from deg.errors import RunError
 from deg.models.fold import fold_batchnorm
+from deg.models.sliding import SlidingTwoStream, slides
 from deg.models.two_stream import build_two_stream
 from deg.models.weights import load_two_stream
 from deg.plan import GRAIN
@@ -97,8 +98,12 @@ class FeatureEngine:
         self._std = torch.tensor(task.std, device=device).view(1, 3, 1, 1)
         self._colour = torch.from_numpy(mean_colour(task.mean)).to(device).view(1, 3, 1, 1)
         self.layout = torch.channels_last if self.stacks_frames else torch.channels_last_3d
-        self.network = fold_batchnorm(network.eval()).to(device, self.dtype).to(memory_format=self.layout)
+        folded = fold_batchnorm(network.eval())
         self._whole_batches = task.compile is True
+        self._slides = device.type == "cpu" and not self._whole_batches and slides(folded)
+        if self._slides:
+            folded = SlidingTwoStream(folded)
+        self.network = folded.to(device, self.dtype).to(memory_format=self.layout)
         if self._whole_batches:
             # compiled for one shape; where the compiler fails, torch goes on without it and says so
             torch._dynamo.config.suppress_errors = True
@@ -196,7 +201,12 @@ class FeatureEngine:
         return [tensor[:count] for tensor in tensors]
 
     def _windows(self, frames_TCHW: torch.Tensor, count: int) -> torch.Tensor:
-        """The windows of `count` labels as the network takes them: (B,33,H,W), or (B,3,11,H,W) for 3D networks."""
+        """The windows of `count` labels as the network takes them: (B,33,H,W), or (B,3,11,H,W) for 3D networks.
+
+        A network that slides takes their frames.
+        """
+        if self._slides:
+            return frames_TCHW
         _, C, H, W = frames_TCHW.shape
         frame, channel, row, column = frames_TCHW.stride()
         if self.stacks_frames:

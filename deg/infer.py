@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,8 +27,6 @@ from deg.trained import Thresholds, companion, read_thresholds, resolve_weights,
 from deg.types import Record, VideoInfo
 
 STAGES = ("feature_extractor", "sequence")
-PROBES_PER_PROCESS = 20
-"""Another process to look into videos pays from about so many on."""
 
 
 @dataclass(frozen=True)
@@ -298,11 +295,7 @@ def _videos(plan: Plan, records: Sequence[Record], options: schema.Inference) ->
         if record.video is None
     }
     with_video = [record for record in records if record.video is not None]
-    infos = probe_all(
-        [record.video for record in with_video if record.video],
-        processes=max(1, min(len(os.sched_getaffinity(0)), len(with_video) // PROBES_PER_PROCESS)),
-        frame_count=options.frame_count,
-    )
+    infos = probe_all([record.video for record in with_video if record.video], frame_count=options.frame_count)
     videos = {}
     for record, info in zip(with_video, infos, strict=True):
         if isinstance(info, VideoError):

@@ -52,7 +52,7 @@ def new(folder: Path, behaviors: str, name: str | None, as_json: bool) -> int:
 @click.option(
     "--pooled-statistics",
     is_flag=True,
-    help="Colour statistics of all frames together, exactly; default: standard deviations averaged, as in DeepEthogram.",
+    help="Colour statistics of all frames together, exactly; default: averaged deviations, as in DeepEthogram.",
 )
 @json_option
 def add(

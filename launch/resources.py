@@ -8,6 +8,8 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from deg.data.decode import available_cores
+
 
 @dataclass(frozen=True)
 class Device:
@@ -34,11 +36,6 @@ def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
     except subprocess.TimeoutExpired:
         return []
     return asked.stdout.split() if asked.returncode == 0 else []
-
-
-def available_cores() -> int:
-    """CPU cores that this process may use; a scheduler may have bound it to fewer than the machine has."""
-    return len(os.sched_getaffinity(0))
 
 
 def devices(wanted: int | str) -> list[Device]:

@@ -14,6 +14,7 @@ Plain pipes: nothing is left behind, whoever is killed; a child ends with its pa
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import threading
 from collections import deque
@@ -40,7 +41,15 @@ PIECE = 1024
 """Frames that a decoder of a pool decodes at a stretch: far more than it has to decode in vain after a seek (a group of
 pictures is 250 frames in a common case); 150 MB of frames of 224 x 224 for each decoder."""
 
+VIDEOS_PER_PROCESS = 4
+"""For fewer videos another process costs more to start than it saves."""
+
 Result = TypeVar("Result")
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use; a scheduler may have bound it to fewer than the machine has."""
+    return len(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True)
@@ -284,7 +293,7 @@ class DecoderPool:
 
 
 def probe_all(
-    paths: Iterable[Path | str], *, processes: int = 1, frame_count: FrameCount = "claimed"
+    paths: Iterable[Path | str], *, processes: int | None = None, frame_count: FrameCount = "claimed"
 ) -> list[VideoInfo | VideoError]:
     """`Decoder.probe` of many videos, in the order given; what is wrong with one does not stop the others."""
 
@@ -297,14 +306,17 @@ def probe_all(
     return _with_decoders(probe, paths, processes)
 
 
-def inspect_all(paths: Iterable[Path | str], *, processes: int = 1) -> list[Inspection]:
+def inspect_all(paths: Iterable[Path | str], *, processes: int | None = None) -> list[Inspection]:
     """`Decoder.inspect` of many videos, in the order given."""
     return _with_decoders(Decoder.inspect, paths, processes)
 
 
 def _with_decoders(
-    do: Callable[[Decoder, Path | str], Result], paths: Iterable[Path | str], processes: int
+    do: Callable[[Decoder, Path | str], Result], paths: Iterable[Path | str], processes: int | None
 ) -> list[Result]:
+    paths = list(paths)
+    if processes is None:
+        processes = max(1, min(available_cores(), len(paths) // VIDEOS_PER_PROCESS))
     with contextlib.ExitStack() as stack:
         idle: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
         for _ in range(processes):

@@ -113,6 +113,6 @@ class SlidingTwoStream(nn.Module):
         return self.network.classify(image.contiguous(memory_format=torch.channels_last), flow)
 
 
-def slides(network: TwoStream) -> bool:
-    """Whether the first layer of its flow generator is large enough for SlidingTwoStream to be worth it."""
-    return isinstance(network.flow_generator, TinyMotionNet)
+def slides(network: nn.Module) -> bool:
+    """Whether it is one for SlidingTwoStream: the first layer of its flow generator is large enough to be worth it."""
+    return isinstance(network, TwoStream) and isinstance(network.flow_generator, TinyMotionNet)

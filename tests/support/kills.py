@@ -1,0 +1,490 @@
+"""`deg infer` among random SIGKILLs, and a reader that looks at its files all the while.
+
+reference    undisturbed, once
+project      a copy: deg infer, killed, deg infer, a worker killed, ..., exit 0; compared; wiped; again
+             reader: another process, polls every file that stands there under its final name
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import yaml
+
+from deg.data.store import read_mark, verify_group
+from deg.demo import write_shapes_video
+from deg.errors import DegError
+from deg.rundir import RunDir
+
+LENGTHS = {"long": 4000, "short": 40, "middle": 700, "odd": 517, "even": 512}
+TOKEN = "DEG_KILLS"
+"""Environment variable by which the processes that come from a command are known, whoever their parent is by now."""
+MOST_IN_ONE_COMMAND = 2
+"""`deg` gives a unit up when it has taken three workers with it: so many kills it has to survive without a word."""
+POLL_SECONDS = 0.004
+ORPHAN_SECONDS = 20.0
+VICTIMS = {"command": 45, "worker": 25, "all workers": 8, "decoder": 12, "everything": 10}
+MOMENTS = {"soon": 15, "any time": 45, "planning": 6, "unit done": 12, "merging": 16, "finishing": 6}
+
+
+def make_project(folder: Path, lengths: Mapping[str, int]) -> Path:
+    """Videos of 48 x 64 and untrained networks; two workers, about twelve units."""
+    from deg.launch.demo import write_untrained_weights
+
+    (folder / "models").mkdir(parents=True)
+    for seed, (key, frames) in enumerate(lengths.items()):
+        (folder / "DATA" / key).mkdir(parents=True)
+        write_shapes_video(folder / "DATA" / key / f"{key}.mp4", num_frames=frames, height=48, width=64, seed=seed)
+    config = {
+        "project": {"name": "kills", "class_names": ["background", "right", "spin"]},
+        "augs": {"resize": [32, 32], "normalization": {"N": 100, "mean": [0.4, 0.4, 0.4], "std": [0.2, 0.2, 0.2]}},
+        "preset": "deg_f",
+        "inference": {"batch_size": 64, "devices": 2, "units_per_device": 6, "threads": 1},
+    }
+    (folder / "project_config.yaml").write_text(yaml.safe_dump(config))
+    write_untrained_weights(folder)
+    return folder
+
+
+def start_command(project: Path, *words: str, token: str, log: Path) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, TOKEN: token, "CUDA_VISIBLE_DEVICES": ""}
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "deg.launch.cli", "infer", *words, str(project)],
+            stdout=output,
+            stderr=output,
+            cwd=project,
+            env=environment,
+            start_new_session=True,
+        )
+
+
+# ----------------------------------------------------------------------------------------------------- what is compared
+
+
+def outputs_of(project: Path) -> list[Path]:
+    return sorted(project.glob("DATA/*/*_outputs.h5"))
+
+
+def runs_of(project: Path) -> list[RunDir]:
+    return [RunDir(file.parent) for file in sorted(project.glob("models/*/plan.json"))]
+
+
+Expected = dict[str, dict[str, tuple[Any, dict[str, np.ndarray]]]]
+"""{recording: {group: (mark, {dataset: values})}}."""
+
+
+def read_outputs(project: Path) -> Expected:
+    return {path.parent.name: read_groups(path) for path in outputs_of(project)}
+
+
+def read_groups(path: Path) -> dict[str, tuple[Any, dict[str, np.ndarray]]]:
+    with h5py.File(path, "r", locking=False) as file:
+        values = {group: {name: file[group][name][()] for name in file[group]} for group in file}
+    return {group: (read_mark(path, group), datasets) for group, datasets in values.items()}
+
+
+def same_bytes(left: np.ndarray, right: np.ndarray) -> bool:
+    if left.dtype != right.dtype or left.shape != right.shape:
+        return False
+    return left.tolist() == right.tolist() if left.dtype.hasobject else left.tobytes() == right.tobytes()
+
+
+def differences(project: Path, expected: Expected) -> list[str]:
+    """What of a finished project is not as in the undisturbed one, dataset by dataset, and what should not be there."""
+    found = read_outputs(project)
+    wrong = [f"{key}: no outputs" for key in expected.keys() - found.keys()]
+    for key, groups in found.items():
+        if list(groups) != list(expected[key]):
+            wrong.append(f"{key}: groups {list(groups)}")
+            continue
+        for group, (mark, datasets) in groups.items():
+            wanted_mark, wanted = expected[key][group]
+            if mark != wanted_mark:
+                wrong.append(f"{key}/{group}: mark {mark}")
+            if list(datasets) != list(wanted):
+                wrong.append(f"{key}/{group}: datasets {list(datasets)}")
+            wrong += [
+                f"{key}/{group}/{name} differs" for name in wanted if not same_bytes(datasets[name], wanted[name])
+            ]
+    wrong += [f"{path} is left over" for path in [*parts_of(project), *project.glob("models/*/units/*/result.h5")]]
+    wrong += [f"{run.name} is not finished" for run in runs_of(project) if not run.is_merged()]
+    return wrong
+
+
+def parts_of(project: Path) -> list[Path]:
+    """Parts of files, but for those in folders that were killed before they became runs: nobody reads these."""
+    return [
+        part for part in project.rglob("*.part") if (part.parent / "plan.json").exists() or "models" not in part.parts
+    ]
+
+
+# -------------------------------------------------------------------------------------------------------------- reader
+
+
+class Watch:
+    """Looks at every file under its final name that has changed since the last look."""
+
+    def __init__(self, project: Path, expected: Expected):
+        self._project, self._expected = project, expected
+        self._seen: dict[Path, tuple[int, int, int]] = {}
+        self.polls, self.files, self.violations = 0, 0, list[str]()
+
+    def poll(self) -> None:
+        self.polls += 1
+        for look, pattern in (
+            (self._look_at_outputs, "DATA/*/*_outputs.h5"),
+            (self._look_at_unit, "models/*/units/*/result.h5"),
+            (self._look_at_plan, "models/*/plan.json"),
+            (self._look_at_outcome, "models/*/done.json"),
+        ):
+            for path in self._project.glob(pattern):
+                self._look(path, look)
+
+    def _look(self, path: Path, look: Callable[[Path], list[str]]) -> None:
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            return
+        identity = (status.st_ino, status.st_mtime_ns, status.st_size)
+        if self._seen.get(path) == identity:
+            return
+        try:
+            wrong = look(path)
+        except (OSError, KeyError, ValueError, RuntimeError, DegError) as error:
+            wrong = [f"{type(error).__name__}: {error}"]
+        if wrong and not self._is_still(path, identity):
+            return  # replaced or wiped while we read: the next poll looks again
+        self._seen[path] = identity
+        self.files += 1
+        self.violations += [f"{path.relative_to(self._project)}: {what}" for what in wrong]
+
+    @staticmethod
+    def _is_still(path: Path, identity: tuple[int, int, int]) -> bool:
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            return False
+        return (status.st_ino, status.st_mtime_ns, status.st_size) == identity
+
+    def _look_at_outputs(self, path: Path) -> list[str]:
+        wrong = []
+        for group, (mark, datasets) in read_groups(path).items():
+            wanted_mark, wanted = self._expected[path.parent.name][group]
+            if mark is None:
+                wrong.append(f"{group} has no mark")
+                continue
+            verify_group(path, group, mark.frames)
+            if mark != wanted_mark:
+                wrong.append(f"{group} has another mark")
+            wrong += [f"{group}/{name} differs" for name in wanted if not same_bytes(datasets[name], wanted[name])]
+        return wrong
+
+    def _look_at_unit(self, path: Path) -> list[str]:
+        wrong = []
+        with h5py.File(path, "r", locking=False) as file:
+            for span in file.values():
+                key, start, stop = json.loads(span.attrs["span"])
+                if "error" in span.attrs:
+                    wrong.append(f"{key} failed: {span.attrs['error']}")
+                    continue
+                group = "resnet18" if "spatial_features" in span else "tgmj"
+                _, wanted = self._expected[key][group]
+                wrong += [
+                    f"{key}[{start}:{stop}]/{name} differs"
+                    for name in json.loads(span.attrs["crc32"])
+                    if not same_bytes(span[name][()], wanted[name][start:stop])
+                ]
+        return wrong
+
+    def _look_at_plan(self, path: Path) -> list[str]:
+        RunDir(path.parent).load_plan()
+        return []
+
+    def _look_at_outcome(self, path: Path) -> list[str]:
+        """Who reads that a run is finished finds the results it names."""
+        plan, outcome = RunDir(path.parent).load_plan(), json.loads(path.read_text())
+        wrong = [f"{key} failed: {reason}" for key, reason in outcome["failed"].items()]
+        return wrong + [
+            f"{key} is not there" for key in outcome["done"] if read_mark(plan.outputs[key], plan.group) is None
+        ]
+
+
+def watch(project: Path, reference: Path) -> None:
+    """Poll until standard input ends; then say what was seen, as one line of JSON."""
+    seen = Watch(project, read_outputs(reference))
+    while not select.select([sys.stdin], [], [], 0.02)[0]:
+        seen.poll()
+    seen.poll()
+    print(json.dumps({"polls": seen.polls, "files": seen.files, "violations": seen.violations}), flush=True)
+
+
+# ----------------------------------------------------------------------------------------------------------- processes
+
+
+@dataclass(frozen=True)
+class Process:
+    pid: int
+    kind: str
+    """command, worker, decoder or other."""
+
+    def kill(self) -> bool:
+        """Whether it was there to be killed."""
+        try:
+            if Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return False
+            os.kill(self.pid, signal.SIGKILL)
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return True
+
+
+def processes(token: str) -> list[Process]:
+    """All living processes that come from the commands of `token`."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdecimal():
+            continue
+        try:
+            if f"{TOKEN}={token}".encode() not in (folder / "environ").read_bytes().split(b"\0"):
+                continue
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+        kinds = {b"deg.launch.cli": "command", b"deg.execute": "worker", b"deg.data.decode_child": "decoder"}
+        found.append(Process(int(folder.name), next((kinds[word] for word in words if word in kinds), "other")))
+    return found
+
+
+def chosen(victim: str, living: list[Process], draw: random.Random) -> list[Process]:
+    """The processes that are meant; empty where there are none of the kind."""
+    by_kind = {
+        kind: [process for process in living if process.kind == kind] for kind in ("command", "worker", "decoder")
+    }
+    if victim in ("command", "everything"):
+        return by_kind["command"] if victim == "command" else living
+    if victim == "all workers":
+        return by_kind["worker"]
+    return draw.sample(by_kind[victim], min(1, len(by_kind[victim])))
+
+
+# -------------------------------------------------------------------------------------------------------------- driver
+
+
+@dataclass
+class Tally:
+    kills: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """By victim and phase."""
+    commands: int = 0
+    completed: int = 0
+    rounds: Counter[str] = field(default_factory=Counter)
+    """Projects done from nothing, or done again with --overwrite, and compared."""
+    abandoned: int = 0
+    """Folders that were killed before they became runs."""
+    longest_orphan: float = 0.0
+    """Seconds that a process outlived its command."""
+    reference_seconds: float = 0.0
+    seconds: float = 0.0
+    polls: int = 0
+    files: int = 0
+    violations: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        kills = [{"victim": victim, "phase": phase, "kills": n} for (victim, phase), n in sorted(self.kills.items())]
+        return {**{name: getattr(self, name) for name in self.__dataclass_fields__}, "kills": kills}
+
+
+class Campaign:
+    """Kills until there are enough, and lets the work come to its end after the last."""
+
+    def __init__(self, folder: Path, kills: int, seed: int, lengths: Mapping[str, int] = LENGTHS):
+        self._folder, self._wanted, self._lengths = folder, kills, lengths
+        self._random = random.Random(seed)
+        self._token = uuid.uuid4().hex
+        self._log = folder / "commands.log"
+        self._project = folder / "project"
+        self.tally = Tally()
+
+    def run(self) -> Tally:
+        reference = self._make_reference()
+        shutil.copytree(reference, self._project)
+        wipe(self._project)
+        expected = read_outputs(reference)
+        reader = subprocess.Popen(
+            [sys.executable, __file__, str(self._project), str(reference)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started = time.monotonic()
+        try:
+            while sum(self.tally.kills.values()) < self._wanted and not self.tally.violations:
+                self._round(expected)
+        finally:
+            for process in processes(self._token):
+                process.kill()
+            said, _ = reader.communicate()
+        self.tally.seconds = time.monotonic() - started
+        seen = json.loads(said)
+        self.tally.polls, self.tally.files = seen["polls"], seen["files"]
+        self.tally.violations += seen["violations"]
+        return self.tally
+
+    def _make_reference(self) -> Path:
+        reference = make_project(self._folder / "reference", self._lengths)
+        started = time.monotonic()
+        status = start_command(reference, "all", token=self._token, log=self._log).wait()
+        self.tally.reference_seconds = time.monotonic() - started
+        if status:
+            raise RuntimeError(f"the undisturbed run ended with {status}:\n{self._log.read_text()}")
+        if wrong := differences(reference, read_outputs(reference)):
+            raise RuntimeError(f"the undisturbed run left {wrong}")
+        return reference
+
+    def _round(self, expected: Expected) -> None:
+        """From nothing, or once more over what is there, to results that equal the undisturbed ones."""
+        if outputs_of(self._project) and self._random.random() < 0.3:
+            self._complete("feature_extractor", "--overwrite")
+            self._complete("sequence", "--overwrite")
+            kind = "overwritten"
+        else:
+            wipe(self._project)
+            self._complete("all")
+            kind = "from nothing"
+        self._await_orphans()
+        self.tally.violations += differences(self._project, expected)
+        self.tally.rounds[kind] += 1
+        self.tally.abandoned += sum(
+            not (folder / "plan.json").exists() for folder in self._project.glob("models/*_inference*")
+        )
+
+    def _complete(self, *words: str) -> None:
+        while not self._command_ends_well(*words) and not self.tally.violations:
+            if self._random.random() < 0.3:  # else the next command meets what the last has left running
+                self._await_orphans()
+
+    def _command_ends_well(self, *words: str) -> bool:
+        """One command and its kills; True if it came to its end."""
+        begun = self._log.stat().st_size
+        command = start_command(self._project, *words, token=self._token, log=self._log)
+        self.tally.commands += 1
+        strikes = 0
+        while command.poll() is None:
+            enough = sum(self.tally.kills.values()) >= self._wanted
+            if enough or (strikes == MOST_IN_ONE_COMMAND and self._random.random() < 0.5):
+                command.wait()
+            elif self._moment_comes(command):
+                strikes += self._strike(command, "command" if strikes == MOST_IN_ONE_COMMAND else self._pick(VICTIMS))
+        if command.returncode == 0:
+            self.tally.completed += 1
+        elif command.returncode != -signal.SIGKILL:
+            said = self._log.read_bytes()[begun:].decode(errors="replace")
+            self.tally.violations.append(f"`deg infer {' '.join(words)}` ended with {command.returncode}:\n{said}")
+        return command.returncode == 0
+
+    def _strike(self, command: subprocess.Popen[bytes], victim: str) -> bool:
+        """Kill; whether somebody died whom the command outlives."""
+        phase, living = self._phase(), processes(self._token)
+        victims = chosen(victim, living, self._random)
+        if not victims:
+            victim, victims = "command", chosen("command", living, self._random)
+        if any([process.kill() for process in victims]):
+            self.tally.kills[victim, phase] += 1
+        if victim in ("command", "everything"):
+            command.wait()
+        return victim not in ("command", "everything")
+
+    def _pick(self, weights: Mapping[str, int]) -> str:
+        return self._random.choices(list(weights), list(weights.values()))[0]
+
+    def _moment_comes(self, command: subprocess.Popen[bytes]) -> bool:
+        """Wait for a moment to strike; False if the command ends before."""
+        moment = self._pick(MOMENTS)
+        if moment == "soon":
+            return not ends_within(command, self._random.uniform(0, 3))
+        if moment == "any time":
+            return not ends_within(command, min(self._random.expovariate(1 / 8), 20))
+        before = self._signs()[moment]
+        while self._signs()[moment] <= before:
+            if command.poll() is not None:
+                return False
+            time.sleep(POLL_SECONDS)
+        return not ends_within(command, self._random.uniform(0, 0.04))
+
+    def _signs(self) -> dict[str, int]:
+        """Numbers that grow when something has just happened."""
+        models, data = self._project / "models", self._project / "DATA"
+        runs = runs_of(self._project)
+        return {
+            "planning": sum(1 for _ in models.glob("*_inference*")),
+            "unit done": sum(event["event"] == "unit_done" for run in runs for event in run.events()),
+            "merging": sum(1 for _ in data.glob("*/.*.part")),
+            "finishing": sum(self._is_all_merged(run) for run in runs),
+        }
+
+    def _is_all_merged(self, run: RunDir) -> bool:
+        merged = {event["key"] for event in run.events() if event["event"] == "merged"}
+        return len(merged) == len(self._lengths)
+
+    def _phase(self) -> str:
+        if any(self._project.glob("DATA/*/.*.part")):
+            return "merging"
+        open_runs = [run for run in runs_of(self._project) if not run.is_merged()]
+        if any(self._is_all_merged(run) for run in open_runs):
+            return "finishing"
+        if any(self._project.glob("models/*/units/*/.*.part")):
+            return "in a unit"
+        return "between units" if any(run.finished_units() for run in open_runs) else "starting"
+
+    def _await_orphans(self) -> None:
+        """Nobody outlives a command for long."""
+        started = time.monotonic()
+        while living := processes(self._token):
+            waited = time.monotonic() - started
+            if waited > ORPHAN_SECONDS:
+                self.tally.violations.append(f"alive {waited:.0f} s after their command: {living}")
+                return
+            time.sleep(0.05)
+        self.tally.longest_orphan = max(self.tally.longest_orphan, time.monotonic() - started)
+
+
+def ends_within(command: subprocess.Popen[bytes], seconds: float) -> bool:
+    try:
+        command.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def wipe(project: Path) -> None:
+    """Away with all results; runs first, for a finished run promises results."""
+    for folder in project.glob("models/*_inference*"):
+        (folder / "done.json").unlink(missing_ok=True)
+        shutil.rmtree(folder)
+    for path in outputs_of(project):
+        path.unlink()
+
+
+def kill_inference(folder: Path, *, kills: int, seed: int, lengths: Mapping[str, int] = LENGTHS) -> Tally:
+    """The whole story, in an empty folder."""
+    return Campaign(folder, kills, seed, lengths).run()
+
+
+if __name__ == "__main__":
+    watch(Path(sys.argv[1]), Path(sys.argv[2]))
