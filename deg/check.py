@@ -196,7 +196,8 @@ def _check_results(
     key, path = record.key, record.outputs
     issues = []
     try:
-        check_writable(record.outputs_path)
+        if record.video is not None:
+            check_writable(record.outputs_path)
     except ResultError as error:
         issues.append(Issue(key, "error", str(error)))
     if path is None:
@@ -333,6 +334,8 @@ def _check_normalization(project: Project) -> Iterator[Issue]:
         path = record.folder / STATS_FILE
         try:
             counted += read_stats(path).N if path.exists() else 0
+        except PermissionError:
+            return  # told with the recording
         except ProjectError as error:
             yield _warn(record.key, str(error))
             return

@@ -28,7 +28,7 @@ import h5py
 import numpy as np
 
 from deg.data.atomic import remove_parts, replacing, write_atomically
-from deg.data.store import checksum, describe_refusal
+from deg.data.store import checksum, describe_refusal, new_hdf5
 from deg.errors import DegError, RunError, show_path
 from deg.rundir import Plan, RunDir
 from deg.types import Span, Unit
@@ -95,7 +95,7 @@ def run_unit(run: RunDir, plan: Plan, unit: Unit, engine: Engine, stop: StopFlag
     with _log_to(run.log_file(unit.index)):
         log.info("unit %d: %d spans, %d frames", unit.index, len(unit.spans), unit.num_frames)
         with replacing(result) as beside:
-            with h5py.File(beside, "w", locking=False) as file:
+            with new_hdf5(beside) as file:
                 for position, span in enumerate(unit.spans):
                     _do_span(file.create_group(str(position)), span, engine, stop, tell)
                 file.attrs["engine"] = json.dumps(engine.describe())
@@ -157,7 +157,10 @@ class Teller:
 
 
 def units_from_input(plan: Plan, stop: StopFlag) -> Iterator[Unit]:
-    """Units as their numbers come in, up to an empty line. The end of input before it ends the process."""
+    """Units as their numbers come in, up to an empty line.
+
+    The end of input before it ends the process; that is looked for from now on, also while networks are being loaded.
+    """
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def read() -> None:
@@ -167,16 +170,19 @@ def units_from_input(plan: Plan, stop: StopFlag) -> Iterator[Unit]:
                 return
         os._exit(STOPPED)  # the launcher was killed; a part of a result is removed by whoever comes next
 
+    def units() -> Iterator[Unit]:
+        while True:
+            stop.check()
+            try:
+                line = lines.get(timeout=0.5)
+            except queue.Empty:
+                continue
+            if not line:
+                return
+            yield unit_named(plan, line)
+
     threading.Thread(target=read, daemon=True).start()
-    while True:
-        stop.check()
-        try:
-            line = lines.get(timeout=0.5)
-        except queue.Empty:
-            continue
-        if not line:
-            return
-        yield unit_named(plan, line)
+    return units()
 
 
 def unit_named(plan: Plan, number: str) -> Unit:

@@ -91,7 +91,7 @@ class FeatureEngine:
         self.device = device
         self.precision = resolve_precision(task.precision, device)
         self.dtype = PRECISIONS[self.precision]
-        self.stacks_frames: bool = network.stacks_frames
+        self.stacks_frames = bool(network.stacks_frames)
         self.batch_size = 0 if task.batch_size == "auto" else int(task.batch_size)
         self.softmax = task.feature_extractor.final_activation == "softmax"
         self._mean = torch.tensor(task.mean, device=device).view(1, 3, 1, 1)
@@ -100,14 +100,14 @@ class FeatureEngine:
         self.layout = torch.channels_last if self.stacks_frames else torch.channels_last_3d
         folded = fold_batchnorm(network.eval())
         self._whole_batches = task.compile is True
-        self._slides = device.type == "cpu" and not self._whole_batches and slides(folded)
-        if self._slides:
-            folded = SlidingTwoStream(folded)
+        self._slides = False
+        if device.type == "cpu" and not self._whole_batches and slides(folded):
+            self._slides, folded = True, SlidingTwoStream(folded)
         self.network = folded.to(device, self.dtype).to(memory_format=self.layout)
         if self._whole_batches:
             # compiled for one shape; where the compiler fails, torch goes on without it and says so
             torch._dynamo.config.suppress_errors = True
-            self.network = torch.compile(self.network, dynamic=False)
+            self.network = torch.compile(self.network, dynamic=False)  # type: ignore[assignment]
 
     @classmethod
     def load(cls, task: FeatureTask, device: torch.device) -> FeatureEngine:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,10 +18,11 @@ from typing import Any
 from deg import schema
 from deg.config import as_dict, overlay
 from deg.data.decode import probe_all
+from deg.data.inventory import why_no_video
 from deg.data.store import FeatureReader, Mark, check_writable, read_mark
 from deg.errors import ConfigError, DegError, ProjectError, ResultError, VideoError, WeightsError, show_path
 from deg.merge import is_done
-from deg.plan import GRAIN, plan_units
+from deg.plan import plan_units
 from deg.project import Project
 from deg.rundir import Plan
 from deg.trained import Thresholds, companion, read_thresholds, resolve_weights, run_section, training_flow_weights
@@ -51,12 +53,12 @@ def choose_records(project: Project, wanted: Sequence[str], config: schema.Infer
         return list(project.records.values())
     by_path = {}
     for record in project.records.values():
-        by_path[record.folder.resolve()] = record
+        by_path[os.path.realpath(record.folder)] = record
         if record.video is not None:
-            by_path[record.video.resolve()] = record
+            by_path[os.path.realpath(record.video)] = record  # not resolve(): it raises for a link to itself
     chosen: dict[str, Record] = {}
     for name in wanted:
-        found = project.records.get(name) or by_path.get(Path(name).resolve())
+        found = project.records.get(name) or by_path.get(os.path.realpath(name))
         if found is None:
             raise ProjectError(
                 f"{name}: no recording of this project has that name, folder or video. "
@@ -108,11 +110,6 @@ def _plan_features(project: Project, config: schema.Config) -> tuple[Plan, list[
     thresholds = read_thresholds(weights, len(class_names))
     notices.append(_threshold_notice(thresholds))
     options = config.inference
-    if options.batch_size != "auto" and GRAIN % options.batch_size:
-        raise ConfigError(
-            f"inference.batch_size is {options.batch_size}: expected auto or a power of two up to {GRAIN}, "
-            "so that results do not depend on how videos are cut."
-        )
     task = {
         "feature_extractor": as_dict(extractor),
         "flow_generator": as_dict(flow),
@@ -289,11 +286,7 @@ Described = tuple[dict[str, VideoInfo], dict[str, Mapping[str, Any]], dict[str, 
 
 
 def _videos(plan: Plan, records: Sequence[Record], options: schema.Inference) -> Described:
-    failed = {
-        record.key: f"{show_path(record.folder)}: no video was found in this folder. `deg check` says what it holds."
-        for record in records
-        if record.video is None
-    }
+    failed = {record.key: why_no_video(record.folder) for record in records if record.video is None}
     with_video = [record for record in records if record.video is not None]
     infos = probe_all([record.video for record in with_video if record.video], frame_count=options.frame_count)
     videos = {}

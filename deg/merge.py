@@ -16,7 +16,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from deg.data.atomic import write_atomically
+from deg.data.atomic import remove_all_parts, write_atomically
 from deg.data.store import Mark, checksum, describe_refusal, read_mark, write_group
 from deg.errors import DegError, ResultError, RunError
 from deg.plan import spans_by_key
@@ -82,7 +82,7 @@ def merge(run: RunDir, plan: Plan, *, skip: Collection[str] = ()) -> Merged:
     failed: dict[str, str] = {}
     unwritten: dict[str, str] = {}
     waiting: list[str] = []
-    merged_before = {event["key"] for event in run.events() if event["event"] == "merged"}
+    merged_before = _merged_before(run)
     for key, places in spans_by_key(plan.units).items():
         if key in skip:
             continue
@@ -114,16 +114,33 @@ def _is_done_quietly(plan: Plan, key: str) -> bool:
 
 
 def finish(run: RunDir, merged: Merged) -> None:
-    """Close a run that is complete: keep its outcome, drop the units' results, which are now in the outputs files.
+    """Close a run that is complete: drop the units' results, which are now in the outputs files, and keep its outcome.
 
-    A failed recording is not tried again within this run; `deg infer` makes a new one for it.
+    The outcome comes last: who is killed on the way leaves an open run that `close_if_merged` finds again, not a closed
+    one whose results take room for ever. A failed recording is not tried again within this run; `deg infer` makes a new
+    one for it.
     """
     if not merged.is_complete:
         raise RunError(f"{run.name}: expected a complete run, but {len(merged.waiting)} recordings wait.")
-    write_atomically(run.done_file, json.dumps({"done": list(merged.done), "failed": dict(merged.failed)}, indent=1))
     for index in run.finished_units():
         run.result_file(index).unlink(missing_ok=True)
+    remove_all_parts(run.path)
+    write_atomically(run.done_file, json.dumps({"done": list(merged.done), "failed": dict(merged.failed)}, indent=1))
     run.log_event("finished", done=len(merged.done), failed=len(merged.failed))
+
+
+def close_if_merged(run: RunDir, plan: Plan) -> bool:
+    """Finish a run that was interrupted between its last merge and its end; whether it was."""
+    keys = spans_by_key(plan.units).keys()
+    if keys - _merged_before(run):
+        return False
+    finish(run, Merged(done=tuple(keys)))
+    return True
+
+
+def _merged_before(run: RunDir) -> set[str]:
+    """Recordings whose outputs file this run has written; the event follows only when the file is on the disk."""
+    return {event["key"] for event in run.events() if event["event"] == "merged"}
 
 
 def merge_recording(run: RunDir, plan: Plan, key: str, places: Places) -> None:

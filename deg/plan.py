@@ -50,12 +50,13 @@ def plan_units(num_frames: Lengths, *, devices: int, units_per_device: int, whol
     for key, frames in lengths:
         start = 0
         while start < frames:
-            take = frames - start if whole else _cut(frames - start, room)
+            left = frames - start
+            if room < min(left, GRAIN):
+                close()
+            take = left if whole else _cut(left, room)
             spans.append(Span(key, start, start + take))
             start += take
             room -= take
-            if room < GRAIN:
-                close()
     close()
     return units
 

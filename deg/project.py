@@ -25,6 +25,7 @@ from typing import Any, Literal
 from deg.configs import project_template
 from deg.data.atomic import PART, flush, write_atomically
 from deg.data.decode import Decoder
+from deg.data.faults import require_readable
 from deg.data.inventory import VIDEO_EXTENSIONS, discover, hiding_word, read_record, write_record_yaml
 from deg.data.labels import BACKGROUND, inspect_labels, write_labels
 from deg.data.stats import (
@@ -292,8 +293,7 @@ def _normalization_of(config: Mapping[str, Any], config_file: Path) -> Normaliza
 
 def _key_of(video: Path) -> str:
     """The name of the recording that a video becomes. VideoError if DeepEthogram could not find the video again."""
-    if not video.exists():
-        raise VideoError(video, "there is no such file or folder", "Check the path.")
+    require_readable(video)
     if not video.is_dir() and video.suffix.lower() not in VIDEO_EXTENSIONS:
         expected = ", ".join(VIDEO_EXTENSIONS)
         raise VideoError(

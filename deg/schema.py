@@ -453,7 +453,7 @@ STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
         "compute": {"min_batch_size": 2, "max_batch_size": 64},
         "train": {"num_epochs": 100, "patience": 5, "regularization": {"style": "l2", "alpha": 0.01}},
     },
-    "inference": {"flow_generator": {"weights": None}},
+    "inference": {"flow_generator": {"weights": None}, "feature_extractor": {"weights": "latest"}},
 }
 """What differs from the defaults in one stage."""
 

@@ -7,9 +7,12 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -48,6 +51,13 @@ def one_project(words: Sequence[str]) -> str:
         found = ", ".join(words) or "nothing"
         raise click.UsageError(f"Expected one PROJECT, a folder or its project_config.yaml; found {found}.")
     return words[0]
+
+
+def console() -> Console:
+    """Standard output for tables; wide where no terminal sets a width, so that names are not broken in logs."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 160)
 
 
 def print_json(document: Any) -> None:

@@ -95,8 +95,7 @@ def run(arguments: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         sys.stderr.write("Stopped.\n")
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has gone; Python would complain once more at exit
+    except SystemExit:  # click's answer to a closed pipe: whoever read our output has gone
         return 0
     except DegError as error:
         if "--debug" in arguments:

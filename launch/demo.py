@@ -18,7 +18,7 @@ from deg.launch.arguments import say
 from deg.launch.cli import run
 
 VIDEOS = 3
-FRAMES = 360
+FRAMES = 240
 SIZE = (96, 128)
 SEED = 1
 
@@ -34,14 +34,7 @@ def run_demo(folder: Path) -> dict[str, Any]:
     say("The networks are untrained (random weights, seed 1): speed and files are real, predictions mean nothing.")
     status = _steps(
         ["check", str(folder)],
-        [
-            "infer",
-            "feature_extractor",
-            str(folder),
-            "feature_extractor.weights=latest",
-            "flow_generator.weights=latest",
-        ],
-        ["infer", "sequence", str(folder)],
+        ["infer", str(folder)],
         ["export", str(folder), "--format", "csv"],
         ["status", str(folder)],
     )

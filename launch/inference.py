@@ -10,6 +10,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +24,7 @@ from deg.launch import local
 from deg.launch.arguments import say
 from deg.launch.progress import Progress
 from deg.launch.resources import devices
-from deg.merge import Merged, finish, merge
+from deg.merge import Merged, close_if_merged, finish, merge
 from deg.plan import missing_units
 from deg.project import Project
 from deg.rundir import Plan, RunDir, create_run, unfinished_runs
@@ -102,6 +103,8 @@ def show_plan(stage: str, request: Request) -> Report:
 
 def infer(stage: str, request: Request) -> Report:
     """Do a stage. Recordings that fail are in the report, and do not keep the others from being done."""
+    if not request.overwrite:  # which rather goes on with such a run
+        _close_merged_runs(stage, request.project)
     prepared = _prepare(stage, request)
     report = _report(stage, prepared)
     if request.config.inference.ignore_error is False and prepared.failed:
@@ -170,22 +173,26 @@ def _tell_failures(report: Report) -> None:
         say(f"{key}: FAILED: {reason}")
 
 
+def _close_merged_runs(stage: str, project: Project) -> None:
+    """Finish runs that were killed when all that was left to do was to say so."""
+    for run, plan in unfinished_runs(project.model_path, stage):
+        if not run.is_claimed():
+            with run.claimed():
+                close_if_merged(run, plan)
+
+
 def _continued(request: Request, wanted: Plan) -> tuple[RunDir, Plan] | None:
     """An interrupted run that would give just what is wanted, with its own plan and units."""
-    if request.run_name is not None:
-        return None
     for run, plan in unfinished_runs(request.project.model_path, wanted.stage):
-        if _same_work(plan, wanted):
+        if request.run_name in (None, run.name) and _same_work(plan, wanted):
             say(f"Going on with the interrupted run {run.name}.")
             return run, plan
     return None
 
 
 def _same_work(plan: Plan, wanted: Plan) -> bool:
-    names = ("group", "class_names", "thresholds", "settings")
+    names = ("group", "class_names", "thresholds", "settings", "weights")  # weights: workers read them where they were
     if any(getattr(plan, name) != getattr(wanted, name) for name in names):
-        return False
-    if {r: w["sha256"] for r, w in plan.weights.items()} != {r: w["sha256"] for r, w in wanted.weights.items()}:
         return False
     return all(
         plan.videos.get(key) == video
@@ -228,23 +235,46 @@ def _execute(run: RunDir, plan: Plan, request: Request, wanted: Plan) -> tuple[l
     missing = missing_units(units, run.finished_units())
     shares = devices(request.config.inference.devices)
     say(f"{run.name}: {len(missing)} of {len(units)} units to do on {len(shares)} device(s)")
-    settled: set[str] = set()
-    with Progress(sum(unit.num_frames for unit in missing)) as progress:
+    with Progress(sum(unit.num_frames for unit in missing)) as progress, _MergingBeside(run, plan) as merging:
         pool = local.LocalPool(run, missing, shares, lambda frames, finished: on_progress(frames, finished))
 
         def on_progress(frames: int, finished: bool) -> None:
             progress.add(frames)
-            if finished and progress.due("merge", seconds=MERGE_SECONDS):
-                merged = merge(run, plan, skip=settled)
-                settled.update(merged.done, merged.failed)
-                if _gave_up(request, merged):
-                    pool.stop()
+            if finished and progress.due("merge", seconds=MERGE_SECONDS) and _gave_up(request, merging.go_on()):
+                pool.stop()
 
         outcome = pool.execute() if missing else local.Outcome()
     merged = merge(run, plan)
     if merged.is_complete:
         finish(run, merged)
     return outcome, merged
+
+
+class _MergingBeside:
+    """Merges recordings while others are computed; in a thread, so that no worker waits for its next unit meanwhile."""
+
+    def __init__(self, run: RunDir, plan: Plan):
+        self._run, self._plan = run, plan
+        self._settled: set[str] = set()
+        self._thread = ThreadPoolExecutor(1, "merge")
+        self._pending: Future[Merged] | None = None
+
+    def __enter__(self) -> _MergingBeside:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._thread.shutdown()
+
+    def go_on(self) -> Merged:
+        """Begin to merge what has come since, unless the last merging is still at it; returns what that has found."""
+        found = Merged()
+        if self._pending is not None:
+            if not self._pending.done():
+                return found
+            found = self._pending.result()
+            self._settled.update(found.done, found.failed)
+        self._pending = self._thread.submit(merge, self._run, self._plan, skip=frozenset(self._settled))
+        return found
 
 
 def provenance() -> dict[str, Any]:

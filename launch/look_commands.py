@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from deg.launch.arguments import ANY_PATH, json_option, print_json, say
+from deg.launch.arguments import ANY_PATH, console, json_option, print_json, say
 
 
 @click.command()
@@ -25,7 +25,6 @@ def status(path: Path, as_json: bool) -> int:
     if as_json:
         print_json({"runs": [run.as_dict() for run in found]})
         return 0
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -41,7 +40,7 @@ def status(path: Path, as_json: bool) -> int:
             f"{run.frames_done}/{run.frames}",
             "" if run.frames_per_second is None else f"{run.frames_per_second:.1f}",
         )
-    Console().print(table)
+    console().print(table)
     return 0
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deg.errors import show_path
-from deg.launch.arguments import ANY_PATH, json_option, one_project, print_json, say, split_words
+from deg.launch.arguments import ANY_PATH, console, json_option, one_project, print_json, say, split_words
 
 if TYPE_CHECKING:
     from deg.check import CheckReport
@@ -126,7 +126,6 @@ def check(words: Sequence[str], deep: bool, as_json: bool) -> int:
 
 def _show(report: CheckReport) -> None:
     """The report as a table and a list of what to do."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -152,13 +151,13 @@ def _show(report: CheckReport) -> None:
         classes.add_column(f"{part} frames", justify="right")
     for name in report.class_names:
         classes.add_row(escape(name), *(str(counts.get(name, 0)) for counts in report.positives.values()))
-    console = Console()
-    console.print(table)
-    console.print()
-    console.print(classes)
+    out = console()
+    out.print(table)
+    out.print()
+    out.print(classes)
     for issue in report.issues:
-        console.print(
+        out.print(
             f"{issue.severity}: {issue.key + ': ' if issue.key else ''}{issue.message}", markup=False, highlight=False
         )
     if not report.issues:
-        console.print("No faults found." + ("" if report.deep else " (--deep decodes every frame.)"))
+        out.print("No faults found." + ("" if report.deep else " (--deep decodes every frame.)"))

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from checkout import ROOT, files
+from pages import FENCE, commands, pages, read
 
 from deg.config import load_config
 from deg.launch import cli
 from deg.launch.arguments import split_words
 
-FENCE = re.compile(
-    r"^(?P<ticks>```+|~~~+)(?P<language>\w*)[^\n]*\n(?P<text>.*?)^(?P=ticks)\s*$", re.DOTALL | re.MULTILINE
-)
 LINK = re.compile(r"\[[^\]]*\]\(\s*<?(?P<target>[^)\s>]+)[^)]*\)|^\[[^\]]+\]:\s*(?P<reference>\S+)", re.MULTILINE)
 HEADING = re.compile(r"^#+\s+(?P<text>.+?)\s*#*$", re.MULTILINE)
 
@@ -26,14 +22,6 @@ PRIVATE = re.compile(
     # where packages come from is for each machine to say
     r"|\bpypi(?:\.org|/)|\bpythonhosted\.org|\bdeb\.debian\.org|\bnpmjs\.org|--(?:extra-)?index-ur[l]|--find-link[s]"
 )
-
-
-def pages() -> list[Path]:
-    return [path for path in files() if path.suffix == ".md"]
-
-
-def read(path: Path) -> str:
-    return (ROOT / path).read_text(encoding="utf-8")
 
 
 def links(text: str) -> list[str]:
@@ -46,30 +34,6 @@ def anchors(text: str) -> set[str]:
     """What `#...` can name in a page: its headings as code hosts spell them."""
     titles = [found["text"].lower() for found in HEADING.finditer(FENCE.sub("", text))]
     return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in titles}
-
-
-def commands(text: str) -> Iterator[list[str]]:
-    """The words after `deg` of every such command in the shell blocks of a page.
-
-    In a block with prompts only the lines with a prompt are commands. Comments, pipes and redirections are left out.
-    """
-    for block in FENCE.finditer(text):
-        if block["language"] not in {"bash", "sh", "shell", "console"}:
-            continue
-        lines = block["text"].replace("\\\n", " ").splitlines()
-        if any(line.startswith("$ ") for line in lines):
-            lines = [line[2:] for line in lines if line.startswith("$ ")]
-        for line in lines:
-            words = shlex.shlex(line, posix=True, punctuation_chars=True)
-            words.whitespace_split = True
-            command: list[str] = []
-            for word in [*words, ";"]:
-                if not set(word) <= set("();<>|&"):
-                    command.append(word)
-                    continue
-                if command and command[0].rpartition("/")[2] == "deg":
-                    yield command[1:]
-                command = []
 
 
 PAGE = """

@@ -49,3 +49,9 @@ def remove_parts(path: Path, *, but: Path | None = None) -> None:
     for part in path.parent.glob(f".{glob.escape(path.name)}.*{PART}"):
         if part != but:
             part.unlink(missing_ok=True)
+
+
+def remove_all_parts(folder: Path) -> None:
+    """Remove what killed writers left anywhere below `folder`. Only when nobody writes there any more."""
+    for part in folder.rglob(f".*{PART}"):
+        part.unlink(missing_ok=True)

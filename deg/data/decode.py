@@ -18,7 +18,7 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from deg.data.decode_child import encode_path
-from deg.data.decode_process import ChildProcess
+from deg.data.decode_process import ChildProcess, DecoderKilledError
 from deg.data.faults import REENCODE
 from deg.data.reader import FrameCount
 from deg.data.transform import FrameTransform
@@ -43,6 +43,9 @@ pictures is 250 frames in a common case); 150 MB of frames of 224 x 224 for each
 
 VIDEOS_PER_PROCESS = 4
 """For fewer videos another process costs more to start than it saves."""
+
+MOST_KILLS = 3
+"""So many times in a row is a decoder that was killed replaced by another."""
 
 Result = TypeVar("Result")
 
@@ -148,9 +151,16 @@ class Decoder:
         self.close()
 
     def _ask(self, request: dict[str, Any], path: Path) -> dict[str, Any]:
-        child = self._idle_child()
-        child.send({**request, "path": encode_path(path)})
-        return child.answer(path)
+        kills = 0
+        while True:
+            child = self._idle_child()
+            child.send({**request, "path": encode_path(path)})
+            try:
+                return child.answer(path)
+            except DecoderKilledError:
+                kills += 1
+                if kills == MOST_KILLS:
+                    raise
 
     def _idle_child(self) -> ChildProcess:
         if self._stream is not None:
@@ -254,7 +264,31 @@ class DecoderPool:
         *,
         frame_count: FrameCount = "claimed",
     ) -> Iterator[np.ndarray]:
-        """As `Decoder.blocks`."""
+        """As `Decoder.blocks`; where a decoder was killed, another goes on."""
+        kills = 0
+        while True:
+            try:
+                with contextlib.closing(
+                    self._blocks(path, start, stop, transform, block_frames, frame_count)
+                ) as blocks:
+                    for block_THWC in blocks:
+                        yield block_THWC
+                        start, kills = start + len(block_THWC), 0
+                return
+            except DecoderKilledError:
+                kills += 1
+                if kills == MOST_KILLS:
+                    raise
+
+    def _blocks(
+        self,
+        path: Path | str,
+        start: int,
+        stop: int,
+        transform: FrameTransform | None,
+        block_frames: int,
+        frame_count: FrameCount,
+    ) -> Generator[np.ndarray, None, None]:
         if len(self._decoders) == 1:
             decoder = self._decoders[0]
             yield from decoder.blocks(path, start, stop, transform, block_frames, frame_count=frame_count)

@@ -23,6 +23,10 @@ PIPE_BYTES = 1 << 20
 Buffer = TypeVar("Buffer", bytearray, memoryview)
 
 
+class DecoderKilledError(VideoError):
+    """Somebody killed the decoder, or the system when memory ran out: the video need not be at fault."""
+
+
 class ChildProcess:
     """The process, its two pipes, and what its silence or death means."""
 
@@ -103,8 +107,13 @@ class ChildProcess:
     def _death(self, path: Path, at: int) -> VideoError:
         status = self._process.wait()
         if status == -signal.SIGKILL:
-            how, remedy = "was killed (SIGKILL)", "Memory may have run out: give the job more."
-        elif status < 0:
+            return DecoderKilledError(
+                path,
+                f"the decoder was killed (SIGKILL) near frame {at}",
+                "Memory may have run out: give the job more.",
+                frame=at,
+            )
+        if status < 0:
             how, remedy = f"crashed ({signal.Signals(-status).name})", REENCODE + "."
         else:
             how, remedy = f"ended with status {status}", "This is a defect of deg: the log has its traceback."

@@ -41,7 +41,7 @@ def _cannot_open(path: Path, error: OSError) -> VideoError:
         if path.is_symlink():
             target = show_path(path.readlink())
             return VideoError(path, f"the link leads to {target}, which does not exist", "Make the link anew.")
-        return VideoError(path, "the file does not exist", "Put it back, or take its entry out of the project.")
+        return VideoError(path, "the file does not exist", "Correct the path, or put the file back.")
     return VideoError(path, f"it cannot be opened ({error.strerror})", "Check the disk and the file system.")
 
 

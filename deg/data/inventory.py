@@ -6,12 +6,14 @@ A folder is read afresh each time; record.yaml is written for the other program 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from deg.data.atomic import PART, write_atomically
+from deg.data.faults import require_readable
 from deg.data.yamlfile import yaml_text
-from deg.errors import show_path
+from deg.errors import VideoError, show_path
 from deg.types import Issue, Record
 
 VIDEO_EXTENSIONS = (".avi", ".mp4", ".h5", ".mov")
@@ -25,15 +27,19 @@ KINDS = ("rgb", "flow", "label", "output", "stats", "keypoint")
 def discover(data_path: Path) -> list[Record]:
     """The recordings of a data folder: every folder directly in it, in the order of their names.
 
+    A link that leads nowhere is one too, without a video: left out, it would be missed by nobody.
     Folders whose names begin with a dot are none: half-made recordings (`.mouse1.part`) and what other programs hide.
     """
-    folders = (entry for entry in data_path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    folders = (entry for entry in data_path.iterdir() if _is_recording(entry) and not entry.name.startswith("."))
     return [read_record(folder) for folder in sorted(folders)]
 
 
 def read_record(folder: Path) -> Record:
     """The recording in one folder: of each kind the file that DeepEthogram would choose."""
-    chosen = {kind: choose(paths) for kind, paths in find_files(folder).items()}
+    try:
+        chosen = {kind: choose(paths) for kind, paths in find_files(folder).items()}
+    except OSError:  # `why_no_video` tells; the other recordings can be used
+        chosen = dict.fromkeys(KINDS)
     return Record(
         key=folder.name,
         folder=folder,
@@ -66,7 +72,10 @@ def find_files(folder: Path) -> dict[str, list[Path]]:
 
 def warnings(record: Record) -> list[Issue]:
     """What in this recording's folder is likely to be seen otherwise than its owner believes."""
-    found = find_files(record.folder)
+    try:
+        found = find_files(record.folder)
+    except OSError:
+        return [Issue(record.key, "error", why_no_video(record.folder))]
     issues = list(_video_issues(record, found["rgb"]))
     for kind, chosen in (("label", record.labels), ("output", record.outputs), ("keypoint", record.keypoints)):
         if len(found[kind]) > 1:
@@ -118,14 +127,31 @@ def hiding_word(name: str) -> str | None:
     return next((word for word in HIDING_WORDS if word in name), None)
 
 
+def why_no_video(folder: Path) -> str:
+    """Why no video was found in a recording's folder, and what to do."""
+    where = show_path(folder)
+    try:
+        require_readable(folder)
+    except VideoError as error:
+        return str(error)
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return f"{where}: permission denied. Make the folder readable (chmod u+rx, or ask its owner)."
+    hidden = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in VIDEO_EXTENSIONS]
+    if names := [path.name for path in hidden if not path.name.endswith("_outputs.h5")]:
+        words = ", ".join(f"`{word}`" for word in HIDING_WORDS)
+        return (
+            f"{where}: no video was found in this folder. {_show(*names)} is not taken for one because its name "
+            f"contains one of {words}. Rename it."
+        )
+    return (
+        f"{where}: no video was found in this folder, and no folder of images. Put the recording there, or take the "
+        "folder out of the project."
+    )
+
+
 def _video_issues(record: Record, candidates: Sequence[Path]) -> Iterator[Issue]:
     if record.video is None:
-        hidden = [path for path in sorted(record.folder.iterdir()) if path.suffix.lower() in VIDEO_EXTENSIONS]
-        message = "no video, no folder of images in this folder."
-        if names := [path.name for path in hidden if not path.name.endswith("_outputs.h5")]:
-            words = ", ".join(f"`{word}`" for word in HIDING_WORDS)
-            message += f" {_show(*names)} is not taken for one because its name contains one of {words}. Rename it."
-        yield Issue(record.key, "error", message)
+        yield Issue(record.key, "error", why_no_video(record.folder))
         return
     different = sorted(set(candidates))
     if len(different) > 1:
@@ -163,6 +189,10 @@ def _type(path: Path) -> str:
 
 def _shows(path: Path) -> bool:
     return hiding_word(path.name) is None
+
+
+def _is_recording(entry: Path) -> bool:
+    return entry.is_dir() or (entry.is_symlink() and not entry.exists())
 
 
 def _is_ours_and_unfinished(path: Path) -> bool:

@@ -15,6 +15,7 @@ import errno
 import fcntl
 import json
 import os
+import tempfile
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,6 +34,8 @@ MARK = "deg_mark"
 CHECKSUMS = "deg_crc32"
 PROVENANCE = "deg_provenance"
 LOCK_SECONDS = 60.0
+SPARE_BYTES = 1 << 20
+"""More than HDF5 holds back until a file is closed."""
 
 Blocks = Iterable[Mapping[str, np.ndarray]]
 """Consecutive rows of all per-frame datasets: {name: (rows, columns)}."""
@@ -80,6 +83,27 @@ def describe_refusal(path: Path, error: OSError) -> str:
     """In one sentence what the system refused; HDF5 has five lines for a full disk."""
     reason = str(error) if error.errno is None else os.strerror(error.errno)
     return f"{show_path(path)}: {reason}. Make sure that there is room and permission to write, then run again."
+
+
+@contextmanager
+def new_hdf5(path: Path) -> Iterator[h5py.File]:
+    """A new HDF5 file to write to. OSError if the disk is full.
+
+    Where there is no room for what HDF5 writes when it closes a file, it keeps the file open for good, and crashes the
+    process some time later. So rows go to the disk at once, and for the rest, a few kilobytes, room is set aside and
+    given back before the end, whatever the end.
+    """
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_sieve_buf_size(0)
+    access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+    access.set_file_locking(False, True)  # nobody else knows of the file
+    with tempfile.TemporaryFile(dir=path.parent) as spare:
+        os.posix_fallocate(spare.fileno(), 0, SPARE_BYTES)
+        with h5py.File(h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_EXCL, fapl=access)) as file:
+            try:
+                yield file
+            finally:
+                spare.close()
 
 
 def checksum(values: np.ndarray, former: int = 0) -> int:
@@ -141,8 +165,8 @@ def write_group(
     """
     check_writable(path)
     with _locked(path), replacing(path) as beside:
-        remove_parts(path, but=beside)
-        with h5py.File(beside, "w", locking=False) as file:  # nobody else knows of it
+        remove_parts(path)
+        with new_hdf5(beside) as file:
             _carry_over(path, file, leave_out=group)
             _fill(file.create_group(group), num_frames, columns, blocks, class_names, thresholds_K)
             file[group].attrs[PROVENANCE] = json.dumps(provenance, sort_keys=True)
@@ -178,8 +202,10 @@ def _fill(
     thresholds_K: np.ndarray,
 ) -> None:
     target.create_dataset("thresholds", data=np.asarray(thresholds_K, dtype=np.float32))
-    for name, width in columns.items():
-        target.create_dataset(name, shape=(num_frames, width), dtype=np.float32)
+    datasets = {
+        name: target.create_dataset(name, shape=(num_frames, width), dtype=np.float32)
+        for name, width in columns.items()
+    }
     checksums = dict.fromkeys(columns, 0)
     row = 0
     for block in blocks:
@@ -192,7 +218,7 @@ def _fill(
         if end > num_frames:
             raise ResultError(f"{target.file.filename}: expected {num_frames} frames of results, got at least {end}.")
         for name, values in block.items():
-            target[name][row:end] = values
+            datasets[name][row:end] = values
             checksums[name] = checksum(values, checksums[name])
         row = end
     if row != num_frames:

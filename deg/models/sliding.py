@@ -9,6 +9,7 @@ takes a tenth of the multiplications, and gives the numbers of the direct way wi
 from __future__ import annotations
 
 import math
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,12 @@ class SlidingConvolution(nn.Module):
 
     `conv` has stride 1 and keeps the size.
     """
+
+    real: Tensor
+    imaginary: Tensor
+    bias: Tensor
+    rows: Tensor
+    columns: Tensor
 
     def __init__(self, conv: nn.Conv2d, window: int):
         super().__init__()
@@ -46,7 +53,7 @@ class SlidingConvolution(nn.Module):
         self.register_buffer("columns", columns.float())
 
     def forward(self, frames_TCHW: Tensor) -> Tensor:
-        T, C, H, W = frames_TCHW.shape
+        T, _, H, W = frames_TCHW.shape
         down, across = -(-H // self.outputs), -(-W // self.outputs)
         spectra = self._spectra(frames_TCHW, down, across)
         channels = self.bias.shape[0]
@@ -101,8 +108,8 @@ class SlidingTwoStream(nn.Module):
 
     def __init__(self, network: TwoStream):
         super().__init__()
-        generator = network.flow_generator
-        generator.conv1[0] = SlidingConvolution(generator.conv1[0], CLIP_FRAMES)  # type: ignore[index,operator]
+        first: nn.Sequential = network.flow_generator.conv1  # type: ignore[assignment]
+        first[0] = SlidingConvolution(first[0], CLIP_FRAMES)  # type: ignore[arg-type]
         self.network = network
 
     def forward(self, frames_TCHW: Tensor) -> TwoStreamOutput:
@@ -113,6 +120,6 @@ class SlidingTwoStream(nn.Module):
         return self.network.classify(image.contiguous(memory_format=torch.channels_last), flow)
 
 
-def slides(network: nn.Module) -> bool:
+def slides(network: nn.Module) -> TypeGuard[TwoStream]:
     """Whether it is one for SlidingTwoStream: the first layer of its flow generator is large enough to be worth it."""
     return isinstance(network, TwoStream) and isinstance(network.flow_generator, TinyMotionNet)

@@ -1,5 +1,13 @@
 """Bad files of every kind, met by the real commands."""
 
-from small_lab import weights
+import pytest
+from runs import scripted_workers
+from small_lab import models
 
-__all__ = ["weights"]
+__all__ = ["models"]
+
+
+@pytest.fixture
+def scripted(monkeypatch, tmp_path):
+    """Workers of commands started from here on compute nothing; `scripted(pause=0.1, ...)` gives them a script."""
+    return scripted_workers(monkeypatch, tmp_path)

@@ -1,7 +1,7 @@
 """Random SIGKILLs over repeated `deg infer`, while a reader polls its files: nothing torn, and in the end every byte as
 in an undisturbed run.
 
-    python tests/bench/kill_inference.py [--kills 200] [--seed 0] [--folder DIR] [--json]
+    python tests/bench/kill_inference.py [--kills 200] [--seed 0] [--minutes 30] [--folder DIR] [--json]
 
 Exit status 1 if anything was not as it should be. About 6 seconds a kill on two cores.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 from pathlib import Path
@@ -49,15 +50,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="kill no more after so many minutes")
     parser.add_argument("--folder", type=Path, help="an empty folder, kept; default: a temporary one")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    wanted = {"kills": options.kills, "seed": options.seed, "minutes": options.minutes}
     if options.folder is not None:
         options.folder.mkdir(parents=True, exist_ok=True)
-        tally = kill_inference(options.folder, kills=options.kills, seed=options.seed)
+        tally = kill_inference(options.folder, **wanted)
     else:
         with tempfile.TemporaryDirectory(prefix="kills_") as folder:
-            tally = kill_inference(Path(folder), kills=options.kills, seed=options.seed)
+            tally = kill_inference(Path(folder), **wanted)
     print(json.dumps(tally.as_dict(), indent=1) if options.json else table(tally))
     return 1 if tally.violations else 0
 

@@ -201,9 +201,10 @@ def test_out_of_memory_halves_the_batch_and_goes_on_with_the_same_results(most):
     plain = FeatureEngine(Seen(), task(batch_size=16), CPU)
     engine = FeatureEngine(Seen(most=most), task(batch_size=16), CPU)
     found = run(engine, frames, 0, 61)
-    assert joined(found, "spatial_features_TD").tobytes() == joined(
-        run(plain, frames, 0, 61), "spatial_features_TD"
-    ).tobytes()
+    assert (
+        joined(found, "spatial_features_TD").tobytes()
+        == joined(run(plain, frames, 0, 61), "spatial_features_TD").tobytes()
+    )
     assert engine.batch_size == {1: 1, 2: 2, 3: 2, 8: 8}[most]
     failures = [size for size in engine.network.batches if size > most]
     assert len(failures) == {1: 4, 2: 3, 3: 3, 8: 1}[most]

@@ -54,9 +54,14 @@ def test_units_are_of_equal_size_to_within_a_grain(lengths, devices, units_per_d
 
 
 @given(frames=st.integers(1, 200_000), **WORKERS)
-def test_there_are_never_more_units_than_were_asked_for(frames, devices, units_per_device):
+def test_one_recording_never_gives_more_units_than_were_asked_for(frames, devices, units_per_device):
     units = plan_units({"a": frames}, devices=devices, units_per_device=units_per_device)
     assert len(units) <= devices * units_per_device
+
+
+@given(lengths=LENGTHS)
+def test_one_unit_is_one_unit(lengths):
+    assert len(plan_units(lengths, devices=1, units_per_device=1)) <= 1
 
 
 def test_long_recordings_give_about_as_many_units_as_were_asked_for():

@@ -379,7 +379,7 @@ def test_other_names_that_cannot_be(project, tmp_path, video):
     (tmp_path / "m.mkv").touch()
     with pytest.raises(VideoError, match=r"found `\.mkv`"):
         add_recording(project, tmp_path / "m.mkv")
-    with pytest.raises(VideoError, match="no such file"):
+    with pytest.raises(VideoError, match="does not exist"):
         add_recording(project, tmp_path / "gone.mp4")
     with pytest.raises(VideoError, match="begins with a dot"):
         add_recording(project, video(".m.avi"))

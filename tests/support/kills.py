@@ -8,6 +8,7 @@ project      a copy: deg infer, killed, deg infer, a worker killed, ..., exit 0;
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import select
@@ -32,7 +33,7 @@ from deg.demo import write_shapes_video
 from deg.errors import DegError
 from deg.rundir import RunDir
 
-LENGTHS = {"long": 4000, "short": 40, "middle": 700, "odd": 517, "even": 512}
+LENGTHS = {"long": 1600, "short": 40, "odd": 517, "even": 512}
 TOKEN = "DEG_KILLS"
 """Environment variable by which the processes that come from a command are known, whoever their parent is by now."""
 MOST_IN_ONE_COMMAND = 2
@@ -40,11 +41,11 @@ MOST_IN_ONE_COMMAND = 2
 POLL_SECONDS = 0.004
 ORPHAN_SECONDS = 20.0
 VICTIMS = {"command": 45, "worker": 25, "all workers": 8, "decoder": 12, "everything": 10}
-MOMENTS = {"soon": 15, "any time": 45, "planning": 6, "unit done": 12, "merging": 16, "finishing": 6}
+MOMENTS = {"soon": 25, "any time": 45, "planning": 6, "unit done": 10, "merging": 10, "finishing": 4}
 
 
 def make_project(folder: Path, lengths: Mapping[str, int]) -> Path:
-    """Videos of 48 x 64 and untrained networks; two workers, about twelve units."""
+    """Videos of 48 x 64 and untrained networks; two workers, several units of the longest."""
     from deg.launch.demo import write_untrained_weights
 
     (folder / "models").mkdir(parents=True)
@@ -55,6 +56,8 @@ def make_project(folder: Path, lengths: Mapping[str, int]) -> Path:
         "project": {"name": "kills", "class_names": ["background", "right", "spin"]},
         "augs": {"resize": [32, 32], "normalization": {"N": 100, "mean": [0.4, 0.4, 0.4], "std": [0.2, 0.2, 0.2]}},
         "preset": "deg_f",
+        "flow_generator": {"weights": "latest"},
+        "feature_extractor": {"weights": "latest"},
         "inference": {"batch_size": 64, "devices": 2, "units_per_device": 6, "threads": 1},
     }
     (folder / "project_config.yaml").write_text(yaml.safe_dump(config))
@@ -313,8 +316,8 @@ class Tally:
 class Campaign:
     """Kills until there are enough, and lets the work come to its end after the last."""
 
-    def __init__(self, folder: Path, kills: int, seed: int, lengths: Mapping[str, int] = LENGTHS):
-        self._folder, self._wanted, self._lengths = folder, kills, lengths
+    def __init__(self, folder: Path, kills: int, seed: int, pace: float, minutes: float):
+        self._folder, self._wanted, self._pace, self._minutes = folder, kills, pace, minutes
         self._random = random.Random(seed)
         self._token = uuid.uuid4().hex
         self._log = folder / "commands.log"
@@ -332,22 +335,26 @@ class Campaign:
             stdout=subprocess.PIPE,
             text=True,
         )
-        started = time.monotonic()
+        self._started = time.monotonic()
         try:
-            while sum(self.tally.kills.values()) < self._wanted and not self.tally.violations:
+            while not self._is_enough() and not self.tally.violations:
                 self._round(expected)
         finally:
             for process in processes(self._token):
                 process.kill()
             said, _ = reader.communicate()
-        self.tally.seconds = time.monotonic() - started
+        self.tally.seconds = time.monotonic() - self._started
         seen = json.loads(said)
         self.tally.polls, self.tally.files = seen["polls"], seen["files"]
         self.tally.violations += seen["violations"]
         return self.tally
 
+    def _is_enough(self) -> bool:
+        minutes = (time.monotonic() - self._started) / 60
+        return sum(self.tally.kills.values()) >= self._wanted or minutes > self._minutes
+
     def _make_reference(self) -> Path:
-        reference = make_project(self._folder / "reference", self._lengths)
+        reference = make_project(self._folder / "reference", LENGTHS)
         started = time.monotonic()
         status = start_command(reference, "all", token=self._token, log=self._log).wait()
         self.tally.reference_seconds = time.monotonic() - started
@@ -386,8 +393,7 @@ class Campaign:
         self.tally.commands += 1
         strikes = 0
         while command.poll() is None:
-            enough = sum(self.tally.kills.values()) >= self._wanted
-            if enough or (strikes == MOST_IN_ONE_COMMAND and self._random.random() < 0.5):
+            if self._is_enough() or (strikes == MOST_IN_ONE_COMMAND and self._random.random() < 0.5):
                 command.wait()
             elif self._moment_comes(command):
                 strikes += self._strike(command, "command" if strikes == MOST_IN_ONE_COMMAND else self._pick(VICTIMS))
@@ -406,9 +412,14 @@ class Campaign:
             victim, victims = "command", chosen("command", living, self._random)
         if any([process.kill() for process in victims]):
             self.tally.kills[victim, phase] += 1
+            self._log_kill(victim, phase)
         if victim in ("command", "everything"):
             command.wait()
         return victim not in ("command", "everything")
+
+    def _log_kill(self, victim: str, phase: str) -> None:
+        with self._log.open("a", encoding="utf-8") as log:
+            log.write(f"--- kill {sum(self.tally.kills.values())}: {victim}, {phase}\n")
 
     def _pick(self, weights: Mapping[str, int]) -> str:
         return self._random.choices(list(weights), list(weights.values()))[0]
@@ -417,9 +428,9 @@ class Campaign:
         """Wait for a moment to strike; False if the command ends before."""
         moment = self._pick(MOMENTS)
         if moment == "soon":
-            return not ends_within(command, self._random.uniform(0, 3))
+            return not ends_within(command, self._pace * self._random.uniform(0, 4))
         if moment == "any time":
-            return not ends_within(command, min(self._random.expovariate(1 / 8), 20))
+            return not ends_within(command, self._pace * min(self._random.expovariate(1 / 4.5), 15))
         before = self._signs()[moment]
         while self._signs()[moment] <= before:
             if command.poll() is not None:
@@ -440,7 +451,7 @@ class Campaign:
 
     def _is_all_merged(self, run: RunDir) -> bool:
         merged = {event["key"] for event in run.events() if event["event"] == "merged"}
-        return len(merged) == len(self._lengths)
+        return len(merged) == len(LENGTHS)
 
     def _phase(self) -> str:
         if any(self._project.glob("DATA/*/.*.part")):
@@ -481,9 +492,10 @@ def wipe(project: Path) -> None:
         path.unlink()
 
 
-def kill_inference(folder: Path, *, kills: int, seed: int, lengths: Mapping[str, int] = LENGTHS) -> Tally:
-    """The whole story, in an empty folder."""
-    return Campaign(folder, kills, seed, lengths).run()
+def kill_inference(folder: Path, *, kills: int, seed: int = 0, pace: float = 1.0, minutes: float = math.inf) -> Tally:
+    """The whole story, in an empty folder. `pace` below 1: less time between kills, for workers that start faster.
+    After `minutes` no more is killed."""
+    return Campaign(folder, kills, seed, pace, minutes).run()
 
 
 if __name__ == "__main__":

@@ -44,7 +44,9 @@ class FeatureSpans:
         self._script = script if script is not None else json.loads(os.environ.get("SCRIPT", "{}"))
         self._classes = len(plan.class_names)
         self._names = self._columns()
-        self.columns = {name: rows.shape[1] for name, rows in rows_of(0, 1, self._classes).items() if name in self._names}
+        self.columns = {
+            name: rows.shape[1] for name, rows in rows_of(0, 1, self._classes).items() if name in self._names
+        }
         start = self._script.get("start")
         if start and os.environ.get("CUDA_VISIBLE_DEVICES", "0") in start.get("devices", ["0"]):
             sys.stderr.write("the driver is too old\n")

@@ -47,7 +47,9 @@ def rows(num_frames: int, seed: int = 0, columns=COLUMNS) -> dict[str, np.ndarra
     return {name: rng.random((num_frames, width), dtype=np.float32) for name, width in columns.items()}
 
 
-def write(path: Path, group: str = "resnet18", *, num_frames: int = 50, blocks=None, columns=COLUMNS, **options) -> None:
+def write(
+    path: Path, group: str = "resnet18", *, num_frames: int = 50, blocks=None, columns=COLUMNS, **options
+) -> None:
     write_group(
         path,
         group,
@@ -270,19 +272,19 @@ def tiny_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("num_frames", [230, 240, 249, 400])  # full at the end, when closing, and in the middle
-def test_a_full_disk_is_said_and_leaves_the_former_file(tiny_disk, num_frames):
+@pytest.mark.parametrize("num_frames", [133, 135, 137, 150, 200, 400])  # full at the very end, late, early
+def test_a_full_disk_is_said_and_leaves_the_former_file(tiny_disk, num_frames, monkeypatch):
+    monkeypatch.setattr(store, "SPARE_BYTES", 300_000)
     path = tiny_disk / "mouse_outputs.h5"
     write(path)
     before = path.read_bytes()
-    filler = tiny_disk / "filler"
-    filler.write_bytes(b"x" * (400_000 if num_frames > 240 else 0))
+    blocks = [{name: values[i : i + 5] for name, values in rows(num_frames).items()} for i in range(0, num_frames, 5)]
     with pytest.raises(OSError) as caught:
-        write(path, num_frames=num_frames + 60, blocks=[rows(num_frames + 60)])
+        write(path, num_frames=num_frames, blocks=blocks)
     assert caught.value.errno == errno.ENOSPC
     assert describe_refusal(path, caught.value).startswith(f"{path}: No space left on device. Make sure")
     assert path.read_bytes() == before
-    assert left_in(tiny_disk) == ["filler", path.name]
+    assert left_in(tiny_disk) == [path.name]
 
 
 def test_what_a_killed_writer_left_is_removed(path):
@@ -369,7 +371,9 @@ def test_no_file_yet(path):
         groups(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"a text file\n", b"\x89HDF\r\n\x1a\n" + b"\0" * 20], ids=["empty", "text", "cut"])
+@pytest.mark.parametrize(
+    "content", [b"", b"a text file\n", b"\x89HDF\r\n\x1a\n" + b"\0" * 20], ids=["empty", "text", "cut"]
+)
 def test_what_is_no_hdf5_file_is_named(path, content):
     path.write_bytes(content)
     with pytest.raises(ResultError, match=r"mouse_outputs\.h5: this is not a readable HDF5 file"):

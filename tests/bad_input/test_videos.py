@@ -1,0 +1,222 @@
+"""Videos that cannot be read: each is named with its reason and what to do, and the others of the project are done."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from pathlib import Path
+
+import av
+import h5py
+import pytest
+from small_lab import CLASSES, add_good, check, deg, infer, make_lab, place
+from videos import (
+    HEIGHT,
+    WIDTH,
+    write_cut,
+    write_flipped,
+    write_opencv,
+    write_size_change,
+    write_sound,
+    write_truncated,
+    write_video,
+)
+
+NOT_UTF8 = os.fsdecode(b"M\xe4use")
+QUOTED = """two words, 'one' "two" & $HOME"""
+GOOD = {
+    **{"good": 12, "frames_1": 1, "frames_5": 5, "frames_12": 12, "copy_1": 6, "copy_2": 6, "linked": 12},
+    **{"two_sizes": 12, NOT_UTF8: 6, QUOTED: 6},
+}
+"""Recordings that are done, with their frames. The decoder brings those of two sizes to the first; so in DeepEthogram."""
+
+AT_A_GLANCE = {
+    "none": ("no video was found", "Put the recording there"),
+    "empty": ("is empty (0 bytes)", "Copy it again"),
+    "text": ("is a text file", "Put the recording there"),
+    "sound": ("no pictures, only sound", "Put the recording there"),
+    "index_last": ("its index (the moov atom) is missing", "Copy it again"),
+    "frames_0": ("holds no frames", "Put the recording there"),
+    "stream": ("does not say how many frames", "Re-encode it"),
+    "dangling": ("the link leads to /nowhere/mouse.mp4, which does not exist", "Make the link anew"),
+    "cyclic": ("the link leads round in a circle", "Make the link anew"),
+    "dangling_folder": ("the link leads to /nowhere/mouse, which does not exist", "Make the link anew"),
+    "pipe": ("neither a file nor a folder", "Put the recording there"),
+    "folder": ("holds no images", "one for each frame"),
+    "forbidden": ("permission denied", "Make the file and its folders readable"),
+    "forbidden_folder": ("permission denied", "Make the folder readable"),
+}
+"""What is seen without decoding the whole video: problem and remedy."""
+
+DECODED = {
+    "index_first": ("claims 60 frames but", "Re-encode it"),
+    "flipped": ("", "Re-encode it"),
+    "edit_list": ("claims 20 frames but", "Re-encode it"),
+}
+"""What is seen only by decoding all of it."""
+
+GROWING = {"growing": ("it changed while it was read", "Wait until the recording or the copy is finished")}
+
+
+@pytest.fixture(scope="module")
+def bound_by_permissions():
+    """What to start a program with so that permissions hold for it; root loses its right to pass over them."""
+    if os.geteuid() != 0:
+        return ()
+    prefix = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
+    try:
+        subprocess.run([*prefix, "true"], check=True, capture_output=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        pytest.skip("as root, who may read everything, these tests need setpriv and the right to use it")
+    return prefix
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory, models):
+    """One project with a recording for each word above."""
+    made, folder = tmp_path_factory.mktemp("made"), tmp_path_factory.mktemp("videos") / "lab"
+    lab = make_lab(folder, models)
+    for key in ("good", "frames_1", "frames_5", "frames_12", QUOTED):
+        add_good(lab, key, GOOD[key])
+    write_video(made / "tmp.mp4", GOOD[NOT_UTF8]).rename(place(lab, NOT_UTF8))
+    for key in ("copy_1", "copy_2"):
+        write_video(place(lab, key, "same.mp4"), GOOD[key])
+    place(lab, "linked").symlink_to(lab / "DATA" / "good" / "good.mp4")
+
+    place(lab, "none").with_name("notes.txt").write_text("The camera was off.")
+    place(lab, "empty").touch()
+    place(lab, "text").write_text("The camera was off.\n" * 100)
+    write_sound(place(lab, "sound"))
+    write_truncated(place(lab, "index_last"), write_video(made / "last.mp4", 60), 0.6)
+    write_opencv(place(lab, "frames_0", "frames_0.avi"), 0)
+    write_size_change(place(lab, "stream"), 10)
+    place(lab, "dangling").symlink_to("/nowhere/mouse.mp4")
+    place(lab, "cyclic").symlink_to(place(lab, "cyclic"))
+    (lab / "DATA" / "dangling_folder").symlink_to("/nowhere/mouse")
+    os.mkfifo(place(lab, "pipe"))
+    place(lab, "folder").mkdir()
+    add_good(lab, "forbidden").chmod(0o000)
+    add_good(lab, "forbidden_folder").parent.chmod(0o000)
+
+    first = write_video(made / "first.mp4", 60, container={"movflags": "faststart"})
+    write_truncated(place(lab, "index_first"), first, 0.6)
+    write_flipped(place(lab, "flipped"), write_video(made / "whole.mp4", 60), at=0.4, count=500)
+    write_cut(place(lab, "edit_list"), write_video(made / "groups.mp4", 20, options={"g": "5"}), 7)
+    write_two_sizes(place(lab, "two_sizes", "two_sizes.avi"), made)
+    add_good(lab, "growing", 30)
+    yield lab
+    (lab / "DATA" / "forbidden_folder").chmod(0o700)
+
+
+def write_two_sizes(path: Path, made: Path) -> None:
+    """An AVI whose last 6 of 12 images are twice as large as its header says."""
+    small = write_video(made / "small.avi", 6, codec="mjpeg", pixels="yuvj420p")
+    large = write_video(made / "large.avi", 6, codec="mjpeg", pixels="yuvj420p", size=(2 * HEIGHT, 2 * WIDTH))
+    with av.open(str(small)) as first, av.open(str(large)) as second, av.open(str(path), "w") as file:
+        stream = file.add_stream_from_template(first.streams.video[0])
+        for position, source in enumerate((first, second)):
+            for packet in source.demux(video=0):
+                if packet.dts is not None:
+                    packet.pts = packet.dts = packet.dts + 6 * position
+                    packet.stream = stream
+                    file.mux(packet)
+
+
+@pytest.fixture(scope="module")
+def checked(lab, bound_by_permissions):
+    return check(lab, prefix=bound_by_permissions)
+
+
+@pytest.fixture(scope="module")
+def checked_deeply(lab, bound_by_permissions):
+    return check(lab, "--deep", prefix=bound_by_permissions)
+
+
+@pytest.fixture(scope="module")
+def inferred(lab, bound_by_permissions, checked, checked_deeply):
+    """The answer of `deg infer`, during which one video grows."""
+    ended = threading.Event()
+
+    def grow() -> None:
+        while not ended.wait(0.1):
+            if list(lab.glob("models/*_inference/plan.json")):
+                with place(lab, "growing").open("ab") as file:
+                    file.write(b"frames")
+
+    thread = threading.Thread(target=grow)
+    thread.start()
+    try:
+        return infer(lab, prefix=bound_by_permissions)
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_infer_does_the_good_recordings_and_ends_with_status_1(inferred):
+    assert set(inferred.json["done"]) == set(GOOD)
+    assert set(inferred.json["failed"]) == {*AT_A_GLANCE, *DECODED, *GROWING}
+    assert inferred.json["waiting"] == []
+    assert inferred.status == 1
+
+
+@pytest.mark.parametrize("key", GOOD)
+def test_results_have_a_row_for_each_frame(lab, inferred, key):
+    folder = lab / "DATA" / key
+    (outputs,) = folder.glob("*_outputs.h5")
+    with h5py.File(outputs, "r") as file:
+        assert file["resnet18"]["P"].shape == (GOOD[key], len(CLASSES))
+
+
+@pytest.mark.parametrize("key", [*AT_A_GLANCE, *DECODED, *GROWING])
+def test_infer_names_each_bad_video_with_reason_and_remedy(lab, inferred, key):
+    problem, remedy = {**AT_A_GLANCE, **DECODED, **GROWING}[key]
+    reason = inferred.json["failed"][key]
+    assert f"{lab}/DATA/{key}" in reason and problem in reason and remedy in reason
+    assert "\n" not in reason and f"{key}: FAILED: {reason}" in inferred.told
+    assert not list((lab / "DATA" / key).glob("*_outputs.h5")) and not list((lab / "DATA" / key).glob(".*"))
+
+
+@pytest.mark.parametrize("key", AT_A_GLANCE)
+def test_check_names_what_is_seen_at_a_glance(checked, key):
+    problem, remedy = AT_A_GLANCE[key]
+    assert checked[key].startswith("error: ") and problem in checked[key]
+    assert remedy in checked[key]
+
+
+@pytest.mark.parametrize("key", [*AT_A_GLANCE, *DECODED])
+def test_check_deep_names_every_fault(checked_deeply, key):
+    problem, remedy = {**AT_A_GLANCE, **DECODED}[key]
+    assert checked_deeply[key].startswith("error: ") and problem in checked_deeply[key]
+    assert remedy in checked_deeply[key]
+
+
+def test_check_finds_no_fault_in_good_recordings(checked_deeply):
+    shown = {key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for key in GOOD}
+    assert not shown & checked_deeply.keys()
+
+
+def test_check_warns_of_two_videos_of_one_name(checked):
+    assert "2 recordings have a video called `same` (copy_1, copy_2)" in checked[""]
+
+
+def test_damaged_video_is_done_as_far_as_it_goes_on_request(lab, inferred, bound_by_permissions):
+    answer = infer(lab, "--videos", "edit_list", "inference.frame_count=decoded", prefix=bound_by_permissions)
+    assert answer.json["done"] == ["edit_list"] and answer.status == 0
+    with h5py.File(lab / "DATA" / "edit_list" / "edit_list_outputs.h5", "r") as file:
+        assert file["resnet18"]["P"].shape == (13, len(CLASSES))
+
+
+def test_add_refuses_bad_videos_and_takes_the_others(tmp_path, lab, bound_by_permissions):
+    project = make_lab(tmp_path / "lab")
+    sources = {key: place(lab, key) for key in ("good", "empty", "index_first", "dangling", "good", "frames_1", NOT_UTF8)}
+    videos = [*sources.values(), sources["good"], tmp_path / "absent.mp4"]
+    answer = deg("add", project, *videos, "--json", prefix=bound_by_permissions)
+    assert answer.status == 1
+    assert set(answer.json["added"]) == {"good", "frames_1", NOT_UTF8} == {p.name for p in project.glob("DATA/*")}
+    failed = answer.json["failed"]
+    assert "is empty (0 bytes)" in failed[str(sources["empty"])]
+    assert "claims 60 frames" in failed[str(sources["index_first"])]
+    assert "does not exist" in failed[str(sources["dangling"])]
+    assert "the file does not exist. Correct the path" in failed[str(tmp_path / "absent.mp4")]
+    assert "already has a recording of this name" in failed[str(sources["good"])]

@@ -1,0 +1,98 @@
+"""How far runs have come, read from their files alone."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from runs import do_units, make_plan, make_project, make_run
+
+from deg.errors import ProjectError, RunError
+from deg.launch import cli
+from deg.launch.status import read_status, runs_at
+from deg.merge import finish, merge
+
+LENGTHS = {"a": 600, "b": 40, "c": 1500}
+
+
+@pytest.fixture
+def plan(tmp_path):
+    return make_plan(tmp_path, LENGTHS, units=3)
+
+
+@pytest.fixture
+def run(tmp_path, plan):
+    return make_run(tmp_path, plan)
+
+
+def test_a_run_that_has_not_begun(run):
+    found = read_status(run)
+    assert (found.state, found.units, found.units_done, found.recordings, found.recordings_done) == (
+        "interrupted",
+        3,
+        0,
+        3,
+        0,
+    )
+    assert found.frames == sum(LENGTHS.values()) and found.frames_done == 0 and found.frames_per_second is None
+
+
+def test_a_run_at_work(run, plan):
+    do_units(run, plan, [0])
+    merge(run, plan)
+    with run.claimed():
+        found = read_status(run)
+    assert (found.state, found.units_done, found.recordings_done, found.frames_done) == ("running", 1, 2, 640)
+    assert found.frames_per_second > 0
+
+
+def test_a_unit_that_failed_counts_until_it_is_done(run, plan):
+    run.unit_folder(1).mkdir(parents=True)
+    run.error_file(1).write_text("{}")
+    assert read_status(run).units_failed == 1
+    do_units(run, plan, [1])
+    assert read_status(run).units_failed == 0
+
+
+def test_a_finished_run(run, plan):
+    do_units(run, plan, faults={"b": "the file is damaged"})
+    finish(run, merge(run, plan))
+    found = read_status(run)
+    assert (found.state, found.units_done, found.recordings_done, found.recordings_failed) == ("finished", 3, 2, 1)
+    assert found.frames_done == found.frames
+
+
+def test_a_recording_merged_twice_is_one_recording(run, plan):
+    do_units(run, plan)
+    merge(run, plan)
+    plan.outputs["a"].unlink()
+    merge(run, plan)
+    assert read_status(run).recordings_done == 3
+
+
+def test_looking_does_not_disturb(run, plan):
+    do_units(run, plan, [0])
+    before = sorted((path, path.stat().st_mtime_ns) for path in run.path.rglob("*"))
+    read_status(run)
+    assert sorted((path, path.stat().st_mtime_ns) for path in run.path.rglob("*")) == before
+
+
+def test_runs_are_found_by_folder_and_by_project(tmp_path):
+    folder = make_project(tmp_path / "mice", {"m": 20})
+    run = make_run(folder, make_plan(folder, {"m": 20}))
+    assert runs_at(run.path) == runs_at(folder) == runs_at(folder / "project_config.yaml") == [run]
+
+
+def test_a_project_without_runs_and_what_is_no_project(tmp_path):
+    folder = make_project(tmp_path / "mice", {"m": 20})
+    with pytest.raises(RunError, match="no runs of deg yet"):
+        runs_at(folder)
+    with pytest.raises(ProjectError):
+        runs_at(tmp_path)
+
+
+def test_the_command_prints_a_table_or_json(run, capsys):
+    assert cli.run(["status", str(run.path)]) == 0
+    assert "interrupted" in capsys.readouterr().out
+    assert cli.run(["status", str(run.path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["runs"][0]["name"] == run.name

@@ -1,0 +1,49 @@
+"""Every `deg` command that the pages show runs, word for word, in a project like the one that they speak of."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from pages import commands, pages, read
+from videos import write_video
+
+from deg.data.labels import write_labels
+from deg.launch.demo import write_untrained_weights
+from deg.project import add_recording, create_project
+
+FRAMES = 24
+CHEAPER = {"bench": ["--frames", "8", "--runs", "1", "--size", "32", "32"]}
+"""What is added so that measuring takes seconds; the last word for an option wins."""
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A folder with `my_project`, of two short recordings and untrained weights of its own, and a video to add."""
+    project = create_project(tmp_path / "my_project", ["groom", "rear"])
+    for key in ("mouse1", "mouse2", "mouse3"):
+        video = write_video(tmp_path / f"{key}.mp4", FRAMES)
+        labels = video.with_name(f"{key}_labels.csv")
+        write_labels(labels, np.eye(3, dtype=np.int8)[np.arange(FRAMES) % 3], project.class_names)
+        if key != "mouse3":
+            add_recording(project, video, labels)
+    config = yaml.safe_load(project.config_file.read_text())
+    config["augs"]["resize"] = [32, 32]
+    project.config_file.write_text(yaml.safe_dump(config))
+    write_untrained_weights(project.path)
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_all_shown_commands_run_in_the_order_of_their_page(folder):
+    shown = [(page, words) for page in pages() for words in commands(read(page))]
+    assert len(shown) >= 10
+    for page, words in shown:
+        command = [sys.executable, "-m", "deg.launch.cli", *words, *CHEAPER.get(words[0], [])]
+        ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900)
+        assert ended.returncode == 0, f"{page}: deg {' '.join(words)} ended with {ended.returncode}:\n{ended.stderr}"
