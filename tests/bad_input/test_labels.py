@@ -27,7 +27,11 @@ REFUSED = {
     "extra_column": (csv(LABELS[:, [0, 1, 2, 2]], [*CLASSES, "sleep"]), "`sleep` unknown", "Rename or remove columns"),
     "no_names": (csv(header=False), "line 1 holds numbers where the names", "Put a line with the names in front"),
     "probabilities": (csv(LABELS * 0.7), "line 2, column `background`: expected 1, 0 or -1, found 0.7", "a threshold"),
-    "nan": (csv(np.where(LABELS == 1, LABELS, np.nan), na_rep="NaN"), "line 4, column `background`: no value", "Write 1, 0, or -1"),
+    "nan": (
+        csv(np.where(LABELS == 1, LABELS, np.nan), na_rep="NaN"),
+        "line 4, column `background`: no value",
+        "Write 1, 0, or -1",
+    ),
     "gap": (csv().replace(b"\n7,", b"\n8,"), "frame number 8 follows 6", "Sort the rows"),
     "cut_short": (csv()[:-4], "line 13, column `groom`: no value", "Write 1, 0, or -1"),
     "utf16": (csv().decode().encode("utf-16"), "not UTF-8 text", "Save it as CSV UTF-8"),

@@ -209,7 +209,9 @@ def test_damaged_video_is_done_as_far_as_it_goes_on_request(lab, inferred, bound
 
 def test_add_refuses_bad_videos_and_takes_the_others(tmp_path, lab, bound_by_permissions):
     project = make_lab(tmp_path / "lab")
-    sources = {key: place(lab, key) for key in ("good", "empty", "index_first", "dangling", "good", "frames_1", NOT_UTF8)}
+    sources = {
+        key: place(lab, key) for key in ("good", "empty", "index_first", "dangling", "good", "frames_1", NOT_UTF8)
+    }
     videos = [*sources.values(), sources["good"], tmp_path / "absent.mp4"]
     answer = deg("add", project, *videos, "--json", prefix=bound_by_permissions)
     assert answer.status == 1

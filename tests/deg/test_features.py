@@ -1,6 +1,8 @@
-"""The engine of features: each window holds just the frames that its label needs, however the video is cut and batched."""
+"""The engine of features: each window holds just the frames that its label needs, however the video is cut."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -72,7 +74,7 @@ def video(num_frames: int) -> np.ndarray:
 
 def blocks_of(frames: np.ndarray, sizes) -> list[np.ndarray]:
     edges = np.minimum(np.cumsum([0, *sizes, len(frames)]), len(frames))
-    return [frames[a:b] for a, b in zip(edges, edges[1:], strict=False) if b > a]
+    return [frames[a:b] for a, b in pairwise(edges) if b > a]
 
 
 def run(engine: FeatureEngine, frames: np.ndarray, start: int, stop: int, sizes=(5, 1, 30)) -> list:
@@ -124,7 +126,7 @@ def test_a_video_cut_where_batches_begin_gives_the_same_bits(num_frames, cuts, b
     engine = FeatureEngine(Seen(), task(batch_size=batch_size), CPU)
     whole = run(engine, frames, 0, num_frames)
     edges = [0, *sorted(16 * cut for cut in cuts if 16 * cut < num_frames), num_frames]
-    parts = [block for a, b in zip(edges, edges[1:], strict=False) for block in run(engine, frames, a, b, (3, 8))]
+    parts = [block for a, b in pairwise(edges) for block in run(engine, frames, a, b, (3, 8))]
     for name in ("logits_TK", "probabilities_TK", "spatial_features_TD", "flow_features_TD"):
         assert joined(parts, name).tobytes() == joined(whole, name).tobytes()
 

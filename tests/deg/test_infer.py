@@ -1,4 +1,4 @@
-"""Planning inference: which recordings, with what, and what is done already. Nothing is computed, no torch is loaded."""
+"""Planning inference: which recordings, with what, and what is done already. Nothing is computed."""
 
 from __future__ import annotations
 

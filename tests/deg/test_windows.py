@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -64,7 +66,7 @@ def test_batches_cover_the_range_and_are_cut_at_multiples_of_their_size(scene, s
 @given(st.integers(1, 500), st.sampled_from([1, 2, 4, 8, 16]), st.sets(st.integers(0, 31)))
 def test_cutting_a_video_at_multiples_of_the_size_leaves_its_batches_as_they_are(num_frames, size, cuts):
     edges = sorted({0, num_frames, *(16 * cut for cut in cuts if 16 * cut < num_frames)})
-    sharded = [batch for first, last in zip(edges, edges[1:], strict=False) for batch in batches(first, last, size)]
+    sharded = [batch for first, last in pairwise(edges) for batch in batches(first, last, size)]
     assert sharded == list(batches(0, num_frames, size))
 
 

@@ -188,7 +188,7 @@ def test_an_outputs_file_that_cannot_be_written_costs_no_work(deg, folder, monke
 
 def test_weights_that_do_not_fit_end_the_command_with_their_message(deg, script):
     script(refuse="weights.ckpt: the weights have 4 classes, the project 3.")
-    status, document, said = deg()
+    status, document, _ = deg()
     assert status == 2 and document == {
         "error": "weights.ckpt: the weights have 4 classes, the project 3.",
         "status": 2,
@@ -220,7 +220,7 @@ def test_a_stopped_run_says_so_and_is_continued_without_doing_anything_twice(int
     status, run = interrupted
     assert status == 75 and not run.is_merged()
     before = {index: run.result_file(index).stat().st_ino for index in run.finished_units()}
-    status, document, said = deg()
+    status, _, said = deg()
     assert status == 0 and f"Going on with the interrupted run {run.name}" in said
     assert runs(folder) == [run] and run.is_merged()
     done = [event["unit"] for event in run.events() if event["event"] == "unit_done"]
@@ -242,6 +242,26 @@ def test_a_unit_result_that_was_lost_meanwhile_is_made_again(interrupted, deg, f
     assert document["stages"][0]["waiting"] == ["mouse_1"]
     assert deg()[0] == 0
     assert frame_numbers(outputs(folder, "mouse_1")).tolist() == list(range(LENGTHS["mouse_1"]))
+
+
+def test_a_named_run_is_continued_under_its_name(deg, folder, script):
+    script(deaths={"mouse_2": 3})
+    assert deg("--run", "mine")[0] == 1
+    status, _, said = deg("--run", "mine")
+    assert status == 0 and "Going on with the interrupted run mine" in said
+    assert [run.name for run in runs(folder)] == ["mine"] and runs(folder)[0].is_merged()
+
+
+def test_a_run_that_was_killed_after_its_last_merge_is_closed_by_the_next_call(deg, folder):
+    deg()
+    (run,) = runs(folder)
+    run.done_file.unlink()
+    left = run.result_file(0)
+    left.touch()
+    (part := left.with_name(".error.json.4242.part")).touch()
+    status, document, _ = deg()
+    assert status == 0 and document["stages"][0]["already_done"] == ["mouse_1", "mouse_2"]
+    assert run.is_merged() and not left.exists() and not part.exists()
 
 
 # ---------------------------------------------------------------------------------------------------- the real thing

@@ -95,7 +95,12 @@ def write_results(path: Path, num_frames: int, names: Sequence[str] = CLASSES, g
     video = next(path.parent.glob("*.mp4")).stat()
     probabilities_TK = np.eye(len(names), dtype=np.float32)[np.arange(num_frames) % len(names)]
     features_TD = np.zeros((num_frames, 512), np.float32)
-    rows = {"logits": probabilities_TK, "P": probabilities_TK, "spatial_features": features_TD, "flow_features": features_TD}
+    rows = {
+        "logits": probabilities_TK,
+        "P": probabilities_TK,
+        "spatial_features": features_TD,
+        "flow_features": features_TD,
+    }
     write_group(
         path,
         group,

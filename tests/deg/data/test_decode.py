@@ -16,6 +16,7 @@ import videos
 from videos import numbers_in
 
 from deg.data.decode import Decoder, DecoderPool, inspect_all, probe_all
+from deg.data.decode_process import DecoderKilledError
 from deg.data.transform import FrameTransform
 from deg.data.video import open_video, probe
 from deg.errors import ConfigError, VideoError
@@ -182,6 +183,35 @@ def test_a_child_that_died_between_requests_is_replaced(mouse):
         os.kill(child_of(decoder), signal.SIGKILL)
         decoder._child._process.wait()
         assert decoder.probe(mouse).num_frames == 400
+
+
+def kill_children(pool: DecoderPool) -> None:
+    for decoder in pool._decoders:
+        os.kill(child_of(decoder), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_where_a_child_of_a_pool_was_killed_another_goes_on(mouse, count):
+    with DecoderPool(count, piece_frames=50) as pool:
+        blocks = pool.blocks(mouse, 3, 400, FrameTransform(resize=(500, 500)), 8)
+        found = [next(blocks)]
+        kill_children(pool)
+        found += list(blocks)
+    assert numbers_in(np.concatenate(found)) == list(range(3, 400))
+    assert [len(block_THWC) for block_THWC in found] == [8] * 49 + [5]
+
+
+def test_a_pool_gives_up_when_one_child_after_another_is_killed(mouse, monkeypatch):
+    begun = []
+
+    def killed(self, path, start, *_, **__):
+        begun.append(start)
+        raise DecoderKilledError(path, "the decoder was killed", "Memory may have run out.")
+
+    monkeypatch.setattr(Decoder, "blocks", killed)
+    with DecoderPool(1) as pool, pytest.raises(VideoError, match="was killed"):
+        list(pool.blocks(mouse, 0, 400, SMALL))
+    assert begun == [0, 0, 0]
 
 
 def test_silence_is_not_waited_out_for_ever(mouse):
