@@ -286,7 +286,9 @@ def has_fast_bf16(device: torch.device) -> bool:
     """Whether the device has matrix units for bf16: NVIDIA GPUs from Ampere on, CPUs with AMX or AVX-512 BF16."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    # private names: torch has no public ones; without them fp32 is right everywhere
+    asked = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    return any(is_supported is not None and is_supported() for is_supported in asked)
 
 
 def choose_batch_size(engine: FeatureEngine, size: tuple[int, int]) -> int:

@@ -21,7 +21,7 @@ from deg.data.decode import probe_all
 from deg.data.inventory import why_no_video
 from deg.data.store import FeatureReader, Mark, check_writable, read_mark
 from deg.errors import ConfigError, DegError, ProjectError, ResultError, VideoError, WeightsError, show_path
-from deg.merge import is_done
+from deg.merge import is_done, wanted_mark
 from deg.plan import plan_units
 from deg.project import Project
 from deg.rundir import Plan
@@ -254,7 +254,7 @@ def _with_recordings(
 ) -> Prepared:
     """The plan over those recordings that can be done and are not."""
     describe = _videos if plan.stage == "feature_extractor" else _feature_files
-    videos, sources, failed = describe(plan, records, options)
+    videos, sources, failed = describe(plan, records, options, overwrite)
     plan = replace(plan, videos=videos, sources=sources, outputs={r.key: r.outputs_path for r in records})
     done, todo = [], {}
     for key, video in videos.items():
@@ -285,20 +285,40 @@ def _with_recordings(
 Described = tuple[dict[str, VideoInfo], dict[str, Mapping[str, Any]], dict[str, str]]
 
 
-def _videos(plan: Plan, records: Sequence[Record], options: schema.Inference) -> Described:
+def _videos(plan: Plan, records: Sequence[Record], options: schema.Inference, overwrite: bool) -> Described:
+    """Recordings as their videos describe them; one with a finished result is not looked into again."""
     failed = {record.key: why_no_video(record.folder) for record in records if record.video is None}
-    with_video = [record for record in records if record.video is not None]
-    infos = probe_all([record.video for record in with_video if record.video], frame_count=options.frame_count)
-    videos = {}
-    for record, info in zip(with_video, infos, strict=True):
-        if isinstance(info, VideoError):
-            failed[record.key] = str(info)
-        else:
+    videos: dict[str, VideoInfo] = {}
+    unknown: dict[str, Path] = {}
+    for record in records:
+        if record.video is None:
+            continue
+        if not overwrite and (info := _seen_before(plan, record.key, record.video, record.outputs_path)):
             videos[record.key] = info
+        else:
+            unknown[record.key] = record.video
+    answers = probe_all(unknown.values(), frame_count=options.frame_count)
+    for key, answer in zip(unknown, answers, strict=True):
+        if isinstance(answer, VideoError):
+            failed[key] = str(answer)
+        else:
+            videos[key] = answer
     return videos, {}, failed
 
 
-def _feature_files(plan: Plan, records: Sequence[Record], options: schema.Inference) -> Described:
+def _seen_before(plan: Plan, key: str, video: Path, outputs: Path) -> VideoInfo | None:
+    """A video file as its finished result describes it; None without one that is of this file and these options."""
+    try:
+        mark, status = read_mark(outputs, plan.group), video.stat()
+    except (ResultError, OSError):
+        return None  # whatever it is, it is found and told when the video is looked into
+    if mark is None or video.is_dir():
+        return None
+    info = VideoInfo(video, mark.frames, 0, 0, 0.0, status.st_size, status.st_mtime_ns)
+    return info if mark == wanted_mark(replace(plan, videos={key: info}), key) else None
+
+
+def _feature_files(plan: Plan, records: Sequence[Record], options: schema.Inference, overwrite: bool) -> Described:
     """Recordings as their features describe them: a sequence network does not look at the video."""
     latent = plan.task["latent_name"]
     videos: dict[str, VideoInfo] = {}

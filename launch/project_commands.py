@@ -72,7 +72,8 @@ def add(
     Example: deg add my_project mouse1.mp4 --labels mouse1.csv --mode link
     """
     from deg.errors import DegError
-    from deg.project import add_recording, open_project
+    from deg.project import open_project
+    from deg.recordings import add_recording
 
     if labels and len(labels) != len(videos):
         raise click.UsageError(f"Expected one --labels for each video, found {len(labels)} for {len(videos)} videos.")

@@ -41,7 +41,7 @@ _STARTING = _LEARNING | {"click", "rich", "submitit", "ray", "spython"}
 LAYERS = [
     Row("words", "version errors types schema config options configs containers", {"numpy", "omegaconf", "yaml"}),
     Row("arithmetic", "windows splits plan metrics ethogram search", {"numpy"}),
-    Row("files", "project rundir trained data.*", _FILES),
+    Row("files", "project recordings rundir trained data.*", _FILES),
     Row("networks", "models.*", _NETWORKS),
     Row("learning", "train.*", _LEARNING),
     Row("verbs", "infer execute engines merge check features sequences bench demo export report", _LEARNING),

@@ -14,7 +14,8 @@ from videos import write_video
 
 from deg.data.labels import write_labels
 from deg.launch.demo import write_untrained_weights
-from deg.project import add_recording, create_project
+from deg.project import create_project
+from deg.recordings import add_recording
 
 FRAMES = 24
 CHEAPER = {"bench": ["--frames", "8", "--runs", "1", "--size", "32", "32"]}

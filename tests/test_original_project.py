@@ -1,7 +1,7 @@
-"""A finished project of DeepEthogram 0.5.0, inferred again by the commands that users type: the numbers must be the original's.
+"""A finished project of DeepEthogram 0.5.0, inferred again by the commands that users type: the same numbers.
 
-`filled_outputs/` holds what the original gave, whole pipeline from video to HDF5, with weights that `fill` draws again from
-names and shapes; the group `tgmj` of the recordings' own outputs what it gave with its own sequence network.
+`filled_outputs/` holds what the original gave, whole pipeline from video to HDF5, with weights that `fill` draws again
+from names and shapes; the group `tgmj` of the recordings' own outputs what it gave with its own sequence network.
 """
 
 from __future__ import annotations

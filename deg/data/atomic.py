@@ -44,11 +44,10 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def remove_parts(path: Path, *, but: Path | None = None) -> None:
-    """Remove what killed writers of `path` left behind. Only for whoever alone may write it; `but` is its own."""
+def remove_parts(path: Path) -> None:
+    """Remove what killed writers of `path` left behind. Only for whoever alone may write it."""
     for part in path.parent.glob(f".{glob.escape(path.name)}.*{PART}"):
-        if part != but:
-            part.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
 
 
 def remove_all_parts(folder: Path) -> None:

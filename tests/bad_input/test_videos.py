@@ -23,13 +23,15 @@ from videos import (
     write_video,
 )
 
+from deg.errors import show_path
+
 NOT_UTF8 = os.fsdecode(b"M\xe4use")
 QUOTED = """two words, 'one' "two" & $HOME"""
 GOOD = {
     **{"good": 12, "frames_1": 1, "frames_5": 5, "frames_12": 12, "copy_1": 6, "copy_2": 6, "linked": 12},
     **{"two_sizes": 12, NOT_UTF8: 6, QUOTED: 6},
 }
-"""Recordings that are done, with their frames. The decoder brings those of two sizes to the first; so in DeepEthogram."""
+"""Recordings that are done, with their frames. OpenCV brings frames of two sizes to the first, as for DeepEthogram."""
 
 AT_A_GLANCE = {
     "none": ("no video was found", "Put the recording there"),
@@ -75,7 +77,7 @@ def bound_by_permissions():
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory, models):
     """One project with a recording for each word above."""
-    made, folder = tmp_path_factory.mktemp("made"), tmp_path_factory.mktemp("videos") / "lab"
+    made, folder = tmp_path_factory.mktemp("made"), tmp_path_factory.mktemp("videos") / QUOTED
     lab = make_lab(folder, models)
     for key in ("good", "frames_1", "frames_5", "frames_12", QUOTED):
         add_good(lab, key, GOOD[key])
@@ -89,7 +91,7 @@ def lab(tmp_path_factory, models):
     place(lab, "text").write_text("The camera was off.\n" * 100)
     write_sound(place(lab, "sound"))
     write_truncated(place(lab, "index_last"), write_video(made / "last.mp4", 60), 0.6)
-    write_opencv(place(lab, "frames_0", "frames_0.avi"), 0)
+    write_opencv(made / "no_frames.avi", 0).rename(place(lab, "frames_0", "frames_0.avi"))  # OpenCV wants UTF-8
     write_size_change(place(lab, "stream"), 10)
     place(lab, "dangling").symlink_to("/nowhere/mouse.mp4")
     place(lab, "cyclic").symlink_to(place(lab, "cyclic"))
@@ -172,7 +174,7 @@ def test_results_have_a_row_for_each_frame(lab, inferred, key):
 def test_infer_names_each_bad_video_with_reason_and_remedy(lab, inferred, key):
     problem, remedy = {**AT_A_GLANCE, **DECODED, **GROWING}[key]
     reason = inferred.json["failed"][key]
-    assert f"{lab}/DATA/{key}" in reason and problem in reason and remedy in reason
+    assert show_path(lab / "DATA" / key) in reason and problem in reason and remedy in reason
     assert "\n" not in reason and f"{key}: FAILED: {reason}" in inferred.told
     assert not list((lab / "DATA" / key).glob("*_outputs.h5")) and not list((lab / "DATA" / key).glob(".*"))
 
@@ -192,26 +194,23 @@ def test_check_deep_names_every_fault(checked_deeply, key):
 
 
 def test_check_finds_no_fault_in_good_recordings(checked_deeply):
-    shown = {key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for key in GOOD}
-    assert not shown & checked_deeply.keys()
+    assert not {show_path(key) for key in GOOD} & checked_deeply.keys()
 
 
 def test_check_warns_of_two_videos_of_one_name(checked):
     assert "2 recordings have a video called `same` (copy_1, copy_2)" in checked[""]
 
 
-def test_damaged_video_is_done_as_far_as_it_goes_on_request(lab, inferred, bound_by_permissions):
-    answer = infer(lab, "--videos", "edit_list", "inference.frame_count=decoded", prefix=bound_by_permissions)
-    assert answer.json["done"] == ["edit_list"] and answer.status == 0
-    with h5py.File(lab / "DATA" / "edit_list" / "edit_list_outputs.h5", "r") as file:
-        assert file["resnet18"]["P"].shape == (13, len(CLASSES))
+def test_damaged_video_can_be_taken_as_far_as_it_goes(lab, inferred, bound_by_permissions):
+    words = ("--dry-run", "--videos", "edit_list", "inference.frame_count=decoded")
+    answer = infer(lab, *words, prefix=bound_by_permissions)
+    assert answer.json["plan"]["units"] == [[["edit_list", 0, 13]]] and answer.status == 0
 
 
 def test_add_refuses_bad_videos_and_takes_the_others(tmp_path, lab, bound_by_permissions):
     project = make_lab(tmp_path / "lab")
-    sources = {
-        key: place(lab, key) for key in ("good", "empty", "index_first", "dangling", "good", "frames_1", NOT_UTF8)
-    }
+    keys = ("good", "empty", "index_first", "dangling", "forbidden_folder", "frames_1", NOT_UTF8)
+    sources = {key: place(lab, key) for key in keys}
     videos = [*sources.values(), sources["good"], tmp_path / "absent.mp4"]
     answer = deg("add", project, *videos, "--json", prefix=bound_by_permissions)
     assert answer.status == 1
@@ -219,6 +218,13 @@ def test_add_refuses_bad_videos_and_takes_the_others(tmp_path, lab, bound_by_per
     failed = answer.json["failed"]
     assert "is empty (0 bytes)" in failed[str(sources["empty"])]
     assert "claims 60 frames" in failed[str(sources["index_first"])]
-    assert "does not exist" in failed[str(sources["dangling"])]
+    assert "the link leads to /nowhere/mouse.mp4" in failed[str(sources["dangling"])]
+    assert "permission denied" in failed[str(sources["forbidden_folder"])]
     assert "the file does not exist. Correct the path" in failed[str(tmp_path / "absent.mp4")]
     assert "already has a recording of this name" in failed[str(sources["good"])]
+
+
+def test_a_project_cannot_be_made_where_its_path_cannot_be_written_down(tmp_path):
+    answer = deg("new", tmp_path / NOT_UTF8, "--behaviors", "groom")
+    assert answer.status == 2 and "M\\xe4use: expected a path in UTF-8" in answer.told
+    assert not (tmp_path / NOT_UTF8).exists()

@@ -1,4 +1,4 @@
-"""Weights that do not fit or cannot be trusted: nothing can be done, nothing is changed, and nothing of theirs is run."""
+"""Weights that do not fit or cannot be trusted: nothing is done or changed, no code of theirs is run."""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ import yaml
 from deg.check import check_project
 from deg.config import load_config
 from deg.data.labels import write_labels
-from deg.project import add_recording, create_project, open_project, write_split
+from deg.project import create_project, open_project, write_split
+from deg.recordings import add_recording
 
 FRAMES = 12
 
@@ -124,7 +125,7 @@ def test_a_video_that_cannot_be_opened(folder):
 def test_no_video(folder):
     (folder / "DATA/a/a.avi").rename(folder / "DATA/a/overflow.avi")
     message = the_only(told(check(folder)))
-    assert message.startswith("a error: no video") and "overflow.avi" in message
+    assert message.startswith("a error: ") and "no video" in message and "overflow.avi" in message
 
 
 def test_frames_that_only_decoding_finds_missing(folder):

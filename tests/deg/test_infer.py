@@ -120,6 +120,13 @@ def test_what_is_done_is_left_out(folder):
     assert again.plan is None and again.done == ("mouse_1", "mouse_2")
 
 
+def test_videos_that_are_done_are_not_looked_into_again(folder, monkeypatch):
+    """A thousand finished videos are passed over without opening one of them."""
+    finish(plan(folder))
+    monkeypatch.setattr("deg.infer.probe_all", lambda paths, **_: [pytest.fail(f"{path} was opened") for path in paths])
+    assert plan(folder).done == ("mouse_1", "mouse_2")
+
+
 def test_overwrite_does_it_all_the_same(folder):
     finish(plan(folder))
     assert set(plan(folder, overwrite=True).plan.videos) == set(LENGTHS)

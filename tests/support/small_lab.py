@@ -56,6 +56,7 @@ def infer(lab: Path, *words: str, stage: str = "feature_extractor", **options: A
 def check(lab: Path, *words: str, **options: Any) -> dict[str, str]:
     """All that `deg check` says of each recording, and under "" of the project, as one text."""
     answer = deg("check", lab, "--json", *words, **options)
+    assert "issues" in answer.json, answer.told
     said: dict[str, str] = {}
     for issue in answer.json["issues"]:
         said[issue["key"]] = f"{said.get(issue['key'], '')}{issue['severity']}: {issue['message']}\n"
@@ -95,12 +96,8 @@ def write_results(path: Path, num_frames: int, names: Sequence[str] = CLASSES, g
     video = next(path.parent.glob("*.mp4")).stat()
     probabilities_TK = np.eye(len(names), dtype=np.float32)[np.arange(num_frames) % len(names)]
     features_TD = np.zeros((num_frames, 512), np.float32)
-    rows = {
-        "logits": probabilities_TK,
-        "P": probabilities_TK,
-        "spatial_features": features_TD,
-        "flow_features": features_TD,
-    }
+    rows = dict.fromkeys(("logits", "P"), probabilities_TK)
+    rows |= dict.fromkeys(("spatial_features", "flow_features"), features_TD)
     write_group(
         path,
         group,
