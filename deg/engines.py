@@ -32,7 +32,7 @@ from deg.windows import AFTER, BEFORE, reach
 BLOCK_FRAMES = 64
 """Frames handed over by a decoder at a time."""
 WORTH_COMPILING = 50_000
-"""Frames of a run from which compiling for a minute on a GPU pays. On CPUs it brought nothing."""
+"""Frames of a run from which compiling for a minute on a GPU pays. A CPU would compile for longer than that."""
 
 
 def prepare_torch(threads: int | str) -> None:
