@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from deg.configs import preset
 from deg.errors import ConfigError, show_path
 from deg.schema import STAGE_DEFAULTS, WITHOUT_EFFECT, Config
+from deg.yamlfile import parse_yaml, read_yaml
 
 COMMAND_LINE = "on the command line"
 Options = TypeVar("Options")
@@ -295,45 +296,12 @@ def _show(value: Any) -> str:
 # ---------------------------------------------------------------------------------------------------- files
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Safe YAML; 1e-4 is a number and 2026-11-22 is text."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def parse_yaml(text: str) -> Any:
-    """The value of YAML text. Raises yaml.YAMLError."""
-    return yaml.load(text, Loader=_Loader)
-
-
 def read_mapping(path: Path) -> dict[str, Any]:
     """A YAML file of keys and values; empty if the file is. Raises ConfigError with the file and the line."""
     try:
-        content = parse_yaml(path.read_text(encoding="utf-8-sig"))
+        return read_yaml(path, ConfigError)
     except OSError as error:
         raise ConfigError(f"{show_path(path)}: cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{show_path(path)}: not a text file in UTF-8 ({error.reason}). Save it as UTF-8.") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{show_path(path)}{_explain(error)}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"{show_path(path)}: expected `key: value` lines, found {type(content).__name__}.")
-    return {str(key): value for key, value in content.items()}
-
-
-def _explain(error: yaml.YAMLError) -> str:
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-    return f"{where}: not valid YAML: {problem or error}. Look there for indentation, a missing colon, an open quote."
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:

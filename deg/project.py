@@ -24,11 +24,11 @@ from deg.data.labels import BACKGROUND
 from deg.data.stats import (
     parse_normalization,
 )
-from deg.data.yamlfile import read_yaml, yaml_text
 from deg.errors import ProjectError, show_path
 from deg.schema import Normalization
 from deg.splits import PARTS, Parts
 from deg.types import Record
+from deg.yamlfile import read_yaml, yaml_text
 
 CONFIG_FILES = ("project.yaml", "project_config.yaml")
 """Names of a project's configuration, the preferred one first."""
@@ -107,7 +107,7 @@ def create_project(folder: Path | str, behaviors: Iterable[str], name: str | Non
 
 def read_split(path: Path) -> tuple[Parts, tuple[float, float, float] | None]:
     """The keys of each part, and the shares by which new recordings are drawn. ProjectError if they make no sense."""
-    content = read_yaml(path)
+    content = read_yaml(path, ProjectError)
     parts: Parts = {}
     for name in PARTS:
         keys = content.get(name) or []
@@ -144,7 +144,7 @@ def write_split(path: Path, parts: Parts, fractions: Sequence[float]) -> None:
 
 def _opened(config_file: Path) -> Project:
     folder = config_file.parent
-    config = read_yaml(config_file)
+    config = read_yaml(config_file, ProjectError)
     section = config.get("project")
     if not isinstance(section, dict):
         raise ProjectError(

@@ -24,11 +24,11 @@ from deg.data.faults import require_readable
 from deg.data.inventory import VIDEO_EXTENSIONS, discover, hiding_word, read_record, write_record_yaml
 from deg.data.labels import inspect_labels, write_labels
 from deg.data.stats import STATS_FILE, STRIDE, as_dict, pooled, read_stats, updated, video_statistics, write_stats
-from deg.data.yamlfile import read_yaml, yaml_text
 from deg.errors import LabelError, ProjectError, VideoError, show_path
 from deg.project import Project, disk_errors, normalization_of
 from deg.schema import Normalization
 from deg.types import Record
+from deg.yamlfile import read_yaml, yaml_text
 
 LOCK_FILE = ".deg.lock"
 LOCK_SECONDS = 30.0
@@ -127,7 +127,7 @@ def _import_labels(source: Path, path: Path, class_names: Sequence[str], num_fra
 
 def _with_statistics(project: Project, statistics: Normalization, video: Path, exact: bool) -> dict[str, Any]:
     """The project file's content with the new video counted in. VideoError if nothing is to be seen in it."""
-    config = read_yaml(project.config_file)
+    config = read_yaml(project.config_file, ProjectError)
     if exact:
         total = pooled([*_statistics_of(project), statistics])
     else:

@@ -39,7 +39,11 @@ _STARTING = _LEARNING | {"click", "rich", "submitit", "ray", "spython"}
 
 # Lowest first: a module imports only from its own row and those above it.
 LAYERS = [
-    Row("words", "version errors types schema config options configs containers", {"numpy", "omegaconf", "yaml"}),
+    Row(
+        "words",
+        "version errors types yamlfile schema config options configs containers",
+        {"numpy", "omegaconf", "yaml"},
+    ),
     Row("arithmetic", "windows splits plan metrics ethogram search", {"numpy"}),
     Row("files", "project recordings rundir trained data.*", _FILES),
     Row("networks", "models.*", _NETWORKS),

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from deg.data.atomic import PART, write_atomically
 from deg.data.faults import require_readable
-from deg.data.yamlfile import yaml_text
 from deg.errors import VideoError, show_path
 from deg.types import Issue, Record
+from deg.yamlfile import yaml_text
 
 VIDEO_EXTENSIONS = (".avi", ".mp4", ".h5", ".mov")
 LABEL_EXTENSIONS = (".csv", ".h5")

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from deg.data.atomic import write_atomically
-from deg.data.yamlfile import read_yaml, yaml_text
 from deg.errors import ProjectError, show_path
 from deg.schema import Normalization
+from deg.yamlfile import read_yaml, yaml_text
 
 STRIDE = 10
 """Every tenth frame is looked at when a video is added."""
@@ -92,7 +92,7 @@ def pooled(videos: Iterable[Normalization]) -> Normalization:
 
 def read_stats(path: Path) -> Normalization:
     """The statistics in a stats.yaml. ProjectError if they make no sense, OSError if the file is not there."""
-    return parse_normalization(read_yaml(path).get("normalization"), where=show_path(path))
+    return parse_normalization(read_yaml(path, ProjectError).get("normalization"), where=show_path(path))
 
 
 def write_stats(path: Path, statistics: Normalization) -> None:

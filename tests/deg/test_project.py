@@ -118,7 +118,7 @@ def test_downloaded_weights_are_looked_for_and_may_be_missing(project):
     [
         ("project:\n  class_names: [background\nx: 1\n", ["line 3"]),
         ("a: b: c\n", ["line 1"]),
-        ("", ["found nothing"]),
+        ("", ["expected a section `project`, found none"]),
         ("- 1\n", ["found a list"]),
         ("augs: {}\n", ["section `project`"]),
         ("project: {}\n", ["class_names", "found None"]),
@@ -240,3 +240,13 @@ def test_a_split_file_may_be_named(project):
 
 
 # ---- adding
+
+
+def test_a_project_whose_own_path_is_not_utf8_opens(tmp_path):
+    """Its path stands in the YAML as an escape that the fast YAML library refuses."""
+    folder = tmp_path / os.fsdecode(b"lab_\xff")
+    (folder / "DATA").mkdir(parents=True)
+    content = {"project": {"path": str(folder), "class_names": ["background", "groom"]}, "augs": {}}
+    (folder / "project_config.yaml").write_text(yaml.safe_dump(content))
+    assert open_project(folder).class_names == ("background", "groom")
+    assert load_config(folder / "project_config.yaml").project.class_names == ("background", "groom")

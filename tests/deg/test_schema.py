@@ -248,8 +248,8 @@ def test_a_mistake_that_a_later_file_hides_is_found_all_the_same(project_file):
     [
         (b"train:\n  lr: 1\n augs: 2\n", "line 3"),
         (b"train: [1\n", "not valid YAML"),
-        (b"- a\n- b\n", "expected `key: value` lines, found list"),
-        (b"project: {name: m\xfcller}\n", "not a text file in UTF-8"),
+        (b"- a\n- b\n", "expected `key: value` lines, found a list"),
+        (b"project: {name: m\xfcller}\n", "not UTF-8 text"),
         (b"!!python/object/apply:os.system ['true']\n", "not valid YAML"),
     ],
     ids=["indentation", "bracket", "list", "latin-1", "code"],
