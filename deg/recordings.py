@@ -7,14 +7,12 @@ for that and for the project file, so that a long copy keeps nobody waiting.
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import secrets
 import shutil
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +21,7 @@ from deg.data.decode import Decoder
 from deg.data.faults import require_readable
 from deg.data.inventory import VIDEO_EXTENSIONS, discover, hiding_word, read_record, write_record_yaml
 from deg.data.labels import inspect_labels, write_labels
+from deg.data.lock import exclusive
 from deg.data.stats import STATS_FILE, STRIDE, as_dict, pooled, read_stats, updated, video_statistics, write_stats
 from deg.errors import LabelError, ProjectError, VideoError, show_path
 from deg.project import Project, disk_errors, normalization_of
@@ -30,7 +29,6 @@ from deg.schema import Normalization
 from deg.types import Record
 from deg.yamlfile import read_yaml, yaml_text
 
-LOCK_FILE = ".deg.lock"
 LOCK_SECONDS = 30.0
 
 Mode = Literal["copy", "link", "move"]
@@ -68,7 +66,7 @@ def add_recording(
             _import_labels(Path(labels).expanduser(), part / f"{key}_labels.csv", project.class_names, num_frames)
         if _place(video, part / video.name, mode):
             undo.callback((part / video.name).rename, video)
-        with _locked(project):
+        with exclusive(project.path, seconds=LOCK_SECONDS, busy=_busy(project)):
             _refuse_second(video, folder)
             config = _with_statistics(project, statistics, video, pooled_statistics)
             part.rename(folder)
@@ -189,27 +187,8 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-@contextmanager
-def _locked(project: Project) -> Iterator[None]:
-    """One at a time may change the project. The lock ends with the process; without locks on the disk there is none."""
-    descriptor = os.open(project.path / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
-    deadline = time.monotonic() + LOCK_SECONDS
-    try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise ProjectError(
-                        f"{show_path(project.path)}: another `deg add` has been at work here for {LOCK_SECONDS:.0f} s. "
-                        "Wait until it has ended and try again."
-                    ) from None
-                time.sleep(0.1)
-            except OSError as error:
-                if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-                    break
-                raise
-        yield
-    finally:
-        os.close(descriptor)
+def _busy(project: Project) -> ProjectError:
+    return ProjectError(
+        f"{show_path(project.path)}: another `deg add` has been at work here for {LOCK_SECONDS:.0f} s. "
+        "Wait until it has ended and try again."
+    )

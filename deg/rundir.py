@@ -9,8 +9,6 @@ Written by whoever plans, executes or merges; read by anybody. No server, no dat
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import re
@@ -25,6 +23,7 @@ from typing import Any
 import yaml
 
 from deg.data.atomic import write_atomically
+from deg.data.lock import exclusive, is_held
 from deg.errors import RunError, show_path
 from deg.types import Span, Unit, VideoInfo
 
@@ -159,39 +158,15 @@ class RunDir:
     @contextmanager
     def claimed(self) -> Iterator[None]:
         """Hold the run for this process. RunError if another one works on it; the hold ends with the process."""
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            deadline = time.monotonic() + CLAIM_SECONDS
-            while not _try_lock(descriptor, fcntl.LOCK_EX):
-                if time.monotonic() > deadline:
-                    raise RunError(
-                        f"{self.name}: another `deg` is working on this run. "
-                        "Watch it with `deg status`, or end it first."
-                    )
-                time.sleep(0.05)
+        busy = RunError(
+            f"{self.name}: another `deg` is working on this run. Watch it with `deg status`, or end it first."
+        )
+        with exclusive(self.path, seconds=CLAIM_SECONDS, busy=busy):
             yield
-        finally:
-            os.close(descriptor)
 
     def is_claimed(self) -> bool:
         """Whether a process works on the run at this moment, as far as this machine can tell."""
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            return not _try_lock(descriptor, fcntl.LOCK_SH)
-        finally:
-            os.close(descriptor)
-
-
-def _try_lock(descriptor: int, kind: int) -> bool:
-    """Whether the lock was free. Without locks on the file system two runs waste time, but harm nothing."""
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
-            raise
-    return True
+        return is_held(self.path)
 
 
 def create_run(

@@ -12,11 +12,9 @@ written whole beside its final name, read back, flushed to disk and renamed; gro
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import tempfile
-import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +26,7 @@ import h5py
 import numpy as np
 
 from deg.data.atomic import remove_parts, replacing
+from deg.data.lock import exclusive
 from deg.errors import ResultError, show_path
 
 MARK = "deg_mark"
@@ -164,7 +163,7 @@ def write_group(
     The file under its final name is at all times whole: the former one or the new one.
     """
     check_writable(path)
-    with _locked(path), replacing(path) as beside:
+    with exclusive(path.parent, seconds=LOCK_SECONDS, busy=_busy(path)), replacing(path) as beside:
         remove_parts(path)
         with new_hdf5(beside) as file:
             _carry_over(path, file, leave_out=group)
@@ -321,31 +320,9 @@ def _group(file: h5py.File, group: str, names: Sequence[str]) -> h5py.Group:
     return file[group]
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One writer at a time for the results of a video: two that carry groups over at once would lose one of them.
-
-    The lock is on the folder, so that no lock file is left behind, and ends with the process. Where the file system has
-    no locks (some NFS mounts) there is none; the rename still keeps every file whole.
-    """
-    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise ResultError(
-                        f"{show_path(path)}: another process has been writing results into this folder for "
-                        f"{LOCK_SECONDS:.0f} s. Wait for it to end, or end it, then run again."
-                    ) from None
-                time.sleep(0.1)
-            except OSError as error:
-                if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
-                    break
-                raise
-        yield
-    finally:
-        os.close(descriptor)
+def _busy(path: Path) -> ResultError:
+    # two that carry groups over at once would lose one of them
+    return ResultError(
+        f"{show_path(path)}: another process has been writing results into this folder for {LOCK_SECONDS:.0f} s. "
+        "Wait for it to end, or end it, then run again."
+    )

@@ -29,8 +29,8 @@ def rewrite(project, /, **sections) -> Path:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder and its content, the lock left out."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".deg.lock")
+    """Every file of a folder and its content."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
@@ -58,7 +58,6 @@ def test_opening_writes_nothing(shared_data, tmp_path):
     before = tree(tmp_path)
     open_project(tmp_path / "moved")
     assert tree(tmp_path) == before
-    assert not (tmp_path / "moved/.deg.lock").exists()
 
 
 def test_a_relative_path_is_made_absolute(project, monkeypatch):

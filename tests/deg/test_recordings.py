@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import yaml
 from deg import recordings as recordings_module
 from deg.config import load_config
 from deg.data.labels import read_labels
+from deg.data.lock import exclusive
 from deg.data.stats import read_stats
 from deg.errors import DegError, LabelError, ProjectError, VideoError
 from deg.project import create_project, open_project
@@ -54,8 +54,8 @@ def rewrite(project, /, **sections) -> Path:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder and its content, the lock left out."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".deg.lock")
+    """Every file of a folder and its content."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
@@ -253,10 +253,9 @@ def test_one_wins_of_several_that_add_the_same(project, video):
 
 def test_waiting_for_another_ends(project, video, monkeypatch):
     monkeypatch.setattr(recordings_module, "LOCK_SECONDS", 0.2)
-    with (project.path / ".deg.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(ProjectError, match="another `deg add`"):
-            add_recording(project, video())
+    busy = ProjectError("not this one")
+    with exclusive(project.path, seconds=0, busy=busy), pytest.raises(ProjectError, match="another `deg add`"):
+        add_recording(project, video())
     assert list(project.data_path.iterdir()) == []
 
 
