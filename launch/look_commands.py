@@ -19,29 +19,37 @@ def status(path: Path, as_json: bool) -> int:
     \b
     Example: deg status my_project
     """
-    from deg.launch.status import read_status, runs_at
+    from deg.errors import RunError
+    from deg.launch.status import RunStatus, read_status, runs_at
 
-    found = [read_status(run) for run in runs_at(path)]
+    found: list[RunStatus] = []
+    unreadable: dict[str, str] = {}
+    for run in runs_at(path):
+        try:
+            found.append(read_status(run))
+        except RunError as error:
+            unreadable[run.name] = str(error)
+            say(f"Warning: {error}")
     if as_json:
-        print_json({"runs": [run.as_dict() for run in found]})
-        return 0
+        print_json({"runs": [run.as_dict() for run in found], "unreadable": unreadable})
+        return 1 if unreadable else 0
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
     for heading in ("run", "state", "units", "recordings", "failed", "frames", "frames/s"):
         table.add_column(heading, justify="left" if heading in ("run", "state") else "right", overflow="fold")
-    for run in found:
+    for state in found:
         table.add_row(
-            run.name,
-            run.state,
-            f"{run.units_done}/{run.units}",
-            f"{run.recordings_done}/{run.recordings}",
-            str(run.recordings_failed + run.units_failed),
-            f"{run.frames_done}/{run.frames}",
-            "" if run.frames_per_second is None else f"{run.frames_per_second:.1f}",
+            state.name,
+            state.state,
+            f"{state.units_done}/{state.units}",
+            f"{state.recordings_done}/{state.recordings}",
+            str(state.recordings_failed + state.units_failed),
+            f"{state.frames_done}/{state.frames}",
+            "" if state.frames_per_second is None else f"{state.frames_per_second:.1f}",
         )
     console().print(table)
-    return 0
+    return 1 if unreadable else 0
 
 
 @click.command()

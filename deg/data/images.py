@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from pathlib import Path
 
 import cv2
@@ -20,13 +21,13 @@ DATASET = "frame"
 class StillReader(VideoReader):
     """A video whose frames are encoded images, each on its own."""
 
+    @abstractmethod
     def _encoded(self, index: int) -> np.ndarray:
         """The bytes of image `index`, uint8."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _name(self, index: int) -> str:
         """What people call image `index`."""
-        raise NotImplementedError
 
     def _decode(self, path: Path, index: int) -> np.ndarray:
         """(H, W, 3) in OpenCV's order, which is BGR for an image file."""

@@ -96,3 +96,14 @@ def test_the_command_prints_a_table_or_json(run, capsys):
     assert "interrupted" in capsys.readouterr().out
     assert cli.run(["status", str(run.path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["runs"][0]["name"] == run.name
+
+
+def test_one_unreadable_plan_does_not_hide_the_other_runs(tmp_path, capsys):
+    project = make_project(tmp_path / "mice", {"a": 40})
+    plan = make_plan(tmp_path, {"a": 40})
+    good, bad = make_run(project, plan), make_run(project, plan)
+    bad.plan_file.write_text("{")
+    assert cli.run(["status", str(project), "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert [run["name"] for run in told["runs"]] == [good.name]
+    assert list(told["unreadable"]) == [bad.name]
