@@ -23,7 +23,7 @@ from deg.plan import spans_by_key
 from deg.rundir import Plan, RunDir
 from deg.types import Span, Unit
 
-ROWS = 8192
+ROWS = 2048
 """Rows copied at a time."""
 
 Places = list[tuple[Unit, int]]

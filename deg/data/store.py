@@ -227,7 +227,7 @@ def _fill(
     target.attrs[CHECKSUMS] = json.dumps(checksums)
 
 
-def verify_group(path: Path, group: str, num_frames: int, *, rows: int = 16384) -> None:
+def verify_group(path: Path, group: str, num_frames: int, *, rows: int = 2048) -> None:
     """Read a group back and compare it with its checksums. ResultError names the first dataset that differs."""
     with open_results(path) as file:
         if group not in file or CHECKSUMS not in file[group].attrs:
