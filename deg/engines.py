@@ -95,7 +95,8 @@ class FeatureSpans:
         self.columns = {"logits": classes, "P": classes, "spatial_features": features, "flow_features": features}
 
     def describe(self) -> dict[str, Any]:
-        return _describe(self._engine.device, self._engine.precision)
+        activation = self._task.feature_extractor.final_activation
+        return _describe(self._engine.device, self._engine.precision, activation)
 
     def run_span(self, span: Span) -> Iterator[Mapping[str, np.ndarray]]:
         video = self._videos[span.key]
@@ -140,7 +141,7 @@ class SequenceSpans:
         self.columns = {"logits": task.num_classes, "P": task.num_classes}
 
     def describe(self) -> dict[str, Any]:
-        return _describe(self._engine.device, "fp32")
+        return _describe(self._engine.device, "fp32", self._engine.activation)
 
     def run_span(self, span: Span) -> Iterator[Mapping[str, np.ndarray]]:
         with FeatureReader(self._plan.outputs[span.key], self._latent) as features:
@@ -193,6 +194,12 @@ def _decoders(wanted: int | str, device: torch.device) -> int:
     return 1 if device.type == "cpu" else max(1, min(8, available_cores() // max(torch.cuda.device_count(), 1) - 1))
 
 
-def _describe(device: torch.device, precision: str) -> dict[str, Any]:
+def _describe(device: torch.device, precision: str, activation: str) -> dict[str, Any]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    return {"device": name, "precision": precision, "torch": str(torch.__version__), "deg": __version__}
+    return {
+        "device": name,
+        "precision": precision,
+        "activation": activation,
+        "torch": str(torch.__version__),
+        "deg": __version__,
+    }

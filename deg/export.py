@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import pandas as pd
 from deg import schema
 from deg.data.atomic import replacing
 from deg.data.labels import is_complete, read_labels, write_labels
-from deg.data.store import Predictions, groups, read_predictions
+from deg.data.store import Predictions, describe_refusal, groups, read_predictions
 from deg.errors import DegError, LabelError, ResultError, show_path
 from deg.ethogram import Postprocessor
 from deg.project import Project
@@ -48,7 +48,6 @@ def export_recordings(
         config.postprocessor.min_bout_length,
         labels,
         len(project.class_names),
-        argmax=config.inference.argmax and config.feature_extractor.final_activation == "softmax",
     )
     written: dict[str, Path] = {}
     failed: dict[str, str] = {}
@@ -60,17 +59,31 @@ def export_recordings(
         try:
             chosen = group or _choose_group(record.outputs_path, config)
             found = in_project_order(read_predictions(record.outputs_path, chosen), project.class_names, record)
-            predictions_TK = postprocessor(found.probabilities_TK, found.thresholds_K)
+            predictions_TK = _decided_by(config, postprocessor, found)(found.probabilities_TK, found.thresholds_K)
             path.parent.mkdir(parents=True, exist_ok=True)
             if file_format == "csv":
                 write_labels(path, predictions_TK, project.class_names)
             else:
                 _write_parquet(path, found, predictions_TK, chosen)
-        except (DegError, OSError) as error:
+        except DegError as error:
             failed[record.key] = str(error)
+        except OSError as error:
+            failed[record.key] = describe_refusal(path, error)
         else:
             written[record.key] = path
     return Exported(written, failed, tuple(notices))
+
+
+def _decided_by(config: schema.Config, postprocessor: Postprocessor, found: Predictions) -> Postprocessor:
+    """The postprocessor, with argmax where it was asked for. ResultError where behaviours do not exclude each other."""
+    if not config.inference.argmax:
+        return postprocessor
+    if (found.activation or config.feature_extractor.final_activation) != "softmax":
+        raise ResultError(
+            "inference.argmax=true is for softmax networks, and these results are of a sigmoid network, by which "
+            "several behaviours may happen at once. Leave it out."
+        )
+    return replace(postprocessor, argmax=True)
 
 
 def in_project_order(found: Predictions, class_names: Sequence[str], record: Record) -> Predictions:
@@ -83,7 +96,12 @@ def in_project_order(found: Predictions, class_names: Sequence[str], record: Rec
             f"behaviours are {', '.join(class_names)}. Run `deg infer` with a network trained for them."
         )
     order = [found.class_names.index(name) for name in class_names]
-    return Predictions(found.probabilities_TK[:, order], found.thresholds_K[order], tuple(class_names))
+    return replace(
+        found,
+        probabilities_TK=found.probabilities_TK[:, order],
+        thresholds_K=found.thresholds_K[order],
+        class_names=tuple(class_names),
+    )
 
 
 def _choose_group(path: Path, config: schema.Config) -> str:

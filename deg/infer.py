@@ -29,6 +29,8 @@ from deg.trained import Thresholds, companion, read_thresholds, resolve_weights,
 from deg.types import Record, VideoInfo
 
 STAGES = ("feature_extractor", "sequence")
+NUM_FEATURES = 1024
+"""Of one frame: 512 of the spatial stream, then 512 of the flow stream."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,12 @@ def _plan_features(project: Project, config: schema.Config) -> tuple[Plan, list[
             "feature_extractor.weights is null: expected `latest`, `pretrained` or a path. "
             "Inference needs trained weights."
         )
-    notices = [f"feature extractor: {show_path(weights)}"]
+    notices = [f"Feature extractor {show_path(weights)}."]
     trained = companion(weights).config or {}
     if config.inference.use_loaded_model_cfg:
         extractor = overlay(extractor, run_section(trained, "feature_extractor"), keep=("weights",))
     flow_weights, why = _flow_weights(config, trained, weights, project)
-    notices.append(f"flow generator: {why}")
+    notices.append(why)
     flow = _flow_architecture(config, trained, flow_weights)
     class_names = project.class_names
     thresholds = read_thresholds(weights, len(class_names))
@@ -153,14 +155,17 @@ def _flow_weights(
         if wanted in ("latest", "pretrained"):
             arch = run_section(trained, "flow_generator").get("arch", arch)
         chosen = resolve_weights(wanted, model="flow_generator", arch=arch, project=project)
-        return chosen, f"{show_path(chosen or '')} (flow_generator.weights={wanted})"
+        return chosen, f"Flow generator {show_path(chosen or '')}: flow_generator.weights={wanted}."
     try:
         found, reason = training_flow_weights(trained, project)
     except WeightsError as error:
         found, reason = None, str(error)
     if found is not None:
         return found, reason
-    return None, f"the one inside {weights.name} of the feature extractor. {reason}"
+    return None, (
+        f"Warning: the flow generator inside {weights.name} of the feature extractor is used; DeepEthogram would use "
+        f"another, whose numbers differ a little. {reason}"
+    )
 
 
 def _flow_architecture(
@@ -180,7 +185,7 @@ def _plan_sequence(project: Project, config: schema.Config) -> tuple[Plan, list[
     weights = resolve_weights(sequence.weights or "latest", model="sequence", arch=sequence.arch, project=project)
     if weights is None:
         raise WeightsError("sequence.weights: expected `latest` or a path. Inference needs trained weights.")
-    notices = [f"sequence network: {show_path(weights)}"]
+    notices = [f"Sequence network {show_path(weights)}."]
     trained = companion(weights).config or {}
     latent = sequence.latent_name or run_section(trained, "sequence").get("latent_name")
     stored_extractor = run_section(trained, "feature_extractor")
@@ -195,7 +200,7 @@ def _plan_sequence(project: Project, config: schema.Config) -> tuple[Plan, list[
         )
     class_names = project.class_names
     thresholds = read_thresholds(weights, len(class_names))
-    notices += [f"features: group {latent}", _threshold_notice(thresholds)]
+    notices += [f"Features: group {latent}.", _threshold_notice(thresholds)]
     task = {
         "sequence": as_dict(sequence),
         "num_classes": len(class_names),
@@ -278,6 +283,7 @@ def _with_recordings(
         outputs={key: plan.outputs[key] for key in todo},
         sources={key: source for key, source in sources.items() if key in todo},
         units=tuple(units),
+        overwrite=overwrite,
     )
     return Prepared(plan if todo else None, tuple(done), failed, tuple(notices))
 
@@ -328,7 +334,12 @@ def _feature_files(plan: Plan, records: Sequence[Record], options: schema.Infere
         path = record.outputs_path
         try:
             with FeatureReader(path, latent) as features:
-                frames = features.num_frames
+                frames, width = features.num_frames, features.num_features
+            if width != NUM_FEATURES:
+                raise ResultError(
+                    f"{show_path(path)}: expected {NUM_FEATURES} features a frame in group {latent}, found {width}. "
+                    "Run `deg infer feature_extractor --overwrite` for this video."
+                )
             mark = read_mark(path, latent)
             video = _file_of(record, frames, mark)
         except (DegError, OSError) as error:

@@ -227,7 +227,8 @@ def _check_seam(key: str, left: Mapping[int, int], right: Mapping[int, int]) -> 
     if wrong := [frame for frame in sorted(left.keys() & right.keys()) if left[frame] != right[frame]]:
         raise _Fault(
             f"{key}: frame {wrong[0]} decodes differently when the video is entered in the middle. Re-encode the video "
-            "(ffmpeg -i VIDEO -c:v libx264 -crf 17 NEW.mp4), or make one unit of it with inference.units_per_device=1."
+            "(ffmpeg -i VIDEO -c:v libx264 -crf 17 NEW.mp4), or do it in one piece: inference.devices=1 "
+            "inference.units_per_device=1."
         )
 
 

@@ -52,6 +52,8 @@ class Plan:
     task: Mapping[str, Any]
     """What the stage's engine is built from; plain values."""
     units: tuple[Unit, ...]
+    overwrite: bool = False
+    """Results that are there already are made anew."""
     sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """By recording: what else its result is made from (for a sequence network, the mark of the features)."""
 
@@ -123,6 +125,8 @@ class RunDir:
             return Plan.from_json(self.plan_file.read_text())
         except FileNotFoundError:
             raise RunError(f"{show_path(self.path)}: expected a run directory with a plan.json, found none.") from None
+        except OSError as error:
+            raise RunError(f"{show_path(self.plan_file)}: cannot be read ({error.strerror}).") from None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise RunError(
                 f"{show_path(self.plan_file)}: not a plan that this version of deg can read ({error})."

@@ -415,13 +415,6 @@ class ProjectSection:
 
 
 @dataclass(frozen=True)
-class Log:
-    """What is written to the log."""
-
-    level: Literal["debug", "info", "warning", "error", "critical"] = option("info", "Least serious message shown.")
-
-
-@dataclass(frozen=True)
 class Config:
     """All sections. Made by `deg.config.load_config`."""
 
@@ -441,7 +434,6 @@ class Config:
     sequence: Sequence = section(Sequence)
     inference: Inference = section(Inference)
     postprocessor: Postprocessor = section(Postprocessor)
-    log: Log = section(Log)
     ignored: tuple[str, ...] = ()
     """Keys of the original that were given and mean nothing here, in dotted form; not an option."""
 
@@ -474,6 +466,7 @@ WITHOUT_EFFECT = (
     "flow_generator.n",
     "flow_generator.type",
     "gui",
+    "log",
     "reload.overwrite_cfg",
     "run",
     "stride",

@@ -25,6 +25,8 @@ SEED = 1
 
 def run_demo(folder: Path) -> dict[str, Any]:
     """Make the project and run every step. ProjectError if `folder` holds something else."""
+    if folder.is_file():
+        raise ProjectError(f"{show_path(folder)}: expected a folder, found a file. Name another folder.")
     if folder.exists() and any(folder.iterdir()) and not (folder / "demo.json").exists():
         raise ProjectError(
             f"{show_path(folder)}: expected no folder or an empty one, found files. Name another folder."

@@ -46,8 +46,8 @@ def infer(
     stage = plain.pop(0) if plain and plain[0] in STAGES else "all"
     project = open_project(Path(one_project(plain)))
     config = load_config(project.config_file, overrides, stage="inference", files=files)
-    for key in config.ignored:
-        say(f"Note: {key} has no effect in deg.")
+    if config.ignored:
+        say(f"Note: without effect in deg: {', '.join(config.ignored)}.")
     chosen = inference.stages(stage, project, config)
     reports: list[inference.Report] = []
     for name in chosen:

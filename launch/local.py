@@ -32,6 +32,9 @@ MOST_DEATHS = 3
 """So many times may a unit take its worker down with it, or a device its workers before they begin."""
 GRACE_SECONDS = 60.0
 """How long workers may take to reach the end of a batch after a signal."""
+KILL_SECONDS = 10.0
+SILENT_SECONDS = 3600.0
+"""So long after its last sign of life a worker is taken to hang. One batch takes seconds; compiling, minutes."""
 
 
 @dataclass
@@ -52,6 +55,8 @@ class _Worker:
     unit: Unit | None = None
     failure: tuple[str, int] | None = None
     """What the worker itself said before it gave up: message and exit status."""
+    heard: float = field(default_factory=time.monotonic)
+    """When it last said something."""
 
 
 Progress = Callable[[int, bool], None]
@@ -122,7 +127,9 @@ class LocalPool:
         try:
             worker, event = self._events.get(timeout=0.5)
         except queue.Empty:
+            self._kill_silent()
             return
+        worker.heard = time.monotonic()
         if event is None:
             self._ended(worker)
         elif event["event"] == "progress":
@@ -145,6 +152,12 @@ class LocalPool:
         with suppress(BrokenPipeError):  # it has died; `_ended` follows and takes the unit back
             worker.process.stdin.write("\n" if worker.unit is None else f"{worker.unit.index}\n")
             worker.process.stdin.flush()
+
+    def _kill_silent(self) -> None:
+        """A worker that hangs counts as one that died: its unit is done again by another."""
+        for worker in self._workers:
+            if time.monotonic() - worker.heard > SILENT_SECONDS:
+                worker.process.kill()
 
     def _ended(self, worker: _Worker) -> None:
         self._workers.remove(worker)
@@ -187,7 +200,8 @@ class LocalPool:
                 worker.process.wait(max(deadline - time.monotonic(), 0.1))
             except subprocess.TimeoutExpired:
                 worker.process.kill()
-                worker.process.wait()
+                with suppress(subprocess.TimeoutExpired):  # in the kernel's hands: a disk or GPU that does not answer
+                    worker.process.wait(KILL_SECONDS)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

@@ -9,6 +9,8 @@ import click
 
 from deg.launch.arguments import ANY_PATH, console, json_option, print_json, say
 
+BATCHES = ("auto", "1", "2", "4", "8", "16", "32", "64", "128", "256")
+
 
 @click.command()
 @click.argument("path", type=ANY_PATH, default=".", metavar="[RUN or PROJECT]")
@@ -55,13 +57,20 @@ def status(path: Path, as_json: bool) -> int:
 @click.command()
 @click.option("--preset", type=click.Choice(["deg_f", "deg_m", "deg_s"]), default="deg_f", show_default=True)
 @click.option(
-    "--size", type=int, nargs=2, default=(224, 224), show_default=True, help="Height and width of the frames."
+    "--size",
+    type=click.IntRange(min=16),
+    nargs=2,
+    default=(224, 224),
+    show_default=True,
+    help="Height and width of the frames.",
 )
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True)
-@click.option("--batch", default="auto", show_default=True, help="Frames in one go: a power of two, or auto.")
+@click.option("--batch", type=click.Choice(BATCHES), default="auto", show_default=True, help="Frames in one go.")
 @click.option("--video", type=ANY_PATH, help="A video of yours instead of a made one.")
-@click.option("--frames", type=int, default=320, show_default=True, help="How many frames at most.")
-@click.option("--runs", type=int, default=3, show_default=True, help="Repetitions; medians are shown.")
+@click.option("--frames", type=click.IntRange(min=1), default=320, show_default=True, help="How many frames at most.")
+@click.option(
+    "--runs", type=click.IntRange(min=1), default=3, show_default=True, help="Repetitions; medians are shown."
+)
 @click.option("--compile/--no-compile", "compiled", default=False, help="Compile the network first.")
 @json_option
 def bench(

@@ -44,17 +44,17 @@ LAYERS = [
         "version errors types yamlfile schema config options configs containers",
         {"numpy", "omegaconf", "yaml"},
     ),
-    Row("arithmetic", "windows splits plan metrics ethogram search", {"numpy"}),
+    Row("arithmetic", "windows splits plan metrics ethogram", {"numpy"}),
     Row("files", "project recordings rundir trained data.*", _FILES),
     Row("networks", "models.*", _NETWORKS),
     Row("learning", "train.*", _LEARNING),
-    Row("verbs", "infer execute engines merge check features sequences bench demo export report", _LEARNING),
+    Row("verbs", "infer execute engines merge check features sequences demo export", _LEARNING),
     Row("starting", "launch.*", _STARTING),
 ]
 ROW_OF_DEG = 0
 """The package itself, `import deg`, is of the words."""
 
-WITHOUT_GPU_STACK = "infer merge check report"
+WITHOUT_GPU_STACK = "infer merge check"
 """Verbs of the login node: they never use the GPU stack, not even late, nor the layers that stand on it."""
 
 LATE_GPU_STACK = "execute launch.*"

@@ -57,7 +57,11 @@ class Mark:
 
 @contextmanager
 def open_results(path: Path) -> Iterator[h5py.File]:
-    """An outputs file, open for reading. ResultError if it is locked, truncated or no HDF5 file."""
+    """An outputs file, open for reading. ResultError if it is locked, truncated or no HDF5 file.
+
+    What HDF5 raises in the block, where a file opens but is damaged further in, becomes a ResultError too; so nothing
+    but this file is touched within.
+    """
     try:
         file = h5py.File(path, "r", locking="best-effort")
     except FileNotFoundError:
@@ -70,8 +74,11 @@ def open_results(path: Path) -> Iterator[h5py.File]:
         else:
             problem, remedy = "this is not a readable HDF5 file (truncated?)", "Move it away, then run again."
         raise ResultError(f"{show_path(path)}: {problem}. {remedy}") from error
-    with file:
-        yield file
+    try:
+        with file:
+            yield file
+    except (KeyError, RuntimeError, OSError, ValueError) as error:
+        raise ResultError(f"{show_path(path)}: the file is damaged ({error}). Move it away, then run again.") from error
 
 
 def _is_locked(error: OSError) -> bool:
@@ -176,10 +183,10 @@ def write_group(
 def _carry_over(path: Path, file: h5py.File, *, leave_out: str) -> None:
     if not path.exists() or path.stat().st_size == 0:
         return
-    with open_results(path) as former:
-        for name in former:
-            if name != leave_out:
-                _copy(former, name, file)
+    names = [name for name in groups(path) if name != leave_out]
+    with h5py.File(path, "r", locking="best-effort") as former:
+        for name in names:
+            _copy(former, name, file)
 
 
 def _copy(former: h5py.File, name: str, file: h5py.File) -> None:
@@ -252,6 +259,8 @@ class Predictions:
     probabilities_TK: np.ndarray
     thresholds_K: np.ndarray
     class_names: tuple[str, ...]
+    activation: str | None = None
+    """`sigmoid` or `softmax`; None in results of DeepEthogram, which does not say."""
 
 
 def read_predictions(path: Path, group: str) -> Predictions:
@@ -259,7 +268,7 @@ def read_predictions(path: Path, group: str) -> Predictions:
     with open_results(path) as file:
         found = _group(file, group, ("P", "thresholds", "class_names"))
         names = tuple(name.decode() if isinstance(name, bytes) else str(name) for name in found["class_names"][()])
-        predictions = Predictions(found["P"][()], found["thresholds"][()].reshape(-1), names)
+        predictions = Predictions(found["P"][()], found["thresholds"][()].reshape(-1), names, _activation(found))
     columns = predictions.probabilities_TK.shape[1] if predictions.probabilities_TK.ndim == 2 else -1
     if not columns == len(predictions.thresholds_K) == len(names):
         raise ResultError(
@@ -267,6 +276,11 @@ def read_predictions(path: Path, group: str) -> Predictions:
             f"and {len(names)} class names; all should be equal. Run `deg infer --overwrite` for this video."
         )
     return predictions
+
+
+def _activation(group: h5py.Group) -> str | None:
+    engines = json.loads(group.attrs.get(PROVENANCE, "{}")).get("engines") or [{}]
+    return engines[0].get("activation")
 
 
 class FeatureReader:
@@ -287,13 +301,13 @@ class FeatureReader:
                     f"{self._parts[1].shape}; their frames should be equal. "
                     "Run `deg infer feature_extractor --overwrite`."
                 )
-        except ResultError:
-            self._context.__exit__(None, None, None)
-            raise
+        except Exception as error:
+            if not self._context.__exit__(type(error), error, error.__traceback__):  # which says if the file is damaged
+                raise
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._context.__exit__(*exception)
+        self._context.__exit__(None, None, None)  # what went wrong meanwhile need not be the file's fault
 
     @property
     def num_frames(self) -> int:
@@ -304,14 +318,22 @@ class FeatureReader:
         return sum(part.shape[1] for part in self._parts)
 
     def __call__(self, start: int, stop: int) -> np.ndarray:
-        return np.concatenate([part[start:stop] for part in self._parts], axis=1).astype(np.float32, copy=False)
+        try:
+            return np.concatenate([part[start:stop] for part in self._parts], axis=1).astype(np.float32, copy=False)
+        except (OSError, RuntimeError) as error:
+            raise ResultError(
+                f"{show_path(self.path)}: features of frames {start} to {stop} cannot be read ({error}). "
+                "Run `deg infer feature_extractor --overwrite` for this video."
+            ) from error
 
 
 def _group(file: h5py.File, group: str, names: Sequence[str]) -> h5py.Group:
     where = show_path(file.filename)
     if not isinstance(file.get(group), h5py.Group):
         there = ", ".join(file) or "none"
-        raise ResultError(f"{where}: there is no group {group} (groups: {there}). Run `deg infer` for it first.")
+        raise ResultError(
+            f"{where}: there is no group {group} (groups: {there}). Choose one of these, or run `deg infer`."
+        )
     if missing := [name for name in names if name not in file[group]]:
         raise ResultError(
             f"{where}: group {group} lacks {', '.join(missing)}; an interrupted program may have left it so. "

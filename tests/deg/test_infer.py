@@ -102,7 +102,7 @@ def test_a_plan_holds_all_that_its_units_need(folder):
 
 def test_what_was_chosen_is_said(folder):
     notices = "\n".join(plan(folder).notices)
-    assert "feature extractor: " in notices and "flow generator: " in notices and "0.5 for every behaviour" in notices
+    assert "Feature extractor " in notices and "Flow generator " in notices and "0.5 for every behaviour" in notices
 
 
 def test_planning_writes_nothing(folder):

@@ -488,3 +488,40 @@ def test_features_of_unequal_length_are_refused_and_the_file_closed(path):
         pass
     with h5py.File(path, "a"):
         pass
+
+
+FLIP = """
+import random, sys
+from pathlib import Path
+from deg.data.store import FeatureReader, check_writable, groups, read_mark, read_predictions
+from deg.errors import DegError
+whole, damaged = Path(sys.argv[1]), Path(sys.argv[2])
+refused = 0
+for seed in range(150):
+    draw, content = random.Random(seed), bytearray(whole.read_bytes())
+    for _ in range(20):
+        content[draw.randrange(min(len(content), 6000))] = draw.randrange(256)
+    damaged.write_bytes(content)
+
+    def features():
+        with FeatureReader(damaged, "resnet18") as reader:
+            reader(0, 3)
+
+    looks = (lambda: groups(damaged), lambda: read_mark(damaged, "resnet18"), lambda: check_writable(damaged),
+             lambda: read_predictions(damaged, "resnet18"), features)
+    for look in looks:
+        try:
+            look()
+        except DegError as error:
+            refused += str(damaged) in str(error)
+print(refused)
+"""
+
+
+def test_a_file_that_is_damaged_anywhere_is_refused_by_its_name(path):
+    """150 files with flipped bytes; in a process of its own, should HDF5 crash on one."""
+    write(path)
+    command = [sys.executable, "-c", FLIP, str(path), str(path.with_name("damaged.h5"))]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert int(ended.stdout) > 100
