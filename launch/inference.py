@@ -192,7 +192,7 @@ def _continued(request: Request, wanted: Plan) -> tuple[RunDir, Plan] | None:
 
 def _same_work(plan: Plan, wanted: Plan) -> bool:
     # weights with their paths: workers read them where they were
-    names = ("group", "class_names", "thresholds", "settings", "overwrite", "weights")  # weights: workers read them where they were
+    names = ("group", "class_names", "thresholds", "settings", "overwrite", "weights")
     if any(getattr(plan, name) != getattr(wanted, name) for name in names):
         return False
     return all(

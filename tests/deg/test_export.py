@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -111,3 +112,12 @@ def test_labels_that_cannot_be_read_are_left_out_with_a_notice(folder):
     (folder / "DATA/mouse_1/mouse_1_labels.csv").write_text("nonsense\n1\n")
     report = export(folder)
     assert not report.failed and "labels left out" in report.notices[0]
+
+
+def test_argmax_takes_the_most_probable_class_of_a_softmax_network(folder):
+    """What the network is, its result says itself; the project's own option is of another network, perhaps."""
+    with h5py.File(folder / "DATA/mouse_1/mouse_1_outputs.h5", "a") as file:
+        file["tgmj"].attrs["deg_provenance"] = json.dumps({"engines": [{"activation": "softmax"}]})
+    report = export(folder, "inference.argmax=true")
+    assert report.written["mouse_1"].read_text().splitlines()[1:] == ["0,0,1,0", "1,1,0,0", "2,0,0,1", "3,0,0,1"]
+    assert "sigmoid network" in report.failed["mouse_2"]

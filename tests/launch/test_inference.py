@@ -233,6 +233,11 @@ def test_a_stopped_run_is_left_alone_if_something_else_is_wanted(interrupted, de
     assert len(runs(folder)) == 2 and not interrupted[1].is_merged()
 
 
+def test_overwriting_is_not_the_continuation_of_a_run_that_spared_what_was_there(interrupted, deg, folder):
+    assert deg("--overwrite")[0] == 0
+    assert len(runs(folder)) == 2 and not interrupted[1].is_merged()
+
+
 def test_a_unit_result_that_was_lost_meanwhile_is_made_again(interrupted, deg, folder):
     _, run = interrupted
     (index, *_) = run.finished_units()
