@@ -85,7 +85,7 @@ def create_project(folder: Path | str, behaviors: Iterable[str], name: str | Non
     for taken in (*CONFIG_FILES, "DATA"):
         if (folder / taken).exists():
             raise ProjectError(f"{show_path(folder)} already holds a project ({taken}). Choose another folder.")
-    given = [name for behavior in behaviors if (name := behavior.strip())]
+    given = [behavior.strip() for behavior in behaviors if behavior.strip()]
     class_names = [BACKGROUND, *(behavior for behavior in given if behavior != BACKGROUND)]
     config_file = folder / "project_config.yaml"
     if len(class_names) < 2:

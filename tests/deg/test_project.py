@@ -179,7 +179,7 @@ def test_a_new_project_has_the_layout_of_the_original(tmp_path):
 
 @pytest.mark.parametrize(
     ("behaviors", "word"),
-    [([], "at least one"), (["background"], "at least one"), (["a", "a"], "once"), ([""], "names")],
+    [([], "at least one"), (["background"], "at least one"), (["a", "a"], "once"), ([""], "at least one")],
 )
 def test_behaviours_that_cannot_be(tmp_path, behaviors, word):
     with pytest.raises(ProjectError, match=word):
