@@ -7,7 +7,6 @@ files and runs the sequence network. Both answer to `deg.execute.Engine`.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -25,7 +24,8 @@ from deg.errors import WeightsError, show_path
 from deg.features import FeatureEngine, FeatureTask
 from deg.rundir import Plan
 from deg.sequences import SequenceEngine, SequenceTask
-from deg.types import Span
+from deg.trained import sha256
+from deg.types import STREAM_FEATURES, Span
 from deg.version import __version__
 from deg.windows import AFTER, BEFORE, reach
 
@@ -61,8 +61,7 @@ def require_planned_weights(plan: Plan) -> None:
     for weights in plan.weights.values():
         path = Path(weights["path"])
         try:
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+            found = sha256(path)
         except OSError as error:
             raise WeightsError(
                 f"{show_path(path)}: the weights went away since the run was planned ({error.strerror}). "
@@ -91,7 +90,7 @@ class FeatureSpans:
         self._transform = FrameTransform(task.crop_size, task.resize, task.pad)
         self._decoders = DecoderPool(_decoders(task.decoders, device))
         self._seams: _Seams | None = None
-        classes, features = task.num_classes, 512
+        classes, features = task.num_classes, STREAM_FEATURES
         self.columns = {"logits": classes, "P": classes, "spatial_features": features, "flow_features": features}
 
     def describe(self) -> dict[str, Any]:

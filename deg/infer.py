@@ -25,12 +25,18 @@ from deg.merge import is_done, wanted_mark
 from deg.plan import plan_units
 from deg.project import Project
 from deg.rundir import Plan
-from deg.trained import Thresholds, companion, read_thresholds, resolve_weights, run_section, training_flow_weights
-from deg.types import Record, VideoInfo
+from deg.trained import (
+    Thresholds,
+    companion,
+    read_thresholds,
+    resolve_weights,
+    run_section,
+    sha256,
+    training_flow_weights,
+)
+from deg.types import NUM_FEATURES, Record, VideoInfo
 
 STAGES = ("feature_extractor", "sequence")
-NUM_FEATURES = 1024
-"""Of one frame: 512 of the spatial stream, then 512 of the flow stream."""
 
 
 @dataclass(frozen=True)
@@ -230,11 +236,7 @@ def _threshold_notice(thresholds: Thresholds) -> str:
 
 
 def _hashed(files: Mapping[str, Path]) -> dict[str, dict[str, str]]:
-    hashed = {}
-    for role, path in files.items():
-        with path.open("rb") as file:
-            hashed[role] = {"path": str(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    return hashed
+    return {role: {"path": str(path), "sha256": sha256(path)} for role, path in files.items()}
 
 
 def _fingerprint(*parts: Any) -> str:

@@ -21,9 +21,7 @@ from deg.configs import project_template
 from deg.data.atomic import write_atomically
 from deg.data.inventory import discover
 from deg.data.labels import BACKGROUND
-from deg.data.stats import (
-    parse_normalization,
-)
+from deg.data.stats import parse_normalization
 from deg.errors import ProjectError, show_path
 from deg.schema import Normalization
 from deg.splits import PARTS, Parts
@@ -32,7 +30,6 @@ from deg.yamlfile import read_yaml, yaml_text
 
 CONFIG_FILES = ("project.yaml", "project_config.yaml")
 """Names of a project's configuration, the preferred one first."""
-
 
 log = logging.getLogger(__name__)
 

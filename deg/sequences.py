@@ -28,6 +28,7 @@ from deg.errors import ResultError
 from deg.models.sequence import MLP, build_sequence
 from deg.models.weights import load_weights
 from deg.schema import Sequence
+from deg.types import NUM_FEATURES
 
 STRETCHES_PER_BATCH = 16
 """A stretch of 180 frames takes about 25 MB in tgmj: a batch fits everywhere, and a GPU is not left idle."""
@@ -43,7 +44,7 @@ class SequenceTask:
     weights: str
     latent_name: str
     """Group of the outputs files that features are read from."""
-    num_features: int = 1024
+    num_features: int = NUM_FEATURES
     """Of one frame, spatial and flow together."""
     activation: Literal["sigmoid", "softmax"] = "sigmoid"
     threads: int | str = "auto"

@@ -6,6 +6,7 @@ What cannot be understood is passed over with a note in the log; one bad folder 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -82,6 +83,12 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     checkpoints = folder / CHECKPOINTS
     best = sorted(checkpoints.glob("*epoch*.ckpt"), key=_checkpoint_order, reverse=True)
     return tuple(path for path in (*best, checkpoints / "last.ckpt", folder / "checkpoint.pt") if path.is_file())
+
+
+def sha256(weights: Path) -> str:
+    """What identifies a weight file, wherever it lies. OSError if it cannot be read."""
+    with weights.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def companion(weights: Path) -> RunFiles:

@@ -10,6 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+STREAM_FEATURES = 512
+"""Features of a frame in each stream of every two-stream network."""
+NUM_FEATURES = 2 * STREAM_FEATURES
+"""What a sequence network reads of a frame: those of the spatial stream, then those of the flow stream."""
+
 
 @dataclass(frozen=True)
 class Record:

@@ -133,12 +133,13 @@ def _speed(frames: int, work: Any) -> float:
 def _to_file(folder: Path, results: Any, frames: int) -> None:
     """Write results as an outputs file, flushed to disk."""
     from deg.data.store import Mark, write_group
+    from deg.types import STREAM_FEATURES
 
     write_group(
         folder / "bench_outputs.h5",
         "bench",
         num_frames=frames,
-        columns={"logits": 4, "P": 4, "spatial_features": 512, "flow_features": 512},
+        columns={"logits": 4, "P": 4, "spatial_features": STREAM_FEATURES, "flow_features": STREAM_FEATURES},
         blocks=(
             {
                 "logits": block.logits_TK,

@@ -16,6 +16,7 @@ from deg.demo import BEHAVIORS, write_shapes_video
 from deg.errors import ProjectError, show_path
 from deg.launch.arguments import say
 from deg.launch.cli import run
+from deg.types import NUM_FEATURES
 
 VIDEOS = 3
 FRAMES = 240
@@ -92,7 +93,7 @@ def write_untrained_weights(folder: Path) -> None:
     networks = {
         "flow_generator": two_stream.flow_generator,
         "feature_extractor": two_stream,
-        "sequence": build_sequence(config.sequence, 1024, classes),
+        "sequence": build_sequence(config.sequence, NUM_FEATURES, classes),
     }
     for number, (model, network) in enumerate(networks.items()):
         path = project.model_path / f"000101_00000{number}_{model}_train_untrained"
