@@ -355,6 +355,12 @@ def overlay(
     return dataclasses.replace(current, **{name: getattr(built, name) for name in known})
 
 
+def restore(stored: Mapping[str, Any]) -> Config:
+    """The configuration that `as_dict` gave. ConfigError if it is not one of this version of deg."""
+    known, _ = _known_options({key: value for key, value in stored.items() if key != "run"}, "in the plan of the run")
+    return _build(Config, known, "in the plan of the run")
+
+
 def as_dict(config: Any) -> dict[str, Any]:
     """All options of a configuration or a section, complete, as plain values that YAML and JSON can hold."""
 

@@ -6,7 +6,6 @@ files and runs the sequence network. Both answer to `deg.execute.Engine`.
 
 from __future__ import annotations
 
-import ctypes
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -18,10 +17,11 @@ import torch
 
 from deg.data.decode import DecoderPool, available_cores
 from deg.data.reader import require_unchanged
-from deg.data.store import FeatureReader
+from deg.data.sequence_input import describe_mark, open_input
 from deg.data.transform import FrameTransform
-from deg.errors import WeightsError, show_path
+from deg.errors import ProjectError, WeightsError, show_path
 from deg.features import FeatureEngine, FeatureTask
+from deg.models.device import keep_freed_memory, prepare_torch
 from deg.rundir import Plan
 from deg.sequences import SequenceEngine, SequenceTask
 from deg.trained import sha256
@@ -33,27 +33,6 @@ BLOCK_FRAMES = 64
 """Frames handed over by a decoder at a time."""
 WORTH_COMPILING = 50_000
 """Frames of a run from which compiling for a minute on a GPU pays. A CPU would compile for longer than that."""
-
-
-def prepare_torch(threads: int | str) -> None:
-    """Settings that hold for the whole process: numbers equal everywhere, no time lost on denormal numbers."""
-    torch.set_flush_denormal(True)  # 100 times slower than 0, and no different from it in any result
-    torch.backends.cuda.matmul.allow_tf32 = False  # fp32 means fp32; who wants speed asks for bf16
-    torch.backends.cudnn.allow_tf32 = False
-    if threads != "auto":
-        torch.set_num_threads(int(threads))
-
-
-def keep_freed_memory() -> None:
-    """Have the C library use again what torch frees, where it would hand each large block back to the system.
-
-    A network on the CPU frees and takes again tens of megabytes per layer: a tenth of its time went into page faults.
-    The numbers are glibc's M_MMAP_MAX and M_TRIM_THRESHOLD; a C library without mallopt is left as it is.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(-4, 0)
-        mallopt(-1, -1)
 
 
 def require_planned_weights(plan: Plan) -> None:
@@ -128,7 +107,7 @@ class FeatureSpans:
 
 
 class SequenceSpans:
-    """Sequence networks over whole recordings, from the features in their outputs files."""
+    """Sequence networks over whole recordings, from the features in their outputs files or from keypoints."""
 
     def __init__(self, plan: Plan, device: torch.device):
         require_planned_weights(plan)
@@ -143,9 +122,19 @@ class SequenceSpans:
         return _describe(self._engine.device, "fp32", self._engine.activation)
 
     def run_span(self, span: Span) -> Iterator[Mapping[str, np.ndarray]]:
-        with FeatureReader(self._plan.outputs[span.key], self._latent) as features:
-            for block in self._engine.run(features, len(span)):
+        with open_input(self._input(span.key), self._latent) as read:
+            for block in self._engine.run(read, len(span)):
                 yield {"logits": block.logits_TK, "P": block.probabilities_TK}
+
+    def _input(self, key: str) -> Path:
+        """The file that is read for a recording. ProjectError if its keypoints are not those of the plan."""
+        outputs, source = self._plan.outputs[key], self._plan.sources.get(key, {})
+        if "keypoints" not in source:
+            return outputs
+        path = outputs.with_name(source["keypoints"])
+        if describe_mark(path, "") != source["mark"]:
+            raise ProjectError(f"{show_path(path)}: the keypoints changed since the run was planned. Run again.")
+        return path
 
     def checks(self) -> Mapping[str, np.ndarray]:
         return {}

@@ -3,7 +3,8 @@
     python -m deg.execute RUN UNIT...       these units, one after another
     python -m deg.execute RUN -             units by number, one a line on standard input; an empty line is the end
 
-A unit is done when its result.h5 is there: written beside, checked, flushed, renamed. Doing a unit twice is harmless.
+A unit of inference is done when its result.h5 is there, a phase of training when its done.json is: written beside,
+checked, flushed, renamed. Doing a unit twice is harmless. Several ranks that train together all do the same unit.
 What happens is told as JSON lines on standard output. Exit status 0: all done; 1: a named unit could not be done, its
 error.json says why; 75: stopped by a signal at a batch boundary, run me again; else see `deg.errors`. When standard
 input closes before the empty line, it ends at once: whoever gave the work is gone.
@@ -15,14 +16,13 @@ import json
 import logging
 import os
 import queue
-import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import h5py
 import numpy as np
@@ -30,16 +30,11 @@ import numpy as np
 from deg.data.atomic import remove_parts, replacing, write_atomically
 from deg.data.store import checksum, describe_refusal, new_hdf5
 from deg.errors import DegError, RunError, show_path
-from deg.rundir import Plan, RunDir
+from deg.rundir import Plan, RunDir, TrainingPlan
 from deg.types import Span, Unit
-
-if TYPE_CHECKING:
-    import torch
+from deg.work import STOPPED, StopFlag, Stopped, Teller, log_to, stop_without_launcher
 
 log = logging.getLogger("deg.execute")
-
-STOPPED = 75
-"""Exit status: stopped cleanly before the work was done."""
 
 Rows = Mapping[str, np.ndarray]
 
@@ -62,28 +57,6 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-class Stopped(Exception):
-    """A signal asked the work to stop."""
-
-
-class StopFlag:
-    """Set by SIGTERM or SIGUSR2, any number of times; looked at between batches, never acted on within a handler."""
-
-    def __init__(self) -> None:
-        self.is_set = False
-
-    def install(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGUSR2):
-            signal.signal(number, self._set)
-
-    def _set(self, *_: Any) -> None:
-        self.is_set = True
-
-    def check(self) -> None:
-        if self.is_set:
-            raise Stopped
-
-
 def run_unit(run: RunDir, plan: Plan, unit: Unit, engine: Engine, stop: StopFlag, tell: Teller) -> None:
     """Do one unit and leave its result. A recording at fault is recorded in the result; the other spans go on."""
     folder = run.unit_folder(unit.index)
@@ -92,7 +65,7 @@ def run_unit(run: RunDir, plan: Plan, unit: Unit, engine: Engine, stop: StopFlag
     remove_parts(result)
     run.error_file(unit.index).unlink(missing_ok=True)
     started = time.monotonic()
-    with _log_to(run.log_file(unit.index)):
+    with log_to(run.log_file(unit.index)):
         log.info("unit %d: %d spans, %d frames", unit.index, len(unit.spans), unit.num_frames)
         with replacing(result) as beside:
             with new_hdf5(beside) as file:
@@ -135,28 +108,7 @@ def _do_span(group: h5py.Group, span: Span, engine: Engine, stop: StopFlag, tell
         group.attrs["error"] = str(error)
 
 
-class Teller:
-    """Says on standard output, as JSON lines, what happens; at most one line of progress a second."""
-
-    def __init__(self) -> None:
-        self._frames, self._last = 0, time.monotonic()
-
-    def say(self, event: str, **details: Any) -> None:
-        sys.stdout.write(json.dumps({"event": event, **details}) + "\n")
-        sys.stdout.flush()
-
-    def progress(self, frames: int) -> None:
-        self._frames += frames
-        if time.monotonic() - self._last >= 1.0:
-            self.flush()
-
-    def flush(self) -> None:
-        if self._frames:
-            self.say("progress", frames=self._frames)
-        self._frames, self._last = 0, time.monotonic()
-
-
-def units_from_input(plan: Plan, stop: StopFlag) -> Iterator[Unit]:
+def units_from_input(plan: Plan | TrainingPlan, stop: StopFlag) -> Iterator[Unit]:
     """Units as their numbers come in, up to an empty line.
 
     The end of input before it ends the process; that is looked for from now on, also while networks are being loaded.
@@ -185,7 +137,7 @@ def units_from_input(plan: Plan, stop: StopFlag) -> Iterator[Unit]:
     return units()
 
 
-def unit_named(plan: Plan, number: str) -> Unit:
+def unit_named(plan: Plan | TrainingPlan, number: str) -> Unit:
     """The unit of a number. RunError if the plan has none."""
     if not number.isdecimal() or int(number) >= len(plan.units):
         raise RunError(f"Expected the number of a unit, 0 to {len(plan.units) - 1}, found {number!r}.")
@@ -195,17 +147,11 @@ def unit_named(plan: Plan, number: str) -> Unit:
 def make_engine(plan: Plan) -> Engine:
     """The engine of the plan's stage, on this process's device."""
     from deg.engines import FeatureSpans, SequenceSpans
+    from deg.models.device import choose_device
 
     if plan.stage == "feature_extractor":
         return FeatureSpans(plan, choose_device())
     return SequenceSpans(plan, choose_device())
-
-
-def choose_device() -> torch.device:
-    """The first GPU that this process may see, else the CPU."""
-    import torch
-
-    return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -218,23 +164,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stop.install()
     run = RunDir(Path(arguments[0]))
     try:
-        plan = run.load_plan()
+        plan = run.load_training_plan() if run.is_training() else run.load_plan()
         served = arguments[1] == "-"
         chosen = units_from_input(plan, stop) if served else iter([unit_named(plan, name) for name in arguments[1:]])
-        engine = make_engine(plan)
-        tell.say("ready", **engine.describe())
-        all_done = True
-        try:
-            for unit in chosen:
-                all_done &= _do_unit(run, plan, unit, engine, stop, tell)
-        finally:
-            engine.close()
+        if isinstance(plan, TrainingPlan):
+            all_done = _train(run, plan, chosen, stop, tell)
+        else:
+            all_done = _infer(run, plan, chosen, stop, tell)
     except Stopped:
         return STOPPED
     except DegError as error:
         tell.say("failed", message=str(error), status=error.exit_status)
         return error.exit_status
     return 0 if all_done or served else 1  # who serves units hears of each, and asks for no more than that
+
+
+def _train(run: RunDir, plan: TrainingPlan, units: Iterator[Unit], stop: StopFlag, tell: Teller) -> bool:
+    """Do phases, as one rank among those that do; whatever goes wrong ends the training."""
+    stop_without_launcher(stop)
+    from deg.train.fit import train_phase
+
+    for unit in units:
+        folder = run.unit_folder(unit.index)
+        folder.mkdir(parents=True, exist_ok=True)
+        with log_to(run.log_file(unit.index)):
+            train_phase(run, plan, unit, stop, tell)
+        tell.say("unit", unit=unit.index)
+    return True
+
+
+def _infer(run: RunDir, plan: Plan, units: Iterator[Unit], stop: StopFlag, tell: Teller) -> bool:
+    """Do units, whose faults are recorded with them; whether all are done."""
+    engine = make_engine(plan)
+    tell.say("ready", **engine.describe())
+    all_done = True
+    try:
+        for unit in units:
+            all_done &= _do_unit(run, plan, unit, engine, stop, tell)
+    finally:
+        engine.close()
+    return all_done
 
 
 def _do_unit(run: RunDir, plan: Plan, unit: Unit, engine: Engine, stop: StopFlag, tell: Teller) -> bool:
@@ -253,21 +222,6 @@ def _do_unit(run: RunDir, plan: Plan, unit: Unit, engine: Engine, stop: StopFlag
     tell.flush()
     tell.say("unit", unit=unit.index)
     return True
-
-
-class _log_to:
-    """Also write this package's log to a file while the block runs."""
-
-    def __init__(self, path: Path):
-        self._handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
-        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-
-    def __enter__(self) -> None:
-        logging.getLogger("deg").addHandler(self._handler)
-
-    def __exit__(self, *exception: Any) -> None:
-        logging.getLogger("deg").removeHandler(self._handler)
-        self._handler.close()
 
 
 if __name__ == "__main__":

@@ -57,9 +57,9 @@ def export_recordings(
         if folder is not None:  # by key, for videos in different folders may have the same name
             path = folder / f"{record.key}_predictions.{file_format}"
         try:
-            chosen = group or _choose_group(record.outputs_path, config)
+            chosen = group or choose_group(record.outputs_path, config)
             found = in_project_order(read_predictions(record.outputs_path, chosen), project.class_names, record)
-            predictions_TK = _decided_by(config, postprocessor, found)(found.probabilities_TK, found.thresholds_K)
+            predictions_TK = decided_by(config, postprocessor, found)(found.probabilities_TK, found.thresholds_K)
             path.parent.mkdir(parents=True, exist_ok=True)
             if file_format == "csv":
                 write_labels(path, predictions_TK, project.class_names)
@@ -74,7 +74,7 @@ def export_recordings(
     return Exported(written, failed, tuple(notices))
 
 
-def _decided_by(config: schema.Config, postprocessor: Postprocessor, found: Predictions) -> Postprocessor:
+def decided_by(config: schema.Config, postprocessor: Postprocessor, found: Predictions) -> Postprocessor:
     """The postprocessor, with argmax where it was asked for. ResultError where behaviours do not exclude each other."""
     if not config.inference.argmax:
         return postprocessor
@@ -104,7 +104,7 @@ def in_project_order(found: Predictions, class_names: Sequence[str], record: Rec
     )
 
 
-def _choose_group(path: Path, config: schema.Config) -> str:
+def choose_group(path: Path, config: schema.Config) -> str:
     """As the GUI chooses: the sequence network's results, else the feature extractor's."""
     there = groups(path)
     wanted = [

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from deg.errors import RunError
+from deg.models.device import PRECISIONS, is_out_of_memory, resolve_precision
 from deg.models.fold import fold_batchnorm
 from deg.models.sliding import SlidingTwoStream, slides
 from deg.models.two_stream import build_two_stream
@@ -31,7 +32,6 @@ from deg.windows import WINDOW, Reach, batches, mean_colour, reach
 
 log = logging.getLogger(__name__)
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SMALLEST_BATCH = 1
 CPU_BATCH = 16
 """Measured with `deg bench`: on CPUs larger batches are not faster, they only take more memory."""
@@ -179,7 +179,7 @@ class FeatureEngine:
         try:
             return self._compute(self._windows(frames_TCHW, count))
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             if self.batch_size == SMALLEST_BATCH:
                 raise RunError(
@@ -266,29 +266,6 @@ class _FrameBuffer:
         """Use up the source: only at its end does a decoder say whether all was well."""
         for frames in self._source:
             raise RuntimeError(f"the decoder gave at least {len(frames)} frames more than it was asked for")
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    # the CPU's allocator has no exception of its own, nor have the CUDA libraries beside torch's allocator
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return any(words in str(error) for words in ("can't allocate memory", "out of memory", "ALLOC_FAILED"))
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """`auto` is bf16 where the device computes it at several times the speed of fp32, else fp32."""
-    if precision != "auto":
-        return precision
-    return "bf16" if has_fast_bf16(device) else "fp32"
-
-
-def has_fast_bf16(device: torch.device) -> bool:
-    """Whether the device has matrix units for bf16: NVIDIA GPUs from Ampere on, CPUs with AMX or AVX-512 BF16."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    # private names: torch has no public ones; without them fp32 is right everywhere
-    asked = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
-    return any(is_supported is not None and is_supported() for is_supported in asked)
 
 
 def choose_batch_size(engine: FeatureEngine, size: tuple[int, int]) -> int:

@@ -19,8 +19,10 @@ from deg import schema
 from deg.config import as_dict, overlay
 from deg.data.decode import probe_all
 from deg.data.inventory import why_no_video
+from deg.data.keypoints import NUM_KEYPOINT_FEATURES
+from deg.data.sequence_input import describe_mark, keypoints_of, open_input
 from deg.data.store import FeatureReader, Mark, check_writable, read_mark
-from deg.errors import ConfigError, DegError, ProjectError, ResultError, VideoError, WeightsError, show_path
+from deg.errors import DegError, ProjectError, ResultError, VideoError, WeightsError, show_path
 from deg.merge import is_done, wanted_mark
 from deg.plan import plan_units
 from deg.project import Project
@@ -199,14 +201,13 @@ def _plan_sequence(project: Project, config: schema.Config) -> tuple[Plan, list[
     activation = stored_extractor.get("final_activation") or config.feature_extractor.final_activation
     if config.inference.use_loaded_model_cfg:
         sequence = overlay(sequence, run_section(trained, "sequence"), keep=("weights", "output_name", "latent_name"))
-    if sequence.input_type == "keypoints":
-        raise ConfigError(
-            "sequence.input_type is keypoints: inference reads features; "
-            "a network trained on keypoints cannot be used yet."
-        )
+    keypoints = sequence.input_type == "keypoints"
     class_names = project.class_names
     thresholds = read_thresholds(weights, len(class_names))
-    notices += [f"Features: group {latent}.", _threshold_notice(thresholds)]
+    notices += [
+        "Keypoints of DeepLabCut." if keypoints else f"Features: group {latent}.",
+        _threshold_notice(thresholds),
+    ]
     task = {
         "sequence": as_dict(sequence),
         "num_classes": len(class_names),
@@ -215,6 +216,8 @@ def _plan_sequence(project: Project, config: schema.Config) -> tuple[Plan, list[
         "activation": activation,
         "threads": config.inference.threads,
     }
+    if keypoints:
+        task |= {"num_features": NUM_KEYPOINT_FEATURES, "latent_name": ""}
     unlike = ("weights", "threads")
     plan = Plan(
         stage="sequence",
@@ -261,6 +264,8 @@ def _with_recordings(
 ) -> Prepared:
     """The plan over those recordings that can be done and are not."""
     describe = _videos if plan.stage == "feature_extractor" else _feature_files
+    if plan.stage == "sequence" and plan.task["sequence"]["input_type"] == "keypoints":
+        describe = _keypoint_files
     videos, sources, failed = describe(plan, records, options, overwrite)
     plan = replace(plan, videos=videos, sources=sources, outputs={r.key: r.outputs_path for r in records})
     done, todo = [], {}
@@ -353,6 +358,32 @@ def _feature_files(plan: Plan, records: Sequence[Record], options: schema.Infere
             "settings": mark.settings if mark else "",
             "weights": dict(mark.weights) if mark else {},
         }
+    return videos, sources, failed
+
+
+def _keypoint_files(plan: Plan, records: Sequence[Record], options: schema.Inference, overwrite: bool) -> Described:
+    """Recordings as their videos describe them, each with the version of its keypoints, one for each frame."""
+    sources: dict[str, Mapping[str, Any]] = {}
+    frames: dict[str, int] = {}
+    failed: dict[str, str] = {}
+    for record in records:
+        try:
+            path = keypoints_of(record)
+            with open_input(path, "") as read:
+                frames[record.key] = read.num_frames
+            sources[record.key] = {"keypoints": path.name, "mark": describe_mark(path, "")}
+        except ProjectError as error:
+            failed[record.key] = str(error)
+    known = [record for record in records if record.key in sources]
+    videos, _, no_video = _videos(replace(plan, sources=sources), known, options, overwrite)
+    failed |= no_video
+    for record in known:
+        if record.key in videos and videos[record.key].num_frames != frames[record.key]:
+            failed[record.key] = (
+                f"{show_path(keypoints_of(record))}: expected keypoints of {videos[record.key].num_frames} frames, as "
+                f"the video has, found {frames[record.key]}. Track this very video."
+            )
+            del videos[record.key]
     return videos, sources, failed
 
 

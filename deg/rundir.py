@@ -4,6 +4,9 @@
         config.yaml   plan.json   provenance.json   events.jsonl   done.json
         units/00042/  log.txt   result.h5 (present = done)   error.json
 
+A training run has its networks, metrics and checkpoints beside those, where DeepEthogram looks for them; its units
+have `state/` in place of result.h5, and done.json once the phase is trained.
+
 Written by whoever plans, executes or merges; read by anybody. No server, no database, nothing in memory that matters.
 """
 
@@ -13,12 +16,12 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -28,6 +31,8 @@ from deg.errors import RunError, show_path
 from deg.types import Span, Unit, VideoInfo
 
 PLAN_VERSION = 1
+Loaded = TypeVar("Loaded")
+
 CLAIM_SECONDS = 2.0
 """How long to try: `deg status` holds a run for an instant to see whether anybody works on it."""
 
@@ -59,7 +64,7 @@ class Plan:
 
     def to_json(self) -> str:
         plan = asdict(self)
-        plan["version"] = PLAN_VERSION
+        plan["version"], plan["kind"] = PLAN_VERSION, "inference"
         plan["videos"] = {key: asdict(info) | {"path": str(info.path)} for key, info in self.videos.items()}
         plan["outputs"] = {key: str(path) for key, path in self.outputs.items()}
         plan["units"] = [[[span.key, span.start, span.stop] for span in unit.spans] for unit in self.units]
@@ -67,9 +72,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        plan = json.loads(text)
-        if plan.pop("version") != PLAN_VERSION:
-            raise ValueError("a plan of another version of deg")
+        plan = _parse(text, "inference")
         plan["class_names"], plan["thresholds"] = tuple(plan["class_names"]), tuple(plan["thresholds"])
         plan["videos"] = {
             key: VideoInfo(**(info | {"path": Path(info["path"])})) for key, info in plan["videos"].items()
@@ -79,6 +82,68 @@ class Plan:
             Unit(index, tuple(Span(*span) for span in spans)) for index, spans in enumerate(plan["units"])
         )
         return cls(**plan)
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """All that training one network needs to be done anywhere: no project, no command line.
+
+    A unit is a phase; every rank does the same unit.
+    """
+
+    stage: str
+    """`flow_generator`, `feature_extractor` or `sequence`."""
+    phases: tuple[str, ...]
+    """What is trained, one after the other: a curriculum is `spatial`, `flow`, `both`; all else is just `both`."""
+    class_names: tuple[str, ...]
+    parts: Mapping[str, Sequence[str]]
+    """Recordings of `train`, `val` and `test`, in the order in which their frames are counted."""
+    videos: Mapping[str, VideoInfo]
+    """By recording. For a sequence network, of which the features (or keypoints) are the input, the video is not read:
+    its number of frames counts."""
+    labels: Mapping[str, Mapping[str, str]]
+    """By recording: `path` and `sha256` of its label file. Empty for the flow generator."""
+    inputs: Mapping[str, Mapping[str, str]]
+    """Of a sequence network, by recording: `path` of the outputs file (keypoints: the CSV), its `group`, and the `mark`
+    that the group had, as `describe_mark` writes it."""
+    weights: Mapping[str, Mapping[str, str]]
+    """By role, `path` and `sha256`: `start` is what the network begins with, `flow_generator` its own for a feature
+    extractor, `pretrained` what L2-SP pulls to. A role that is not there has no weights."""
+    config: Mapping[str, Any]
+    """All options, as config.yaml has them."""
+    cache: str | None
+    """Folder of the frame cache."""
+    devices: int
+    """Ranks, on all nodes together."""
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        return tuple(Unit(index, ()) for index in range(len(self.phases)))
+
+    def to_json(self) -> str:
+        plan = asdict(self)
+        plan["version"], plan["kind"] = PLAN_VERSION, "train"
+        plan["videos"] = {key: asdict(info) | {"path": str(info.path)} for key, info in self.videos.items()}
+        return json.dumps(plan)
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainingPlan:
+        plan = _parse(text, "train")
+        plan["phases"], plan["class_names"] = tuple(plan["phases"]), tuple(plan["class_names"])
+        plan["parts"] = {part: tuple(keys) for part, keys in plan["parts"].items()}
+        plan["videos"] = {
+            key: VideoInfo(**(info | {"path": Path(info["path"])})) for key, info in plan["videos"].items()
+        }
+        return cls(**plan)
+
+
+def _parse(text: str, kind: str) -> dict[str, Any]:
+    plan = json.loads(text)
+    if plan.pop("version") != PLAN_VERSION:
+        raise ValueError("a plan of another version of deg")
+    if (found := plan.pop("kind", "inference")) != kind:
+        raise ValueError(f"a plan of kind {found}, expected {kind}")
+    return plan
 
 
 @dataclass(frozen=True)
@@ -107,6 +172,10 @@ class RunDir:
     def done_file(self) -> Path:
         return self.path / "done.json"
 
+    def phase_done_file(self, index: int) -> Path:
+        """Of a training run: there once the phase is trained."""
+        return self.unit_folder(index) / "done.json"
+
     def unit_folder(self, index: int) -> Path:
         return self.path / "units" / f"{index:05d}"
 
@@ -120,9 +189,20 @@ class RunDir:
         return self.unit_folder(index) / "log.txt"
 
     def load_plan(self) -> Plan:
-        """The plan. RunError if there is none, or none that this version can read."""
+        """The plan of an inference run. RunError if there is none, or none that this version can read."""
+        return self._load(Plan.from_json)
+
+    def load_training_plan(self) -> TrainingPlan:
+        """The plan of a training run. RunError if there is none, or none that this version can read."""
+        return self._load(TrainingPlan.from_json)
+
+    def is_training(self) -> bool:
+        """Whether the run trains a network. RunError if there is no plan."""
+        return self._load(json.loads).get("kind") == "train"
+
+    def _load(self, parse: Callable[[str], Loaded]) -> Loaded:
         try:
-            return Plan.from_json(self.plan_file.read_text())
+            return parse(self.plan_file.read_text())
         except FileNotFoundError:
             raise RunError(f"{show_path(self.path)}: expected a run directory with a plan.json, found none.") from None
         except OSError as error:
@@ -178,7 +258,7 @@ def create_run(
     *,
     stage: str,
     kind: str,
-    plan: Plan,
+    plan: Plan | TrainingPlan,
     config: Mapping[str, Any],
     provenance: Mapping[str, Any],
     now: datetime,

@@ -119,20 +119,36 @@ class Compute:
     """The machine that a job runs on."""
 
     fp16: bool = option(
-        False, "Train with 16-bit numbers: faster, half the memory. Inference has `inference.precision`."
+        False, "Train with 16-bit numbers, as `train.precision=fp16` does. Inference has `inference.precision`."
     )
     num_workers: int = option(
         8, "Processes that load training data, for each device. 0: load in the training process.", low=0
     )
     batch_size: int | Auto = option(
         "auto",
-        "Clips (sequence: stretches of video) for each training step. auto: the largest that fits into memory. "
-        "A new project sets 32.",
+        "Clips (sequence: stretches of video) for each training step, all devices together, so that what is learned "
+        "does not depend on how many there are. auto: the largest that fits into memory. A new project sets 32.",
         low=1,
     )
     min_batch_size: int = option(8, "Smallest batch that auto may choose.", low=1)
     max_batch_size: int = option(512, "Largest batch that auto may choose.", low=1)
     gpu_id: int = option(0, "Index of the GPU, where just one is used.", low=0)
+    devices: int | Auto = option(
+        "auto", "Processes that train one network together. auto: one for each GPU, or a single one on the CPU.", low=1
+    )
+    threads: int | Auto = option("auto", "CPU threads for each training process. auto: the cores shared fairly.", low=1)
+    cache: str = option(
+        "project",
+        "Where decoded and resized frames are kept, so that a training clip is one read: project: in the folder "
+        "frame_cache of the project; scratch: on the node's own disk ($SLURM_TMPDIR or $TMPDIR); none: decode each clip "
+        "from its video, which is much slower; or a folder. It may be deleted whenever nothing trains.",
+    )
+    cache_format: Literal["raw", "jpeg"] = option(
+        "raw", "raw: the very pixels; jpeg: nearly the same in a tenth of the space, and slower to read."
+    )
+    cache_limit: float = option(
+        500.0, "The cache grows to this size; then videos not used for longest make room.", unit="GB", above=0
+    )
 
 
 @dataclass(frozen=True)
@@ -165,8 +181,13 @@ class StepsPerEpoch:
     """How many batches make an epoch."""
 
     train: int | None = option(1000, "Training batches in an epoch. null: the whole training set.", low=1)
-    val: int | None = option(1000, "Validation batches in an epoch. null: the whole validation set.", low=1)
-    test: int | None = option(20, "Test batches. null: the whole test set.", low=1)
+    val: int | None = option(
+        None,
+        "Validation batches in an epoch. null: the whole validation set; a number: frames evenly spaced over it, the "
+        "same in every epoch.",
+        low=1,
+    )
+    test: int | None = option(None, "Test batches, in the same way. null: the whole test set.", low=1)
 
 
 @dataclass(frozen=True)
@@ -219,6 +240,10 @@ class Train:
     loss_gamma: float = option(
         1.0, "Focal loss: the higher, the less easy frames count. 0: plain cross-entropy; 2 is high.", low=0
     )
+    softmax_weights: bool = option(
+        False,
+        "Softmax models: rare behaviours count more in the loss, by `loss_weight_exp`. DeepEthogram never does so.",
+    )
     label_smoothing: float = option(
         0.05, "Labels are taken as this and 1 minus this: forgives imprecise onsets and offsets.", low=0, below=0.5
     )
@@ -229,6 +254,30 @@ class Train:
         low=0,
     )
     regularization: Regularization = section(Regularization)
+    seed: int = option(
+        0, "Of everything random: the same seed, data and number of devices give the same network.", low=0
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
+        "auto",
+        "Numbers to compute with; weights are kept in fp32. auto: bf16 where the device is fast at it, else fp32.",
+    )
+    gradient_clip: float | None = option(None, "Gradients longer than this are shortened to it. null: never.", above=0)
+    accumulate: int = option(
+        1,
+        "A batch is computed in so many pieces, one after the other: for batches that do not fit into memory.",
+        low=1,
+    )
+    flow_batchnorm: Literal["frozen", "original"] = option(
+        "frozen",
+        "Batch normalisation of the flow generator while the feature extractor is trained. frozen: as in inference; "
+        "original: with the statistics of each batch, which then differ from those of inference, as in DeepEthogram.",
+    )
+    checkpoint_every: float = option(
+        10.0, "A killed training goes on from a state at most so old.", unit="minutes", above=0
+    )
+    compile: bool | Auto = option(
+        "auto", "Compile the networks: minutes at the start, faster afterwards. auto: on a GPU, where it pays."
+    )
 
 
 @dataclass(frozen=True)
@@ -278,7 +327,7 @@ class FeatureExtractor:
     weights: str | None = option(
         "pretrained",
         "pretrained: the newest in the folder of pretrained weights; latest: the newest trained in this project; or a "
-        "path. null: start from ImageNet.",
+        "path. null: start from ImageNet (2D networks); random: from nothing.",
     )
 
 
@@ -286,8 +335,10 @@ class FeatureExtractor:
 class Sequence:
     """The network that reads features over time and gives the final probabilities."""
 
-    arch: Literal["tgmj", "tgm", "linear", "conv_nonlinear", "rnn", "mlp"] = option(
-        "tgmj", "tgmj and tgm learn filters over time; linear is the simplest, to compare with."
+    arch: Literal["tgmj", "tgm", "linear", "conv_nonlinear", "rnn", "mlp", "tcn"] = option(
+        "tgmj",
+        "tgmj and tgm learn filters over time; tcn looks at the longest stretch of it, and DeepEthogram does not know "
+        "it; linear is the simplest, to compare with.",
     )
     latent_name: str | None = option(
         None, "Group of the outputs file that features are read from. null: named as the feature extractor's `arch`."
@@ -299,7 +350,10 @@ class Sequence:
     nonoverlapping: bool = option(True, "Training stretches do not overlap: an epoch sees each frame once.")
     dropout_p: float = option(0.5, "Share of activations silenced in training. Not for linear.", low=0, below=1)
     num_layers: int = option(3, "Layers of filters (tgm, tgmj) or of the rnn.", low=1)
-    hidden_size: int = option(64, "Width of rnn and conv_nonlinear.", low=1)
+    tcn_layers: int = option(
+        7, "Layers of the tcn; each doubles the stretch of time that a frame's label depends on.", low=1, high=14
+    )
+    hidden_size: int = option(64, "Width of rnn, conv_nonlinear and tcn.", low=1)
     filter_length: int = option(
         15, "Length of a filter of tgm and tgmj: about as long as a short bout.", unit="frames", low=1
     )
@@ -439,8 +493,8 @@ class Config:
 
 
 STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
-    "flow_generator": {"train": {"num_epochs": 10, "steps_per_epoch": {"train": 1000, "val": 200, "test": 20}}},
-    "feature_extractor": {"train": {"num_epochs": 20, "steps_per_epoch": {"train": 1000, "val": 1000, "test": None}}},
+    "flow_generator": {"train": {"num_epochs": 10, "steps_per_epoch": {"val": 200}}},
+    "feature_extractor": {"train": {"num_epochs": 20}},
     "sequence": {
         "compute": {"min_batch_size": 2, "max_batch_size": 64},
         "train": {"num_epochs": 100, "patience": 5, "regularization": {"style": "l2", "alpha": 0.01}},

@@ -8,6 +8,9 @@ zeros, and what comes of them is cut off. So filters see zeros at every edge of 
 The mlp has a window for each frame instead, the frame in its middle: [t - length // 2, t - length // 2 + length), with
 zeros outside the video.
 
+The tcn has no grid. A block of frames is read with all the frames around that its logits depend on, so they are those
+of the whole video in one piece.
+
 A block of stretches is read, computed and handed over before the next is read, so memory does not depend on the length
 of the video. Names of arrays as in deg.types; L is the length of a stretch or window.
 """
@@ -26,12 +29,16 @@ from torch import Tensor, nn
 
 from deg.errors import ResultError
 from deg.models.sequence import MLP, build_sequence
+from deg.models.tcn import TCN
 from deg.models.weights import load_weights
 from deg.schema import Sequence
 from deg.types import NUM_FEATURES
 
 STRETCHES_PER_BATCH = 16
 """A stretch of 180 frames takes about 25 MB in tgmj: a batch fits everywhere, and a GPU is not left idle."""
+
+Read = Callable[[int, int], np.ndarray]
+"""Gives the features_TD of the frames [start, stop), float32."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +50,9 @@ class SequenceTask:
     num_classes: int
     weights: str
     latent_name: str
-    """Group of the outputs files that features are read from."""
+    """Group of the outputs files that features are read from; of no use with keypoints."""
     num_features: int = NUM_FEATURES
-    """Of one frame, spatial and flow together."""
+    """Of one frame, spatial and flow together; or of its keypoints."""
     activation: Literal["sigmoid", "softmax"] = "sigmoid"
     threads: int | str = "auto"
 
@@ -79,11 +86,20 @@ class SequenceEngine:
         activation: Literal["sigmoid", "softmax"] = "sigmoid",
         batch_size: int = STRETCHES_PER_BATCH,
     ):
-        """`network` carries its weights already. `batch_size` counts stretches, for the mlp windows."""
+        """`network` carries its weights already.
+
+        A block has `batch_size` stretches; of the mlp, so many windows are computed together.
+        """
         self.network = network.eval().to(device, torch.float32)
         self.sequence_length, self.batch_size = sequence_length, batch_size
         self.device, self.activation = device, activation
-        self._batches = self._windows if isinstance(network, MLP) else self._stretches
+        self._frames_per_block = sequence_length * batch_size
+        self._logits, self._reach = self._of_stretches, 0
+        if isinstance(network, MLP):
+            self._logits = self._of_windows
+        elif isinstance(network, TCN):
+            self._logits, self._reach = self._of_piece, network.reach
+            self._frames_per_block = max(self._frames_per_block, self._reach)  # or most is computed several times
 
     @classmethod
     def load(cls, task: SequenceTask, device: torch.device) -> SequenceEngine:
@@ -94,46 +110,46 @@ class SequenceEngine:
         load_weights(network, Path(task.weights), strict=True)
         return cls(network, length, device=device, activation=task.activation)
 
-    def run(self, read: Callable[[int, int], np.ndarray], num_frames: int) -> Iterator[SequenceBlock]:
+    def run(self, read: Read, num_frames: int) -> Iterator[SequenceBlock]:
         """Results for all frames of a video, in order, block by block; a video without frames gives one empty block.
 
-        `read(start, stop)` gives the features_TD of the frames [start, stop), float32. ResultError if there are fewer.
+        ResultError if `read` gives features of fewer frames.
         """
-        frames_per_block = self.sequence_length * self.batch_size
-        for start in range(0, max(num_frames, 1), frames_per_block):
-            stop = min(start + frames_per_block, num_frames)
+        for start in range(0, max(num_frames, 1), self._frames_per_block):
+            stop = min(start + self._frames_per_block, num_frames)
             with torch.inference_mode():
-                logits_TK = torch.cat([self._forward(batch) for batch in self._batches(read, start, stop, num_frames)])
-                logits_TK = logits_TK[: stop - start]
+                logits_TK = self._logits(read, start, stop, num_frames)[: stop - start]
                 softmax = self.activation == "softmax"
                 probabilities_TK = torch.softmax(logits_TK, dim=1) if softmax else torch.sigmoid(logits_TK)
             yield SequenceBlock(start, stop, logits_TK.cpu().numpy(), probabilities_TK.cpu().numpy())
 
-    def _forward(self, batch_BDL: Tensor) -> Tensor:
-        """Logits of the frames of stretches [B, D, L], or [B, D * L] for the mlp, one after the other: [frames, K]."""
-        logits = self.network(batch_BDL.to(self.device))
-        return logits if logits.ndim == 2 else logits.transpose(1, 2).flatten(0, 1)
+    # Logits [frames, K] of the frames [start, stop), one at least; rows that are over at the end are cut off by `run`.
 
-    def _stretches(
-        self, read: Callable[[int, int], np.ndarray], start: int, stop: int, num_frames: int
-    ) -> Iterator[Tensor]:
-        """The stretches of the frames [start, stop), the last filled up with zeros, as one batch."""
+    def _of_stretches(self, read: Read, start: int, stop: int, num_frames: int) -> Tensor:
+        """The last stretch is filled up with zeros; all are one batch."""
         count = max(-(-(stop - start) // self.sequence_length), 1)
         features_TD = _padded(read, start, start + count * self.sequence_length, num_frames)
-        yield features_TD.unflatten(0, (count, self.sequence_length)).transpose(1, 2)
+        stretches_BDL = features_TD.unflatten(0, (count, self.sequence_length)).transpose(1, 2)
+        return self.network(stretches_BDL.to(self.device)).transpose(1, 2).flatten(0, 1)
 
-    def _windows(
-        self, read: Callable[[int, int], np.ndarray], start: int, stop: int, num_frames: int
-    ) -> Iterator[Tensor]:
-        """The flattened windows of the frames [start, stop), feature by feature, in batches."""
+    def _of_windows(self, read: Read, start: int, stop: int, num_frames: int) -> Tensor:
+        """Each window is flattened feature by feature."""
         count = max(stop - start, 1)
         first = start - self.sequence_length // 2
         features_TD = _padded(read, first, first + count + self.sequence_length - 1, num_frames)
-        for windows_BDL in features_TD.unfold(0, self.sequence_length, 1).split(self.batch_size):
-            yield windows_BDL.flatten(1)
+        windows_BDL = features_TD.unfold(0, self.sequence_length, 1)
+        return torch.cat(
+            [self.network(batch_BDL.flatten(1).to(self.device)) for batch_BDL in windows_BDL.split(self.batch_size)]
+        )
+
+    def _of_piece(self, read: Read, start: int, stop: int, num_frames: int) -> Tensor:
+        """One piece with the frames around; the ends of the video are its ends, or too far away to matter."""
+        first, last = max(start - self._reach, 0), max(min(stop + self._reach, num_frames), 1)
+        piece_BDL = _padded(read, first, last, num_frames).T.unsqueeze(0)
+        return self.network(piece_BDL.to(self.device))[0].T[start - first :]
 
 
-def _padded(read: Callable[[int, int], np.ndarray], start: int, stop: int, num_frames: int) -> Tensor:
+def _padded(read: Read, start: int, stop: int, num_frames: int) -> Tensor:
     """Features of the frames [start, stop), with zeros for those outside the video."""
     first, last = min(max(start, 0), num_frames), min(stop, num_frames)
     features_TD = read(first, last)

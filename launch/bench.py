@@ -60,9 +60,9 @@ def run_bench(settings: Settings) -> Bench:
     from deg.data.transform import FrameTransform
     from deg.data.video import probe
     from deg.demo import write_shapes_video
-    from deg.engines import BLOCK_FRAMES, prepare_torch
-    from deg.execute import choose_device
+    from deg.engines import BLOCK_FRAMES
     from deg.features import FeatureEngine, FeatureTask
+    from deg.models.device import choose_device, prepare_torch
     from deg.models.two_stream import build_two_stream
 
     started = time.perf_counter()

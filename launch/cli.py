@@ -1,8 +1,9 @@
 """The command `deg`.
 
-To add a command: write a click command in the module of its kind (`project_commands`, `inference_commands`,
-`look_commands`), name it in COMMANDS below with its one line of help, import what is heavy inside the function, and
-show it in README.md or docs/: tests check that it is there and that `deg --help` stays light.
+To add a command: write a click command in the module of its kind (`project_commands`, `training_commands`,
+`inference_commands`, `report_commands`, `look_commands`), name it in COMMANDS below with its one line of help, import
+what is heavy inside the function, and show it in README.md or docs/: tests check that it is there and that `deg --help`
+stays light.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ COMMANDS = {
     "new": ("project_commands", "Make a new project."),
     "add": ("project_commands", "Put recordings and labels into a project."),
     "check": ("project_commands", "Look for faults in a project, and say what to do about them."),
+    "train": ("training_commands", "Train one network."),
+    "run": ("training_commands", "Everything that is missing: train, infer, report."),
     "infer": ("inference_commands", "Features and probabilities of every video."),
+    "report": ("report_commands", "A page that shows training and predictions."),
     "export": ("inference_commands", "Predictions as CSV or Parquet."),
     "status": ("look_commands", "How far are the runs?"),
     "bench": ("look_commands", "Frames per second of each part on this machine."),

@@ -19,7 +19,6 @@ from typing import Any
 from deg import infer as planning
 from deg.config import as_dict
 from deg.errors import DegError
-from deg.execute import STOPPED
 from deg.launch import local
 from deg.launch.arguments import say
 from deg.launch.progress import Progress
@@ -31,6 +30,7 @@ from deg.rundir import Plan, RunDir, create_run, unfinished_runs
 from deg.schema import Config
 from deg.trained import scan
 from deg.version import __version__
+from deg.work import STOPPED
 
 MERGE_SECONDS = 10.0
 """How often to merge, while units are being done, the recordings that are complete."""

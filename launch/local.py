@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from deg.errors import DegError, LaunchError
-from deg.execute import STOPPED
 from deg.launch.resources import Device
 from deg.rundir import RunDir, tail
 from deg.types import Unit
+from deg.work import STOPPED
 
 MOST_DEATHS = 3
 """So many times may a unit take its worker down with it, or a device its workers before they begin."""

@@ -16,15 +16,16 @@ BATCHES = ("auto", "1", "2", "4", "8", "16", "32", "64", "128", "256")
 @click.argument("path", type=ANY_PATH, default=".", metavar="[RUN or PROJECT]")
 @json_option
 def status(path: Path, as_json: bool) -> int:
-    """Runs of a project, or one run: units and recordings done, speed. Reads files only.
+    """Runs of a project, or one run: what is done, how fast, how good. Reads files only.
 
     \b
     Example: deg status my_project
     """
     from deg.errors import RunError
-    from deg.launch.status import RunStatus, read_status, runs_at
+    from deg.launch.progress import FIGURES
+    from deg.launch.status import RunStatus, TrainingStatus, read_status, runs_at
 
-    found: list[RunStatus] = []
+    found: list[RunStatus | TrainingStatus] = []
     unreadable: dict[str, str] = {}
     for run in runs_at(path):
         try:
@@ -35,13 +36,20 @@ def status(path: Path, as_json: bool) -> int:
     if as_json:
         print_json({"runs": [run.as_dict() for run in found], "unreadable": unreadable})
         return 1 if unreadable else 0
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for heading in ("run", "state", "units", "recordings", "failed", "frames", "frames/s"):
-        table.add_column(heading, justify="left" if heading in ("run", "state") else "right", overflow="fold")
-    for state in found:
-        table.add_row(
+    trainings = [
+        (
+            state.name,
+            state.state,
+            state.phase if state.phases > 1 else "",
+            f"{state.epochs_done}/{state.epochs}",
+            "" if state.loss is None else f"{state.loss:.3f}",
+            "" if state.value is None else f"{FIGURES[state.figure]} {state.value:.3f}",
+        )
+        for state in found
+        if isinstance(state, TrainingStatus)
+    ]
+    inferences = [
+        (
             state.name,
             state.state,
             f"{state.units_done}/{state.units}",
@@ -50,8 +58,27 @@ def status(path: Path, as_json: bool) -> int:
             f"{state.frames_done}/{state.frames}",
             "" if state.frames_per_second is None else f"{state.frames_per_second:.1f}",
         )
-    console().print(table)
+        for state in found
+        if isinstance(state, RunStatus)
+    ]
+    _print_table(("training", "state", "phase", "epochs", "loss", "validation"), trainings)
+    _print_table(("inference", "state", "units", "recordings", "failed", "frames", "frames/s"), inferences)
     return 1 if unreadable else 0
+
+
+def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on standard output, words to the left and numbers to the right; nothing without rows."""
+    from rich.table import Table
+
+    if not rows:
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        left = heading in ("training", "inference", "state", "phase", "validation")
+        table.add_column(heading, justify="left" if left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
 
 
 @click.command()
@@ -119,9 +146,9 @@ def print_speed(name: str, frames_per_second: Sequence[float]) -> None:
 @click.argument("folder", type=ANY_PATH, default="demo", metavar="[FOLDER]")
 @json_option
 def demo(folder: Path, as_json: bool) -> int:
-    """Make a small project of moving shapes in FOLDER and infer on it, with untrained weights: minutes on two cores.
+    """Make a small project of moving shapes in FOLDER; train, infer and report on it: minutes on two cores.
 
-    It shows that everything works on this machine. The predictions mean nothing: training is not part of deg yet.
+    It shows that everything works on this machine, and what it looks like. Called again, it does what is missing.
 
     \b
     Example: deg demo my_demo

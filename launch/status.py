@@ -7,14 +7,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from deg.data.metrics_file import read_lines
 from deg.errors import RunError, show_path
 from deg.plan import spans_by_key
 from deg.rundir import RunDir, find_runs
 
+KEY_FIGURES = ("f1_class_mean_nobg", "f1_class_mean", "SSIM")
+"""What tells how good a network is, by the first that its metrics have."""
+
 
 @dataclass(frozen=True)
 class RunStatus:
-    """One run, at this moment."""
+    """One run of inference, at this moment."""
 
     name: str
     stage: str
@@ -33,11 +37,47 @@ class RunStatus:
     """Over the units done, each by its own process; None before the first."""
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {"kind": "inference", **asdict(self)}
 
 
-def read_status(run: RunDir) -> RunStatus:
+@dataclass(frozen=True)
+class TrainingStatus:
+    """One run of training, at this moment."""
+
+    name: str
+    stage: str
+    arch: str
+    state: str
+    """As of `RunStatus`."""
+    phase: str
+    """The one at work, or the last."""
+    phases: int
+    phases_done: int
+    epochs: int
+    """At most, of a phase."""
+    epochs_done: int
+    """Of this phase."""
+    loss: float | None
+    """On the validation recordings, in the last epoch; None before the first."""
+    figure: str | None
+    """Name of the key figure of the stage."""
+    value: float | None
+    """The figure in the last epoch, on the validation recordings."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"kind": "train", **asdict(self)}
+
+
+def read_status(run: RunDir) -> RunStatus | TrainingStatus:
     """The state of a run. RunError if it has no plan that can be read."""
+    return _read_training(run) if run.is_training() else _read_inference(run)
+
+
+def _state(run: RunDir) -> str:
+    return "finished" if run.done_file.exists() else "running" if run.is_claimed() else "interrupted"
+
+
+def _read_inference(run: RunDir) -> RunStatus:
     plan = run.load_plan()
     events = list(run.events())
     finished = set(range(len(plan.units))) if run.is_merged() else run.finished_units()
@@ -49,7 +89,7 @@ def read_status(run: RunDir) -> RunStatus:
         name=run.name,
         stage=plan.stage,
         group=plan.group,
-        state="finished" if run.is_merged() else "running" if run.is_claimed() else "interrupted",
+        state=_state(run),
         units=len(plan.units),
         units_done=len(finished),
         units_failed=sum(run.error_file(unit.index).exists() for unit in plan.units if unit.index not in finished),
@@ -62,6 +102,30 @@ def read_status(run: RunDir) -> RunStatus:
     )
 
 
+def _read_training(run: RunDir) -> TrainingStatus:
+    plan = run.load_training_plan()
+    done = sum(run.phase_done_file(unit.index).exists() for unit in plan.units)
+    current = min(done, len(plan.phases) - 1)
+    folder = run.path if current == len(plan.phases) - 1 else run.path / "curriculum" / plan.phases[current]
+    epochs = [line for line in read_lines(folder / "metrics.jsonl") if isinstance(line.get("val"), dict)]
+    last = epochs[-1]["val"] if epochs else {}
+    figure = next((name for name in KEY_FIGURES if name in last), None)
+    return TrainingStatus(
+        name=run.name,
+        stage=plan.stage,
+        arch=plan.config[plan.stage]["arch"],
+        state=_state(run),
+        phase=plan.phases[current],
+        phases=len(plan.phases),
+        phases_done=done,
+        epochs=plan.config["train"]["num_epochs"],
+        epochs_done=len(epochs),
+        loss=last.get("loss"),
+        figure=figure,
+        value=None if figure is None else last[figure],
+    )
+
+
 def runs_at(path: Path) -> Sequence[RunDir]:
     """The runs meant by a run directory or a project; newest first. RunError or ProjectError if it is neither."""
     if (path / "plan.json").exists():
@@ -71,5 +135,5 @@ def runs_at(path: Path) -> Sequence[RunDir]:
     project = open_project(path)
     runs = find_runs(project.model_path)
     if not runs:
-        raise RunError(f"{show_path(project.path)}: no runs of deg yet. `deg infer {show_path(path)}` makes one.")
+        raise RunError(f"{show_path(project.path)}: no runs of deg yet. `deg run {show_path(path)}` makes them.")
     return runs

@@ -44,17 +44,21 @@ LAYERS = [
         "version errors types yamlfile schema config options configs containers",
         {"numpy", "omegaconf", "yaml"},
     ),
-    Row("arithmetic", "windows splits plan metrics ethogram", {"numpy"}),
-    Row("files", "project recordings rundir trained data.*", _FILES),
+    Row("arithmetic", "windows splits plan metrics ethogram sampling", {"numpy"}),
+    Row("files", "project recordings rundir trained trainable start_weights work data.*", _FILES),
     Row("networks", "models.*", _NETWORKS),
     Row("learning", "train.*", _LEARNING),
-    Row("verbs", "infer execute engines merge check features sequences demo export", _LEARNING),
+    Row(
+        "verbs",
+        "infer training execute engines merge check features sequences demo export report.*",
+        _LEARNING | {"jinja2", "matplotlib"},
+    ),
     Row("starting", "launch.*", _STARTING),
 ]
 ROW_OF_DEG = 0
 """The package itself, `import deg`, is of the words."""
 
-WITHOUT_GPU_STACK = "infer merge check"
+WITHOUT_GPU_STACK = "infer training merge check report.*"
 """Verbs of the login node: they never use the GPU stack, not even late, nor the layers that stand on it."""
 
 LATE_GPU_STACK = "execute launch.*"
@@ -251,7 +255,7 @@ def test_the_gpu_stack_is_really_forbidden_there():
 
 def test_help_imports_nothing_heavy():
     """`deg --help` answers at once because commands import what they need when they run."""
-    heavy = GPU_STACK | {"cv2", "pandas", "h5py", "pyarrow", "omegaconf", "submitit", "spython"}
+    heavy = GPU_STACK | {"cv2", "pandas", "h5py", "pyarrow", "omegaconf", "submitit", "spython", "matplotlib", "jinja2"}
     code = (
         "import sys\n"
         "from deg.launch.cli import main\n"

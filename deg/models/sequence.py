@@ -1,7 +1,8 @@
 """The sequence networks: features [B, D, T] of consecutive frames -> logits [B, K, T] of the same frames.
 
 The mlp is the exception: [B, D], one frame or a flattened window of frames, -> [B, K].
-Names of layers, and their order, are those of DeepEthogram 0.5.0's weight files.
+The tcn is told, besides, which frames lie outside the video (deg.models.tcn).
+Names of layers, and their order, are those of DeepEthogram 0.5.0's weight files; it has no tcn.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deg.errors import ConfigError
+from deg.models.tcn import TCN
 from deg.models.tgm import Smoothing
 
 RECURRENT = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
@@ -220,6 +222,17 @@ def _mlp(sequence: Any, num_features: int, num_classes: int) -> MLP:
     return MLP(num_features, num_classes, dropout_p=sequence.dropout_p)
 
 
+def _tcn(sequence: Any, num_features: int, num_classes: int) -> TCN:
+    return TCN(
+        num_features,
+        num_classes,
+        hidden=sequence.hidden_size,
+        num_layers=sequence.tcn_layers,
+        dropout_p=sequence.dropout_p,
+        input_dropout=sequence.input_dropout,
+    )
+
+
 SEQUENCE_NETWORKS: dict[str, Callable[[Any, int, int], nn.Module]] = {
     "tgmj": _tgmj,
     "tgm": _tgm,
@@ -227,6 +240,7 @@ SEQUENCE_NETWORKS: dict[str, Callable[[Any, int, int], nn.Module]] = {
     "conv_nonlinear": _conv_nonlinear,
     "rnn": _rnn,
     "mlp": _mlp,
+    "tcn": _tcn,
 }
 """Constructors (section `sequence`, D, K)."""
 

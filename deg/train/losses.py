@@ -270,3 +270,18 @@ class L2SP:
     def __call__(self) -> Tensor | float:
         moved = torch._foreach_sub(self.pulled, self.starting_points) if self.pulled else ()
         return self.alpha * half_sum_of_squares(moved) + self.beta * half_sum_of_squares(self.others)
+
+
+class Classification(nn.Module):
+    """The loss and the probabilities of a classifier whose labels are columns of 1, 0 and -1 (not known)."""
+
+    def __init__(self, loss: FocalBCE | CrossEntropy, num_classes: int):
+        super().__init__()
+        self.loss, self.num_classes = loss, num_classes
+
+    def forward(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Both [B, K] or [B, K, T]; the loss is a scalar, the probabilities have the shape of the logits."""
+        if isinstance(self.loss, FocalBCE):
+            return self.loss(logits, labels), torch.sigmoid(logits.float())
+        known, index = (labels == 1).max(dim=1)
+        return self.loss(logits, torch.where(known, index, -1)), torch.softmax(logits.float(), dim=1)

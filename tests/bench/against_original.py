@@ -254,7 +254,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     job = folder / "job.json"
     job.write_text(
         json.dumps(
-            {"video": str(theirs), "weights": str(weights), "network": network, "class_names": CLASSES}
+            {"do": "extract", "video": str(theirs), "weights": str(weights), "network": network, "class_names": CLASSES}
             | {"mean": MEAN, "std": STD, "size": options.size, "workers": os.cpu_count()}
         )
     )

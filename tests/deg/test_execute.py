@@ -19,7 +19,8 @@ from deg import execute
 from deg.data import store
 from deg.data.store import checksum
 from deg.errors import RunError
-from deg.execute import STOPPED, StopFlag, Stopped, Teller, main, run_unit, unit_named
+from deg.execute import main, run_unit, unit_named
+from deg.work import STOPPED, StopFlag, Stopped, Teller
 
 
 @pytest.fixture

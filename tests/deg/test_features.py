@@ -14,7 +14,9 @@ from torch import nn
 
 from deg import features
 from deg.errors import RunError
-from deg.features import FeatureEngine, FeatureTask, choose_batch_size, has_fast_bf16, resolve_precision
+from deg.features import FeatureEngine, FeatureTask, choose_batch_size
+from deg.models import device
+from deg.models.device import has_fast_bf16, resolve_precision
 from deg.models.two_stream import TwoStreamOutput, build_two_stream
 from deg.plan import GRAIN
 from deg.schema import FeatureExtractor, FlowGenerator
@@ -287,7 +289,7 @@ def test_bf16_reaches_the_network():
 
 @pytest.mark.parametrize(("fast", "chosen"), [(True, "bf16"), (False, "fp32")])
 def test_auto_precision_is_bf16_only_where_it_is_fast(monkeypatch, fast, chosen):
-    monkeypatch.setattr(features, "has_fast_bf16", lambda device: fast)
+    monkeypatch.setattr(device, "has_fast_bf16", lambda device: fast)
     assert resolve_precision("auto", CPU) == chosen
 
 

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 from runs import add_weights, make_project
+from tracks import write_keypoints
 
 from deg.config import load_config
 from deg.data.store import write_group
@@ -234,3 +235,41 @@ def test_features_of_another_version_of_the_video_are_not_used(folder):
     os.utime(folder / "DATA/mouse_1/mouse_1.mp4", ns=(1, 1))
     found = plan(folder, stage="sequence")
     assert "another version of mouse_1.mp4" in found.failed["mouse_1"] and list(found.plan.videos) == ["mouse_2"]
+
+
+# ---------------------------------------------------------------------------------------------------- keypoints
+
+
+@pytest.fixture
+def tracked(folder):
+    """The project, its recordings tracked by DeepLabCut."""
+    for key, num_frames in LENGTHS.items():
+        write_keypoints(folder / "DATA" / key / f"{key}DLC_resnet50.csv", num_frames)
+    return folder
+
+
+def plan_keypoints(folder: Path):
+    return plan(folder, "sequence.input_type=keypoints", "inference.use_loaded_model_cfg=false", stage="sequence")
+
+
+def test_a_network_trained_on_keypoints_needs_them_and_no_features(folder):
+    found = plan_keypoints(folder)
+    assert found.plan is None and "there are no keypoints" in found.failed["mouse_1"]
+    write_keypoints(folder / "DATA/mouse_1/mouse_1DLC.csv", LENGTHS["mouse_1"])
+    found = plan_keypoints(folder)
+    assert list(found.plan.videos) == ["mouse_1"] and found.plan.task["num_features"] == 44
+    assert found.plan.sources["mouse_1"]["keypoints"] == "mouse_1DLC.csv"
+
+
+def test_keypoints_of_another_video_are_told_by_their_number(tracked):
+    write_keypoints(tracked / "DATA/mouse_1/mouse_1DLC_resnet50.csv", 39)
+    found = plan_keypoints(tracked)
+    assert "expected keypoints of 40 frames, as the video has, found 39" in found.failed["mouse_1"]
+    assert list(found.plan.videos) == ["mouse_2"]
+
+
+def test_results_last_until_a_video_is_tracked_anew(tracked):
+    finish(plan_keypoints(tracked), columns=("logits", "P"))
+    assert plan_keypoints(tracked).plan is None
+    write_keypoints(tracked / "DATA/mouse_2/mouse_2DLC_resnet50.csv", LENGTHS["mouse_2"], seed=1)
+    assert list(plan_keypoints(tracked).plan.videos) == ["mouse_2"]

@@ -13,7 +13,17 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deg.config import load_config, options, overlay, parse_overrides, read_run_config, sections, to_yaml
+from deg.config import (
+    as_dict,
+    load_config,
+    options,
+    overlay,
+    parse_overrides,
+    read_run_config,
+    restore,
+    sections,
+    to_yaml,
+)
 from deg.errors import ConfigError
 from deg.options import options_markdown
 from deg.schema import STAGE_DEFAULTS, WITHOUT_EFFECT, Config, FeatureExtractor, Sequence
@@ -54,21 +64,30 @@ def test_without_any_file_the_defaults_are_the_originals():
 
 
 @pytest.mark.parametrize(
-    ("stage", "epochs", "val_steps", "test_steps", "patience", "style", "alpha", "max_batch"),
+    ("stage", "epochs", "patience", "style", "alpha", "max_batch"),
     [
-        ("flow_generator", 10, 200, 20, 3, "l2_sp", 1e-5, 512),
-        ("feature_extractor", 20, 1000, None, 3, "l2_sp", 1e-5, 512),
-        ("sequence", 100, 1000, 20, 5, "l2", 0.01, 64),
+        ("flow_generator", 10, 3, "l2_sp", 1e-5, 512),
+        ("feature_extractor", 20, 3, "l2_sp", 1e-5, 512),
+        ("sequence", 100, 5, "l2", 0.01, 64),
     ],
 )
-def test_each_stage_trains_as_the_originals_command_does(
-    stage, epochs, val_steps, test_steps, patience, style, alpha, max_batch
-):
+def test_each_stage_trains_as_the_originals_command_does(stage, epochs, patience, style, alpha, max_batch):
     config = load_config(None, stage=stage)
     assert (config.train.num_epochs, config.train.patience) == (epochs, patience)
-    assert (config.train.steps_per_epoch.val, config.train.steps_per_epoch.test) == (val_steps, test_steps)
+    assert config.train.steps_per_epoch.train == 1000
     assert (config.train.regularization.style, config.train.regularization.alpha) == (style, alpha)
     assert config.compute.max_batch_size == max_batch
+
+
+@pytest.mark.parametrize(("stage", "val_steps"), [("flow_generator", 200), ("feature_extractor", None), ("sequence", None)])
+def test_behaviours_are_judged_on_the_whole_of_validation_and_test(stage, val_steps):
+    steps = load_config(None, stage=stage).train.steps_per_epoch
+    assert (steps.val, steps.test) == (val_steps, None)
+
+
+def test_a_stored_configuration_comes_back_equal():
+    config = load_config(None, ["train.lr=0.01", "augs.resize=[32, 48]"], stage="sequence")
+    assert restore(json.loads(json.dumps(as_dict(config)))) == config
 
 
 def test_inference_by_default_asks_for_the_flow_generator_of_the_training_run():
@@ -193,7 +212,7 @@ def test_laying_over_passes_unknown_keys_and_names_a_value_that_deg_cannot_use()
         ("augs.resize=[1, 2, 3]", "expected a whole number, a list of 2 whole numbers or null."),
         ("augs.resize=[0, 224]", "augs.resize = [0, 224], on the command line:"),
         ("augs.normalization.std=[0, 1, 1]", "expected a list of 3 numbers, more than 0."),
-        ("sequence.arch=tgmm", "expected tgmj, tgm, linear, conv_nonlinear, rnn or mlp."),
+        ("sequence.arch=tgmm", "expected tgmj, tgm, linear, conv_nonlinear, rnn, mlp or tcn."),
         ("inference.precision=16", "expected auto, fp32, bf16 or fp16."),
         ("compute.num_workers=true", "compute.num_workers = true, on the command line: expected a whole number."),
         ("compute.fp16=1", "expected true or false."),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -94,9 +94,9 @@ def test_a_video_is_read_in_order_a_block_at_a_time():
     assert blocks == asked == [(0, 15), (15, 30), (30, 45), (45, 52)]
 
 
-@pytest.mark.parametrize("arch", ["tgmj", "tgm", "linear", "conv_nonlinear", "rnn", "mlp"])
+@pytest.mark.parametrize("arch", ["tgmj", "tgm", "linear", "conv_nonlinear", "rnn", "mlp", "tcn"])
 def test_every_network_works_on_empty_short_and_odd_videos(arch):
-    section = Sequence(arch=arch, sequence_length=9, filter_length=5, n_filters=3, bidirectional=True)
+    section = Sequence(arch=arch, sequence_length=9, filter_length=5, n_filters=3, bidirectional=True, tcn_layers=3)
     torch.manual_seed(0)
     network = build_sequence(section, 6 * 9 if arch == "mlp" else 6, 4)
     engine = SequenceEngine(network, 9, device=CPU, batch_size=2)
@@ -107,7 +107,7 @@ def test_every_network_works_on_empty_short_and_odd_videos(arch):
         assert np.isfinite(result.logits).all()
 
 
-@pytest.mark.parametrize("arch", ["tgmj", "rnn", "mlp"])
+@pytest.mark.parametrize("arch", ["tgmj", "rnn", "mlp", "tcn"])
 def test_the_batch_size_does_not_matter(arch):
     section = Sequence(arch=arch, sequence_length=9, filter_length=5, bidirectional=True)
     torch.manual_seed(0)
@@ -147,6 +147,38 @@ def test_a_window_is_flattened_feature_by_feature():
     engine = SequenceEngine(Windows(2), 2, device=CPU)
     features = np.array([[1, 10], [2, 20]], np.float32)
     assert run(engine, features).logits.tolist() == [[0, 1, 0, 10], [1, 2, 10, 20]]
+
+
+# ----------------------------------------------------------------- the tcn, which has no grid
+
+
+@pytest.fixture(scope="module")
+def tcn():
+    """A network that sees 15 frames on each side."""
+    torch.manual_seed(0)
+    return build_sequence(Sequence(arch="tcn", tcn_layers=4, hidden_size=8), 6, 3).eval()
+
+
+@settings(deadline=None)
+@given(num_frames=st.integers(1, 120), length=st.integers(1, 40), batch_size=st.integers(1, 3))
+def test_the_tcn_says_of_a_video_in_blocks_what_it_says_of_it_in_one_piece(tcn, num_frames, length, batch_size):
+    features = np.random.default_rng(num_frames).standard_normal((num_frames, 6), np.float32)
+    with torch.inference_mode():
+        whole = tcn(torch.from_numpy(features.T)[None])[0].T.numpy()
+    found = run(SequenceEngine(tcn, length, device=CPU, batch_size=batch_size), features).logits
+    np.testing.assert_allclose(found, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_the_tcn_reads_a_block_at_a_time_with_what_its_frames_depend_on(tcn):
+    asked = []
+
+    def read(start, stop):
+        asked.append((start, stop))
+        return np.zeros((stop - start, 6), np.float32)
+
+    engine = SequenceEngine(tcn, 20, device=CPU, batch_size=2)
+    assert [(block.start, block.stop) for block in engine.run(read, 100)] == [(0, 40), (40, 80), (80, 100)]
+    assert asked == [(0, 55), (25, 95), (65, 100)]
 
 
 # ----------------------------------------------------------------- activation and faults

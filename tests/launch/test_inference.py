@@ -14,10 +14,10 @@ import h5py
 import numpy as np
 import pytest
 from runs import add_weights, frame_numbers, make_project, scripted_workers
+from untrained import write_untrained_weights
 
 from deg import merge as merging
 from deg.launch import cli, inference
-from deg.launch.demo import write_untrained_weights
 from deg.rundir import RunDir
 
 FEATURES = ("spatial_features", "flow_features")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
-from runs import do_units, make_plan, make_project, make_run
+from runs import NOW, do_units, make_plan, make_project, make_run
+from training_runs import leave_trained, make_training_plan
 
 from deg.errors import ProjectError, RunError
 from deg.launch import cli
 from deg.launch.status import read_status, runs_at
 from deg.merge import finish, merge
+from deg.rundir import RunDir, create_run
 
 LENGTHS = {"a": 600, "b": 40, "c": 1500}
 
@@ -107,3 +109,56 @@ def test_one_unreadable_plan_does_not_hide_the_other_runs(tmp_path, capsys):
     told = json.loads(capsys.readouterr().out)
     assert [run["name"] for run in told["runs"]] == [good.name]
     assert list(told["unreadable"]) == [bad.name]
+
+
+# ---------------------------------------------------------------------------------------------------- training
+
+
+def make_training(folder, **changes) -> RunDir:
+    plan = make_training_plan(folder, **changes)
+    return create_run(folder / "models", stage=plan.stage, kind="train", plan=plan, config={}, provenance={}, now=NOW)
+
+
+def test_a_training_that_has_not_begun(tmp_path):
+    found = read_status(make_training(tmp_path))
+    assert (found.stage, found.arch, found.state, found.phases_done) == ("sequence", "tgmj", "interrupted", 0)
+    assert (found.epochs_done, found.epochs, found.loss, found.value) == (0, 100, None, None)
+
+
+def test_a_training_at_work_tells_its_last_epoch(tmp_path):
+    run = make_training(tmp_path)
+    leave_trained(run, 0, epochs=3)
+    run.phase_done_file(0).unlink()
+    with (run.path / "metrics.jsonl").open("a") as lines:
+        lines.write('{"epoch": 3, "tra')  # being written at this moment
+    with run.claimed():
+        found = read_status(run)
+    assert (found.state, found.epochs_done, found.figure) == ("running", 3, "f1_class_mean")
+    assert found.value == pytest.approx(0.7) and found.loss == pytest.approx(1 / 3)
+
+
+def test_a_curriculum_tells_of_the_phase_at_work(tmp_path):
+    run = make_training(tmp_path, stage="feature_extractor", phases=("spatial", "flow", "both"))
+    assert read_status(run).phase == "spatial"
+    leave_trained(run, 0)
+    leave_trained(run, 1)
+    run.phase_done_file(1).unlink()
+    found = read_status(run)
+    assert (found.phase, found.phases_done, found.phases, found.epochs_done) == ("flow", 1, 3, 2)
+    leave_trained(run, 1)
+    leave_trained(run, 2)
+    run.done_file.write_text("{}")
+    found = read_status(run)
+    assert (found.phase, found.phases_done, found.state) == ("both", 3, "finished")
+
+
+def test_the_command_shows_both_kinds_of_runs(tmp_path, run, capsys):
+    folder = make_project(tmp_path / "mice", {"m": 20})
+    inference, training = make_run(folder, make_plan(folder, {"m": 20})), make_training(folder)
+    leave_trained(training, 0)
+    assert cli.run(["status", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    assert inference.name in shown and training.name in shown and "2/100" in shown and "F1 0.600" in shown
+    assert cli.run(["status", str(folder), "--json"]) == 0
+    told = {run["name"]: run["kind"] for run in json.loads(capsys.readouterr().out)["runs"]}
+    assert told == {inference.name: "inference", training.name: "train"}

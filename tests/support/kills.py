@@ -43,7 +43,7 @@ MOMENTS = {"soon": 25, "any time": 45, "planning": 6, "unit done": 10, "merging"
 
 def make_project(folder: Path, lengths: Mapping[str, int]) -> Path:
     """Videos of 48 x 64 and untrained networks; two workers, several units of the longest."""
-    from deg.launch.demo import write_untrained_weights
+    from untrained import write_untrained_weights
 
     (folder / "models").mkdir(parents=True)
     for seed, (key, frames) in enumerate(lengths.items()):

@@ -15,10 +15,11 @@ import yaml
 from scripted_engine import FeatureSpans
 
 from deg.demo import write_shapes_video
-from deg.execute import StopFlag, Teller, run_unit
+from deg.execute import run_unit
 from deg.plan import plan_units
 from deg.rundir import Plan, RunDir, create_run
 from deg.types import VideoInfo
+from deg.work import StopFlag, Teller
 
 CLASSES = ("background", "groom", "rear")
 NOW = datetime(2026, 11, 22, 12, 0, 0)

@@ -115,7 +115,7 @@ def write_results(path: Path, num_frames: int, names: Sequence[str] = CLASSES, g
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
     """The models of a project: run directories of all three networks, untrained. 200 MB; gone after the session."""
-    from deg.launch.demo import write_untrained_weights
+    from untrained import write_untrained_weights
 
     lab = make_lab(tmp_path_factory.mktemp("untrained") / "lab")
     write_untrained_weights(lab)

@@ -23,6 +23,7 @@ SEQUENCE = {
     "arch": "tgmj",
     "dropout_p": 0.5,
     "num_layers": 3,
+    "tcn_layers": 7,
     "hidden_size": 64,
     "filter_length": 15,
     "input_dropout": 0.5,

@@ -12,12 +12,10 @@ class _Late:
     def find_spec(self, name, path=None, target=None):
         if name == "deg.engines":
             return importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "scripted_engine.py")
-        if name == "torch":
-            torch = ModuleType("torch")
-            torch.device = str
-            torch.cuda = ModuleType("torch.cuda")
-            torch.cuda.is_available = lambda: False
-            return importlib.util.spec_from_loader(name, _Ready(torch))
+        if name == "deg.models.device":
+            device = ModuleType(name)
+            device.choose_device = lambda: "cpu"
+            return importlib.util.spec_from_loader(name, _Ready(device))
         return None
 
 

@@ -1,0 +1,250 @@
+"""How training went, epoch by epoch: `classification_metrics.h5`, `opticalflow_metrics.h5`, and metrics.jsonl.
+
+    /train, /val                             one row per epoch in each dataset
+        loss  data_loss  reg_loss  fps  lr   lr in train only
+        f1_class_mean  f1_by_class  ...      scores at the thresholds chosen in this epoch
+        metrics_by_threshold/optimum  ...    curves over 200 thresholds
+    /test                                    the same with one row, if there is a test part; DeepEthogram has none
+    attributes                               key_metric, key_metric_mode, num_parameters
+
+Names, dtypes and shapes are those of DeepEthogram 0.5.0, whose inference and GUI read the thresholds here. It adds to
+the file in place, so a killed training leaves it torn; here it is written whole beside and renamed at each epoch.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+from numpy.typing import ArrayLike
+
+from deg.data.atomic import write_atomically
+from deg.errors import RunError, show_path
+from deg.metrics import EpochMetrics, ThresholdMetrics
+
+Row = Mapping[str, ArrayLike]
+"""What one pass over a part of the data gave: {name of the dataset: number or array}."""
+Mode = Literal["min", "max"]
+
+PARTS = ("train", "val")
+BY_THRESHOLD = "metrics_by_threshold/"
+OLD_CURVES = "threshold_curves"
+"""Where files of older versions keep the curves: `threshold_curves/val/optimum`."""
+FALLING = frozenset({"loss", "data_loss", "reg_loss", "SSIM", "L1", "smoothness"})
+"""Metrics of which less is better: files of older versions do not say it of their key metric."""
+
+_FLOAT32 = FALLING | {
+    "auroc_class_mean",
+    "mAP_class_mean",
+    "auroc_by_class",
+    "mAP_by_class",
+    f"{BY_THRESHOLD}auroc",
+    f"{BY_THRESHOLD}mAP",
+}
+_INT64 = {"binary_confusion", f"{BY_THRESHOLD}confusion"}
+
+
+def classification_row(by_threshold: ThresholdMetrics, epoch: EpochMetrics, **others: ArrayLike) -> dict[str, Any]:
+    """A row of a classifier; `others` are loss, data_loss, reg_loss, fps and (in training) lr."""
+    return {
+        **others,
+        **vars(epoch),
+        # DeepEthogram has these two names, and never a value for them
+        "auroc_overall": np.nan,
+        "mAP_overall": np.nan,
+        "auroc_by_class": by_threshold.auroc,
+        "auroc_class_mean": by_threshold.auroc.mean(),
+        "mAP_by_class": by_threshold.mAP,
+        "mAP_class_mean": by_threshold.mAP.mean(),
+        **{BY_THRESHOLD + name: values for name, values in vars(by_threshold).items()},
+    }
+
+
+@dataclass(eq=False)
+class MetricsFile:
+    """The metrics of one training. Rows are held in memory; each change writes the whole file anew."""
+
+    path: Path
+    key_metric: str
+    """Which name in `val` tells the best epoch."""
+    key_metric_mode: Mode
+    num_parameters: int | None
+    """Of the network; None: not told."""
+    _columns: dict[str, dict[str, list[np.ndarray]]] = field(default_factory=lambda: {"train": {}, "val": {}})
+    """{part: {name: one value per epoch}}"""
+
+    @classmethod
+    def open(cls, path: Path) -> MetricsFile:
+        """What is there, also files of DeepEthogram. RunError if it cannot be read.
+
+        A training of DeepEthogram that was killed may have left an unfinished epoch, which is left out.
+        """
+        try:
+            # No lock: on many shared file systems asking for one fails, and a reader needs none.
+            with h5py.File(path, "r", locking=False) as file:
+                columns = {part: _read_part(file, part) for part in (*PARTS, "test") if part in file}
+                attributes = dict(file.attrs)
+        except FileNotFoundError:
+            raise RunError(f"{show_path(path)}: expected the metrics of a training, but nothing is there.") from None
+        except (OSError, RuntimeError, KeyError, ValueError) as error:
+            raise RunError(
+                f"{show_path(path)}: this is not a readable metrics file ({error}). Move it away; the epochs that it "
+                "told of are lost, the networks are not."
+            ) from error
+        if not set(PARTS) <= columns.keys():
+            found = ", ".join(columns) or "neither"
+            raise RunError(f"{show_path(path)}: expected metrics of train and val, found {found}. Is it of a training?")
+        epochs = min((len(values) for part in PARTS for values in columns[part].values()), default=0)
+        key_metric = str(attributes.get("key_metric", "loss"))
+        parameters = attributes.get("num_parameters")
+        return cls(
+            path=path,
+            key_metric=key_metric,
+            key_metric_mode=attributes.get("key_metric_mode", "min" if key_metric in FALLING else "max"),
+            num_parameters=None if parameters is None else int(parameters),
+            _columns={
+                part: {name: list(values[: 1 if part == "test" else epochs]) for name, values in of_part.items()}
+                for part, of_part in columns.items()
+            },
+        )
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs that have rows: 0, 1, ..., num_epochs - 1."""
+        return max((len(values) for part in PARTS for values in self._columns[part].values()), default=0)
+
+    def names(self, part: str) -> tuple[str, ...]:
+        """What is known of `train`, `val` or `test`; none where the part has no row."""
+        return tuple(self._columns.get(part, ()))
+
+    def values(self, part: str, name: str) -> np.ndarray:
+        """All rows of a dataset, epochs first. KeyError if there is none of this name."""
+        return np.stack(self._columns[part][name])
+
+    def best_epoch(self) -> int | None:
+        """The first epoch in which the key metric was best; None where it never had a value."""
+        scores = self._columns["val"].get(self.key_metric, [])
+        known = [(float(score), epoch) for epoch, score in enumerate(scores) if np.isfinite(score)]
+        if not known:
+            return None
+        return min(known)[1] if self.key_metric_mode == "min" else min((-score, epoch) for score, epoch in known)[1]
+
+    def append(self, train: Row, val: Row) -> None:
+        """Add an epoch. ValueError if its names or shapes are not those of the epochs before; OSError if the disk is
+        full, and the file stays as it was."""
+        columns = {
+            part: {
+                name: [*self._columns[part].get(name, []), _typed(name, value)] for name, value in sorted(row.items())
+            }
+            for part, row in (("train", train), ("val", val))
+        }
+        epochs = self.num_epochs + 1
+        for part, of_part in columns.items():
+            expected = self._columns[part]
+            if epochs > 1 and of_part.keys() != expected.keys():
+                raise ValueError(f"{part}: expected {sorted(expected)}, got {sorted(of_part)}")
+            for name, values in of_part.items():
+                if values[-1].shape != values[0].shape:
+                    raise ValueError(f"{part}/{name}: expected shape {values[0].shape}, got {values[-1].shape}")
+        self._write(self._columns | columns)
+
+    def truncate(self, epochs: int) -> None:
+        """Keep the first epochs only, for a training that goes on from there; what was tested later is gone, too."""
+        if epochs > self.num_epochs:
+            raise ValueError(f"expected at most {self.num_epochs} epochs, got {epochs}")
+        if epochs < self.num_epochs or "test" in self._columns:
+            kept = {name: {key: rows[:epochs] for key, rows in self._columns[name].items()} for name in PARTS}
+            self._write(kept if epochs else {"train": {}, "val": {}})
+
+    def write_test(self, row: Row) -> None:
+        """Set the one row of the test part."""
+        self._write(self._columns | {"test": {name: [_typed(name, value)] for name, value in sorted(row.items())}})
+
+    def _write(self, columns: dict[str, dict[str, list[np.ndarray]]]) -> None:
+        """The file first, then what is held: a full disk leaves both as they were."""
+        # made in memory: HDF5 itself cannot survive a full disk (see deg.data.store.new_hdf5)
+        content = io.BytesIO()
+        with h5py.File(content, "w") as file:
+            file.attrs["key_metric"], file.attrs["key_metric_mode"] = self.key_metric, self.key_metric_mode
+            if self.num_parameters is not None:
+                file.attrs["num_parameters"] = self.num_parameters
+            for part, of_part in columns.items():
+                group = file.create_group(part)
+                for name, values in of_part.items():
+                    rows = np.stack(values)
+                    # resizable, with an epoch a chunk, as DeepEthogram makes them
+                    group.create_dataset(name, data=rows, maxshape=(None, *rows.shape[1:]), chunks=(1, *rows.shape[1:]))
+        write_atomically(self.path, content.getvalue())
+        self._columns = columns
+
+
+def _typed(name: str, value: ArrayLike) -> np.ndarray:
+    return np.asarray(value, np.float32 if name in _FLOAT32 else np.int64 if name in _INT64 else np.float64)
+
+
+def _read_part(file: h5py.File, part: str) -> dict[str, np.ndarray]:
+    """{name: rows} of a part; what does not grow with the losses belongs to another layout, and is left out."""
+    found: dict[str, np.ndarray] = {}
+
+    def take(prefix: str, name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.ndim:
+            found[prefix + name] = item[()]
+
+    file[part].visititems(lambda name, item: take("", name, item))
+    if isinstance(curves := file.get(f"{OLD_CURVES}/{part}"), h5py.Group):
+        curves.visititems(lambda name, item: take(BY_THRESHOLD, name, item))
+    epochs = len(found.get("loss", ()))
+    # one row less: the writer was killed in between
+    return {name: rows for name, rows in found.items() if len(rows) >= epochs - 1}
+
+
+# ---------------------------------------------------------------------------------------------------- metrics.jsonl
+
+
+def without_tables(row: Row) -> dict[str, Any]:
+    """A row as metrics.jsonl has it: without the curves over thresholds; plain values, null where it is not finite."""
+    return {name: _plain(value) for name, value in row.items() if not name.startswith(BY_THRESHOLD)}
+
+
+def append_line(path: Path, line: Mapping[str, Any]) -> None:
+    """Add one JSON object; one short write. After a crash that tore the last line, it begins a new one."""
+    text = json.dumps(line, allow_nan=False) + "\n"
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            text = text if file.read(1) == b"\n" else "\n" + text
+        file.write(text.encode())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All objects; a torn line is passed over, and a file that is not there has none."""
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict):
+            lines.append(line)
+    return lines
+
+
+def truncate_lines(path: Path, epochs: int) -> None:
+    """Keep the lines of epochs below `epochs`, for a training that goes on from there."""
+    kept = [line for line in read_lines(path) if line.get("epoch", epochs) < epochs]
+    write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def _plain(value: ArrayLike) -> Any:
+    """Numbers and lists of numbers; JSON knows no NaN."""
+    array = np.asarray(value)
+    if array.ndim:
+        return [_plain(item) for item in array]
+    return array.item() if np.isfinite(array) else None

@@ -1,0 +1,186 @@
+"""A report: one HTML page and its pictures, which say how training went and what was predicted in each recording.
+
+    FOLDER/index.html      FOLDER/pictures/*.png
+
+It needs no network, no server and no script, and can be copied anywhere as a folder. What cannot be read is named in
+the page and ends nothing. templates/report.html says how the page looks.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import jinja2
+
+from deg import schema
+from deg.data.atomic import flush
+from deg.errors import DegError, ProjectError, show_path
+from deg.project import CONFIG_FILES as PROJECT_FILES
+from deg.project import Project, open_project
+from deg.report import figures
+from deg.report.figures import PICTURES, Sketchbook
+from deg.report.recordings import NO_PART, Recordings, look_at_recordings
+from deg.report.training import Training, newest_trainings, read_training, run_config
+from deg.rundir import RunDir
+from deg.trained import CONFIG_FILES as RUN_FILES
+from deg.trained import run_section
+from deg.version import __version__
+
+PAGE = "index.html"
+
+
+@dataclass(frozen=True)
+class ReportFiles:
+    """What was written, and what could not be."""
+
+    page: Path
+    pictures: tuple[Path, ...]
+    recordings: tuple[str, ...]
+    """Those drawn."""
+    failed: Mapping[str, str]
+    """Recordings that could not be drawn, each with its reason."""
+    notices: tuple[str, ...]
+
+
+def build_report(
+    project: Project, config: schema.Config, *, folder: Path, now: datetime, run: Path | None = None
+) -> ReportFiles:
+    """Write the report of a project, or of one of its runs: a training alone, or the recordings of an inference.
+
+    ProjectError if `folder` holds anything but a former report, OSError if the disk refuses; then all is as it was.
+    """
+    with _replacing_folder(folder) as beside:
+        content = _gather(project, config, Sketchbook(beside), run)
+        (beside / PAGE).write_text(_render(project, content, now), encoding="utf-8")
+    return ReportFiles(
+        page=folder / PAGE,
+        pictures=tuple(sorted((folder / PICTURES).iterdir())),
+        recordings=tuple(view.key for view in content.seen.views),
+        failed=content.seen.failed,
+        notices=content.notices,
+    )
+
+
+def find_target(path: Path) -> tuple[Project, Path | None]:
+    """The project that `path` names; with it the run, if it names one. ProjectError if it is neither."""
+    path = path.expanduser().absolute()
+    if any((path / name).is_file() for name in PROJECT_FILES) or not any((path / name).is_file() for name in RUN_FILES):
+        return open_project(path), None
+    above = [folder for folder in path.parents if any((folder / name).is_file() for name in PROJECT_FILES)]
+    named = run_section(run_config(path), "project").get("path")
+    if not above and named is None:
+        raise ProjectError(f"{show_path(path)}: this run lies in no project, and does not say of which it is.")
+    return open_project(above[0] if above else str(named)), path
+
+
+def new_folder(project: Project, now: datetime) -> Path:
+    """Where a report goes if nobody says: PROJECT/reports/<yymmdd_HHMMSS>, with a number if that is taken."""
+    base = project.path / "reports" / now.strftime("%y%m%d_%H%M%S")
+    names = (base if number == 1 else base.with_name(f"{base.name}_{number}") for number in range(1, 1000))
+    return next((path for path in names if not path.exists()), base)
+
+
+@dataclass(frozen=True)
+class _Content:
+    """All that the page says."""
+
+    trainings: tuple[Training, ...]
+    seen: Recordings
+    notices: tuple[str, ...]
+
+
+def _gather(project: Project, config: schema.Config, sketches: Sketchbook, run: Path | None) -> _Content:
+    notices: list[str] = []
+    records, group = project.records, None
+    if run is None:
+        folders = newest_trainings(project, notices)
+    elif run_section(run_config(run), "run").get("type") == "inference":
+        folders = []
+        if (run / "plan.json").is_file():  # DeepEthogram's runs have none
+            plan = RunDir(run).load_plan()
+            records, group = {key: record for key, record in records.items() if key in plan.videos}, plan.group
+    else:
+        folders = [run]
+    trainings = []
+    for folder in folders:
+        try:
+            trainings.append(read_training(folder, project, sketches))
+        except DegError as error:
+            notices.append(str(error))
+    seen = look_at_recordings(project, config, records, group, sketches, notices)
+    return _Content(tuple(trainings), seen, tuple(notices))
+
+
+# ---------------------------------------------------------------------------------------------------- the files
+
+
+@contextmanager
+def _replacing_folder(folder: Path) -> Iterator[Path]:
+    """Give a new folder beside `folder` to fill; when the block ends it takes its place, whole."""
+    _check_replaceable(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside, former = (folder.with_name(f".{folder.name}.{os.getpid()}.{what}") for what in ("part", "former"))
+    beside.mkdir()
+    try:
+        (beside / PICTURES).mkdir()
+        yield beside
+        for path in [*beside.rglob("*"), beside]:
+            flush(path)
+        if folder.exists():
+            folder.rename(former)
+        beside.rename(folder)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    flush(folder.parent)
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def _check_replaceable(folder: Path) -> None:
+    """ProjectError if the folder holds what no report has made."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ProjectError(f"{show_path(folder)}: expected a folder for the report, found a file. Choose another --to.")
+    for path in folder.iterdir():
+        pictures = path.name == PICTURES and path.is_dir() and all(inner.suffix == ".png" for inner in path.iterdir())
+        if path.name != PAGE and not pictures:
+            raise ProjectError(
+                f"{show_path(folder)}: expected nothing there but a former report, found {show_path(path.name)}. "
+                "Choose another --to, a new folder for instance."
+            )
+
+
+def _render(project: Project, content: _Content, now: datetime) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("deg.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["score"] = lambda value: "\N{EN DASH}" if value is None else f"{value:.2f}"
+    environment.filters["count"] = lambda value: f"{value:,}"
+    environment.filters["shown"] = show_path
+    return environment.get_template("report.html").render(
+        project_name=show_path(project.path.name),
+        project_path=show_path(project.path),
+        class_names=project.class_names,
+        trainings=content.trainings,
+        seen=content.seen,
+        notices=content.notices,
+        now=now,
+        version=__version__,
+        colour=figures.colour,
+        stroke=figures.stroke,
+        lanes=figures.lane_order(len(project.class_names)),
+        lane_height=figures.LANE_HEIGHT,
+        lanes_top=figures.TOP,
+        part_names={"train": "training", "val": "validation", "test": "test", NO_PART: "not in the split"},
+    )

@@ -1,0 +1,252 @@
+"""Recordings in a report: what was predicted in each, and how it agrees with the labels."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from deg import schema
+from deg.data.decode import probe_all
+from deg.data.labels import is_complete, read_labels, repair
+from deg.data.store import PROVENANCE, Predictions, open_results, read_predictions
+from deg.errors import DegError, LabelError, ProjectError, ResultError, show_path
+from deg.ethogram import Postprocessor
+from deg.export import choose_group, decided_by, in_project_order
+from deg.metrics import binary_confusion, epoch_metrics
+from deg.project import Project, read_split
+from deg.report import figures
+from deg.report.figures import Picture, Sketchbook
+from deg.report.scores import Agreement, Table
+from deg.splits import PARTS
+from deg.types import Record, VideoInfo
+
+NO_PART = ""
+"""The part of recordings that the split does not name."""
+TITLES = {"test": "Test", "val": "Validation", "train": "Training", NO_PART: "Not in the split"}
+"""Parts, in the order in which their scores matter."""
+
+
+@dataclass(frozen=True)
+class RecordingView:
+    """One recording that was drawn."""
+
+    key: str
+    part: str
+    group: str
+    frames: int
+    frames_per_column: int
+    strip: Picture
+    f1: tuple[float | None, ...]
+    """By class; None where it neither occurs nor was predicted, and without labels."""
+    mean_f1: float | None
+    """Over the behaviours that have one."""
+    labelled: int
+    """Frames that are compared."""
+    note: str
+
+
+@dataclass(frozen=True)
+class Network:
+    """What made results, and how many recordings have them."""
+
+    group: str
+    weights: tuple[str, ...]
+    thresholds: tuple[float, ...]
+    recordings: int
+
+
+@dataclass(frozen=True)
+class PartSummary:
+    name: str
+    recordings: int
+    labelled: int
+    """Recordings of which every frame is labelled."""
+    frames: int
+    positives: tuple[int, ...]
+    """Labelled frames of each class."""
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """All that a report says of recordings."""
+
+    views: tuple[RecordingView, ...]
+    """Those that agree least with their labels first, those without labels last."""
+    tables: tuple[Table, ...]
+    """Agreement with the labels, by part of the split."""
+    networks: tuple[Network, ...]
+    parts: tuple[PartSummary, ...]
+    failed: Mapping[str, str]
+    """Recordings that could not be drawn, each with its reason."""
+
+
+def look_at_recordings(
+    project: Project,
+    config: schema.Config,
+    records: Mapping[str, Record],
+    group: str | None,
+    sketches: Sketchbook,
+    notices: list[str],
+) -> Recordings:
+    """Draw each record and compare it with its labels, one after the other: only one result is held in memory.
+
+    `group` None: as the GUI chooses. Labels and splits that cannot be read are added to `notices`.
+    """
+    # of the whole project, whatever is drawn: usual bout lengths are learned from all that is labelled
+    labels = _read_labels(project, notices)
+    part_of = _read_parts(project, config, notices)
+    postprocessor = Postprocessor.from_labels(
+        config.postprocessor.type,
+        config.postprocessor.min_bout_length,
+        [labels_TK for labels_TK in labels.values() if is_complete(labels_TK)],
+        len(project.class_names),
+    )
+    views: list[RecordingView] = []
+    failed: dict[str, str] = {}
+    agreement: dict[str, Agreement] = {}
+    networks: Counter[tuple[str, tuple[str, ...], tuple[float, ...]]] = Counter()
+    for key, record in records.items():
+        part = part_of.get(key, NO_PART)
+        try:
+            chosen = group or choose_group(record.outputs_path, config)
+            found = in_project_order(read_predictions(record.outputs_path, chosen), project.class_names, record)
+            _check(found, record.outputs_path, chosen)
+            decide = decided_by(config, postprocessor, found)
+            weights = _weights_used(record.outputs_path, chosen, project)
+        except DegError as error:
+            failed[key] = str(error)
+            continue
+        view, compared = _draw(key, part, chosen, found, decide, labels.get(key), sketches)
+        views.append(view)
+        networks[chosen, weights, tuple(round(float(threshold), 4) for threshold in found.thresholds_K)] += 1
+        if compared is not None:
+            exclusive = (found.activation or config.feature_extractor.final_activation) == "softmax"
+            of_part = agreement.setdefault(part, Agreement.zero(len(project.class_names)))
+            of_part.add(found.probabilities_TK, *compared, exclusive=exclusive)
+    return Recordings(
+        views=tuple(sorted(views, key=lambda view: (view.mean_f1 is None, view.mean_f1, view.key))),
+        tables=tuple(
+            agreement[part].table(title, project.class_names) for part, title in TITLES.items() if part in agreement
+        ),
+        networks=tuple(Network(*which, recordings=count) for which, count in networks.most_common()),
+        parts=tuple(_summarise(project, records, labels, part_of, views)),
+        failed=failed,
+    )
+
+
+def _draw(
+    key: str,
+    part: str,
+    group: str,
+    found: Predictions,
+    decide: Postprocessor,
+    labels_TK: np.ndarray | None,
+    sketches: Sketchbook,
+) -> tuple[RecordingView, tuple[np.ndarray, np.ndarray] | None]:
+    """What the page shows; and, where labels can be compared, predictions and labels."""
+    predictions_TK = decide(found.probabilities_TK, found.thresholds_K)
+    note = ""
+    if labels_TK is not None and len(labels_TK) != len(predictions_TK):
+        note = f"Labels left out: they have {len(labels_TK)} rows, the results {len(predictions_TK)} frames."
+        labels_TK = None
+    lines = {} if decide.argmax else dict(enumerate(found.thresholds_K[1:].tolist(), start=1))
+    figure = figures.ethogram_strip(found.probabilities_TK, predictions_TK, labels_TK, lines)
+    f1: tuple[float | None, ...] = (None,) * len(found.class_names)
+    labelled = 0
+    if labels_TK is not None:
+        confusion_K22 = binary_confusion(predictions_TK, labels_TK)
+        labelled = int(confusion_K22[0].sum())
+        # where there is nothing to find and nothing was found, F1 says nothing
+        matters_K = confusion_K22[:, 0, 0] < labelled
+        by_class = zip(epoch_metrics(confusion_K22).f1_by_class.tolist(), matters_K, strict=True)
+        f1 = tuple(score if matters else None for score, matters in by_class)
+    known = [score for score in f1[1:] if score is not None]
+    view = RecordingView(
+        key=key,
+        part=part,
+        group=group,
+        frames=len(predictions_TK),
+        frames_per_column=figures.frames_per_column(len(predictions_TK)),
+        strip=sketches.add("recording", figure),
+        f1=f1,
+        mean_f1=sum(known) / len(known) if known else None,
+        labelled=labelled,
+        note=note,
+    )
+    return view, (predictions_TK, labels_TK) if labels_TK is not None and labelled else None
+
+
+def _read_labels(project: Project, notices: list[str]) -> dict[str, np.ndarray]:
+    """Labels of the recordings that have some, by key, repaired as for training."""
+    labels = {}
+    for record in project.records.values():
+        if record.labels is None:
+            continue
+        try:
+            labels[record.key] = repair(read_labels(record.labels, project.class_names))
+        except LabelError as error:
+            notices.append(f"Labels left out. {error}")
+    return labels
+
+
+def _read_parts(project: Project, config: schema.Config, notices: list[str]) -> dict[str, str]:
+    """The part of the split that each recording is in."""
+    file = project.split_file(config.split.file)
+    if not file.is_file():
+        return {}
+    try:
+        parts, _ = read_split(file)
+    except ProjectError as error:
+        notices.append(str(error))
+        return {}
+    return {key: part for part in reversed(PARTS) for key in parts[part]}
+
+
+def _check(found: Predictions, path: Path, group: str) -> None:
+    if len(found.probabilities_TK) == 0 or not np.isfinite(found.probabilities_TK).all():
+        problem = "not all are numbers" if len(found.probabilities_TK) else "there are none"
+        raise ResultError(
+            f"{show_path(path)}: expected probabilities in group {group}, but {problem}. "
+            "Run `deg infer --overwrite` for this video."
+        )
+
+
+def _weights_used(path: Path, group: str, project: Project) -> tuple[str, ...]:
+    """What the results say of the networks that made them; nothing in files of DeepEthogram."""
+    with open_results(path) as file:
+        weights = json.loads(file[group].attrs.get(PROVENANCE, "{}")).get("weights", {})
+    used = []
+    for role, of_role in weights.items():
+        weight_file = Path(of_role["path"])
+        inside = weight_file.is_relative_to(project.path)
+        used.append(f"{role}: {show_path(weight_file.relative_to(project.path) if inside else weight_file)}")
+    return tuple(used)
+
+
+def _summarise(
+    project: Project,
+    records: Mapping[str, Record],
+    labels: Mapping[str, np.ndarray],
+    part_of: Mapping[str, str],
+    views: Sequence[RecordingView],
+) -> list[PartSummary]:
+    """Recordings and frames by part; a video is opened only where neither results nor labels tell its length."""
+    frames = {key: len(labels_TK) for key, labels_TK in labels.items()} | {view.key: view.frames for view in views}
+    unknown = {key: record.video for key, record in records.items() if key not in frames and record.video is not None}
+    for key, info in zip(unknown, probe_all(list(unknown.values())), strict=True):
+        frames[key] = info.num_frames if isinstance(info, VideoInfo) else 0
+    parts = []
+    for part in (*PARTS, NO_PART):
+        keys = [key for key in records if part_of.get(key, NO_PART) == part]
+        if keys:
+            known = [labels[key] for key in keys if key in labels]
+            positives_K = sum(((table == 1).sum(axis=0) for table in known), np.zeros(len(project.class_names), int))
+            complete = sum(is_complete(table) for table in known)
+            total = sum(frames.get(key, 0) for key in keys)
+            parts.append(PartSummary(part, len(keys), complete, total, tuple(positives_K.tolist())))
+    return parts

@@ -1,0 +1,139 @@
+"""What `auto` stands for: the batch size that fits into memory, the learning rate that learns fastest.
+
+Found once per phase, by its first rank, with a copy of the network; written beside the state, so that a training that
+goes on does so with the same numbers, and so that all ranks have them.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from deg.data.atomic import write_atomically
+from deg.errors import ConfigError, RunError
+from deg.models.device import is_out_of_memory
+
+if TYPE_CHECKING:
+    from deg.train.data import PhaseData
+    from deg.train.fit import Phase
+
+CPU_BATCH = 32
+"""Larger batches are no faster on a CPU."""
+TRIAL_STEPS = 2
+LOWEST_LR, HIGHEST_LR, LR_STEPS = 1e-6, 1e-2, 60
+PEER_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What training goes by where the configuration may say `auto`."""
+
+    batch_size: int
+    """Samples of one pass through the network, all ranks together: a step has `train.accumulate` of them."""
+    lr: float
+
+
+def choose(folder: Path, phase: Phase, data: PhaseData, note: Callable[[str], None]) -> Chosen:
+    """What was chosen before, or is now. ConfigError if the batch cannot be shared by the ranks."""
+    file = folder / "chosen.json"
+    if not phase.ranks.is_first:
+        return _wait_for(file)
+    if not file.exists():
+        batch_size = _batch_size(phase, data, note)
+        lr = phase.config.train.lr
+        chosen = Chosen(batch_size, _lr(phase, data, batch_size, note) if lr == "auto" else lr)
+        write_atomically(file, json.dumps(asdict(chosen)))
+    return Chosen(**json.loads(file.read_text()))
+
+
+def _wait_for(file: Path) -> Chosen:
+    deadline = time.monotonic() + PEER_SECONDS
+    while not file.exists():
+        if time.monotonic() > deadline:
+            raise RunError(f"Waited {PEER_SECONDS:.0f} s for the first rank to choose batch size and learning rate.")
+        time.sleep(0.2)
+    return Chosen(**json.loads(file.read_text()))
+
+
+# ---------------------------------------------------------------------------------------------------- batch size
+
+
+def _batch_size(phase: Phase, data: PhaseData, note: Callable[[str], None]) -> int:
+    compute, accumulate, ranks = phase.config.compute, phase.config.train.accumulate, phase.ranks.count
+    wanted = compute.batch_size
+    if wanted == "auto":
+        most = min(compute.max_batch_size, max(len(data.train), 1))
+        if phase.device.type == "cpu":
+            size = min(CPU_BATCH, most)
+        else:
+            size = min(_largest_that_fits(phase, data, compute.min_batch_size, most // ranks) * ranks, most)
+        size = max(size // ranks, 1) * ranks
+        note(f"compute.batch_size=auto: {size} on {ranks} device(s).")
+        return size
+    size = wanted // accumulate
+    if size < ranks:
+        raise ConfigError(
+            f"compute.batch_size={wanted} in train.accumulate={accumulate} pieces is {size} for each pass, but "
+            f"{ranks} devices share it. Choose a batch of at least {ranks * accumulate}, or fewer devices."
+        )
+    return min(size, max(len(data.train), ranks))
+
+
+def _largest_that_fits(phase: Phase, data: PhaseData, low: int, high: int) -> int:
+    """The largest power of two times `low` of which two real training steps fit into the GPU's memory, per rank."""
+    size, fits = max(low, 1), 0
+    while size <= max(high, 1):
+        try:
+            _try_steps(phase, data, size)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            break
+        finally:
+            torch.cuda.empty_cache()
+        fits, size = size, size * 2
+    if not fits:
+        raise ConfigError(
+            f"compute.batch_size=auto: not even compute.min_batch_size={low} fits into the memory of this GPU. "
+            "Lower compute.min_batch_size or augs.resize, or set train.precision=bf16."
+        )
+    return fits
+
+
+def _try_steps(phase: Phase, data: PhaseData, size: int) -> None:
+    task = phase.build(data, size, 1e-6, lambda message: None)
+    trainer = phase.trainer([], alone=True, max_steps=TRIAL_STEPS, logger=False, limit_val_batches=0)
+    trainer.fit(task, data.train_loader(size, first=lambda: 0, alone=True))
+
+
+# ---------------------------------------------------------------------------------------------------- learning rate
+
+
+def _lr(phase: Phase, data: PhaseData, batch_size: int, note: Callable[[str], None]) -> float:
+    """Where the loss falls fastest as the learning rate rises step by step.
+
+    Smith, "Cyclical learning rates for training neural networks", WACV 2017, section 3.3.
+    """
+    from pytorch_lightning.tuner import Tuner
+
+    # of one rank's share: the loss as a function of the learning rate hardly depends on the size of the batch
+    share = max(batch_size // phase.ranks.count, 1)
+    task = phase.build(data, share, LOWEST_LR, lambda message: None)
+    trainer = phase.trainer([], alone=True, max_epochs=1, logger=False, limit_val_batches=0)
+    loader = data.train_loader(share, first=lambda: task.batches_done, alone=True)
+    found: Any = Tuner(trainer).lr_find(
+        task, loader, min_lr=LOWEST_LR, max_lr=HIGHEST_LR, num_training=LR_STEPS, update_attr=False
+    )
+    lr = None if found is None else found.suggestion(skip_begin=5, skip_end=2)
+    if lr is None:
+        raise ConfigError(
+            "train.lr=auto: the loss fell at no learning rate that was tried. Set train.lr, such as 1e-4."
+        )
+    note(f"train.lr=auto: {lr:.3g}.")
+    return float(lr)

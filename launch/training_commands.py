@@ -1,0 +1,79 @@
+"""`deg train` and `deg run`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from deg.launch.arguments import ANY_PATH, json_option, one_project, print_json, say, split_words
+
+STAGES = ("flow_generator", "feature_extractor", "sequence")
+
+
+@click.command()
+@click.argument("words", nargs=-1, metavar="flow_generator|feature_extractor|sequence PROJECT [KEY=VALUE]...")
+@click.option("--config", "files", multiple=True, type=ANY_PATH, help="More options from a YAML file. Repeatable.")
+@click.option("--run", "run_name", help="Name of the run directory.")
+@click.option("--on", type=click.Choice(["local"]), default="local", show_default=True, help="Where to run.")
+@click.option("--dry-run", is_flag=True, help="Say what would be learned from what, and stop.")
+@json_option
+def train(
+    words: Sequence[str], files: Sequence[Path], run_name: str | None, on: str, dry_run: bool, as_json: bool
+) -> int:
+    """Train one network on the project's recordings.
+
+    The flow_generator learns motion from all videos, the feature_extractor behaviours from labelled videos, the
+    sequence network from the features of labelled videos. What was interrupted goes on; what is finished is trained
+    anew. The network lies in PROJECT/models/<date>_<network>_train.
+
+    \b
+    Example: deg train feature_extractor my_project flow_generator.weights=latest train.num_epochs=10
+    """
+    from deg.config import load_config
+    from deg.launch import training
+    from deg.project import open_project
+
+    plain, overrides = split_words(words)
+    stage = plain.pop(0) if plain else ""
+    if stage not in STAGES:
+        raise click.UsageError(f"Expected one of {', '.join(STAGES)} first, found {stage or 'nothing'}.")
+    project = open_project(Path(one_project(plain)))
+    config = load_config(project.config_file, overrides, stage=stage, files=files)
+    if config.ignored:
+        say(f"Note: without effect in deg: {', '.join(config.ignored)}.")
+    request = training.Request(project, config, run_name)
+    report = training.show_plan(stage, request) if dry_run else training.train(stage, request)
+    if as_json:
+        print_json(report.as_dict())
+    return report.exit_status
+
+
+@click.command()
+@click.argument("words", nargs=-1, metavar="PROJECT [KEY=VALUE]...")
+@click.option("--config", "files", multiple=True, type=ANY_PATH, help="More options from a YAML file. Repeatable.")
+@click.option("--run", "run_name", help="Beginning of the names of the run directories.")
+@click.option("--on", type=click.Choice(["local"]), default="local", show_default=True, help="Where to run.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
+@json_option
+def run(
+    words: Sequence[str], files: Sequence[Path], run_name: str | None, on: str, dry_run: bool, as_json: bool
+) -> int:
+    """Do what is missing of: train flow_generator, train feature_extractor, infer feature_extractor, train sequence,
+    infer sequence, report.
+
+    Networks that were trained are not trained again, also when labels or options have changed since: that is said, and
+    `deg train` does it. KEY=VALUE holds for every step that it means something to.
+
+    \b
+    Example: deg run my_project train.num_epochs=10
+    """
+    from deg.launch import chain
+
+    plain, overrides = split_words(words)
+    request = chain.Request(Path(one_project(plain)), tuple(overrides), tuple(files), run_name)
+    report = chain.run_chain(request, dry_run=dry_run)
+    if as_json:
+        print_json(report.as_dict())
+    return report.exit_status

@@ -1,0 +1,45 @@
+"""The training clips of `deg train feature_extractor` as its loader gives them, without a network.
+
+    python deg_driver.py JOB.json
+
+JOB.json: project, arguments (KEY=VALUE), batches. The last line printed is JSON: `cache_seconds` that was taken by
+making the frame cache (compute.cache=none: 0), and `batch_ends`, of a clock that starts anywhere. The same for
+DeepEthogram: original_driver.py, `load`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from deg.config import load_config
+from deg.data.frame_cache import FrameCache
+from deg.project import open_project
+from deg.train.clip_data import ClipData, TrainBatches, frame_transform, make_loader
+from deg.training import prepare
+from deg.windows import WINDOW
+
+
+def load_clips(job: dict[str, Any]) -> dict[str, Any]:
+    project = open_project(Path(job["project"]))
+    config = load_config(project.config_file, job["arguments"], stage="feature_extractor")
+    plan = prepare("feature_extractor", project, config, devices=1).plan
+    cache, started = None, time.perf_counter()
+    if plan.cache is not None:
+        cache = FrameCache(Path(plan.cache), config.compute.cache_format, int(config.compute.cache_limit * 1e9))
+        cache.ensure(plan.videos, frame_transform(config.augs))
+    ready = time.perf_counter()
+    data = ClipData(plan, "train", config, cache)
+    batches = TrainBatches(len(data), config.compute.batch_size, seed=0, first=lambda: 0, steps=job["batches"])
+    ends = [time.perf_counter()]
+    for batch in make_loader(data, batches, num_workers=config.compute.num_workers, pin=False):
+        assert batch["clips"].shape[1] == WINDOW
+        ends.append(time.perf_counter())
+    return {"cache_seconds": ready - started if cache else 0.0, "batch_ends": ends}
+
+
+if __name__ == "__main__":
+    print(json.dumps(load_clips(json.loads(Path(sys.argv[1]).read_text()))))
