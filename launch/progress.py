@@ -94,7 +94,9 @@ class TrainingProgress:
         self._is_due = Due()
         self._caches: dict[int, tuple[int, int]] = {}
         """Frames done and wanted by each rank that fills the cache."""
-        self._epoch, self._first_step, self._epoch_began = -1, 0, 0.0
+        self._first = self._last = 0
+        """Steps of this epoch when it was first heard of, and now."""
+        self._began = 0.0
 
     def __enter__(self) -> TrainingProgress:
         if sys.stderr.isatty():
@@ -131,13 +133,16 @@ class TrainingProgress:
 
     def _step(self, event: Mapping[str, Any]) -> None:
         done, total = event["batch"], event["of"]
-        if event["epoch"] != self._epoch:
-            self._epoch, self._first_step, self._epoch_began = event["epoch"], done, time.monotonic()
+        if done <= self._last or not self._last:
+            self._first, self._began = done, time.monotonic()
+        self._last = done
         title = f"epoch {event['epoch'] + 1} of {event['epochs']}"
         about = f"loss {event['loss']:.4f}, {event['samples_per_second']:.1f} samples/s"
-        seconds = (time.monotonic() - self._epoch_began) / max(done - self._first_step, 1)
-        left = f"{seconds * (total - done) / 60:.0f} min left of this epoch"
-        self._show(title, done, total, about, f"{title}, step {done} of {total}: {about}, {left}")
+        left = ""
+        if done > self._first:
+            seconds = (time.monotonic() - self._began) / (done - self._first) * (total - done)
+            left = f", {seconds / 60:.0f} min left of this epoch"
+        self._show(title, done, total, about, f"{title}, step {done} of {total}: {about}{left}")
 
     def _show(self, title: str, done: int, total: int, about: str, line: str) -> None:
         if self._bar is not None:

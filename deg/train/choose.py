@@ -107,7 +107,7 @@ def _largest_that_fits(phase: Phase, data: PhaseData, low: int, high: int) -> in
 
 
 def _try_steps(phase: Phase, data: PhaseData, size: int) -> None:
-    task = phase.build(data, size, 1e-6, lambda message: None)
+    task = phase.build(data, size, 1e-6, lambda message: None, alone=True)
     trainer = phase.trainer([], alone=True, max_steps=TRIAL_STEPS, logger=False, limit_val_batches=0)
     trainer.fit(task, data.train_loader(size, first=lambda: 0, alone=True))
 
@@ -124,8 +124,8 @@ def _lr(phase: Phase, data: PhaseData, batch_size: int, note: Callable[[str], No
 
     # of one rank's share: the loss as a function of the learning rate hardly depends on the size of the batch
     share = max(batch_size // phase.ranks.count, 1)
-    task = phase.build(data, share, LOWEST_LR, lambda message: None)
-    trainer = phase.trainer([], alone=True, max_epochs=1, logger=False, limit_val_batches=0)
+    task = phase.build(data, share, LOWEST_LR, lambda message: None, alone=True)
+    trainer = phase.trainer([], alone=True, max_epochs=LR_STEPS, logger=False, limit_val_batches=0)
     loader = data.train_loader(share, first=lambda: task.batches_done, alone=True)
     found: Any = Tuner(trainer).lr_find(
         task, loader, min_lr=LOWEST_LR, max_lr=HIGHEST_LR, num_training=LR_STEPS, update_attr=False

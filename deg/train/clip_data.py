@@ -9,7 +9,9 @@ for batch in make_loader(data, batches, num_workers=8, pin=True):
 from __future__ import annotations
 
 import math
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -213,7 +215,18 @@ def make_loader(data: Dataset, batches: Sampler[list[Any]], *, num_workers: int,
 
 def _begin_worker(worker: int) -> None:
     """In each loader process."""
-    # Schedulers signal every process of a job. What to do is for the rank to decide; its loaders end with it.
-    for number in LOADER_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, LOADER_SIGNALS)
+    threading.Thread(target=_heed_rank, args=(os.getppid(),), daemon=True).start()
     cv2.setNumThreads(0)  # threads of the parent's pool do not exist after a fork, and there is one process per core
+
+
+def _heed_rank(rank: int) -> None:
+    """Take the signals that a scheduler sends to every process of a job, and leave to the rank what is to be done.
+
+    The rank itself ends its loaders by SIGTERM: were that ignored as well, a rank that fails would wait for them for
+    ever. A rank that was killed is noticed by torch.
+    """
+    while True:
+        came = signal.sigwaitinfo(LOADER_SIGNALS)
+        if came.si_signo == signal.SIGTERM and came.si_pid == rank:
+            os._exit(0)

@@ -114,13 +114,17 @@ class Phase:
     @property
     def precision(self) -> str:
         wanted = "fp16" if self.config.compute.fp16 else self.config.train.precision
+        if wanted == "auto" and self.plan.stage == "sequence":
+            return "fp32"  # a small network, that gains nothing from less
         precision = resolve_precision(wanted, self.device)
         if precision == "fp16" and self.device.type == "cpu":
             raise ConfigError("train.precision=fp16 (compute.fp16=true) needs a GPU. On a CPU set bf16, fp32 or auto.")
         return precision
 
-    def build(self, data: PhaseData, batch_size: int, lr: float, note: Callable[[str], None]) -> Task:
-        """The task with its first weights."""
+    def build(
+        self, data: PhaseData, batch_size: int, lr: float, note: Callable[[str], None], *, alone: bool = False
+    ) -> Task:
+        """The task with its first weights; `alone`: for a trainer without the other ranks."""
         before = weight_files(self.results(self.index - 1)) if self.index else ()
         if self.index and not before:
             raise RunError(
@@ -141,7 +145,7 @@ class Phase:
         )
         if getattr(task.model, "stacks_frames", False):
             task.model.to(memory_format=torch.channels_last)
-        if self.ranks.count > 1:
+        if self.ranks.count > 1 and not alone:
             synchronise(task.model, leave=task.model.flow_generator if isinstance(task, ClipTask) else None)
         return task
 
@@ -211,8 +215,8 @@ def _fit(
     state = newest_state(folders.state)
     if state is not None:
         note(f"Going on from {state.name}.")
-    started = time.monotonic()
     tell.say("ready", device=str(phase.device), precision=phase.precision, ranks=ranks.count, **asdict(chosen))
+    started = time.monotonic()
     with warnings.catch_warnings():
         _hush_lightning()
         trainer.fit(
@@ -337,15 +341,8 @@ def _compile(task: Task, phase: Phase, batches: int, note: Callable[[str], None]
 
 
 def _hush_lightning() -> None:
-    """Advice that does not apply: our loaders are tuned by measurement, and going on within an epoch is exact."""
-    for message in (
-        ".*does not have many workers.*",
-        ".*not resumable.*",
-        ".*smaller than the logging interval.*",
-        ".*during `trainer.test.*",
-        ".*is not able to.*",
-        ".*modules in eval mode.*",
-    ):
-        warnings.filterwarnings("ignore", message, module="pytorch_lightning.*")
-    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+    """Advice that does not apply here: loaders are chosen by measurement, and going on within an epoch is exact."""
+    warnings.filterwarnings("ignore", module="pytorch_lightning.*")
+    warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.`.*")
+    for name in ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -78,20 +78,30 @@ class Task(pl.LightningModule):
         # dropout; of each rank its own, and the same when the batch is done again
         torch.manual_seed(int(generator(self.config.train.seed, f"dropout {self.global_rank}", number).integers(2**62)))
         losses, probabilities, labels = self.compute(batch, training=True)
-        assert self._regularization is not None
-        losses["reg_loss"] = torch.as_tensor(self._regularization())
-        losses["loss"] = losses["data_loss"] + losses["reg_loss"]
+        self._regularize(losses)
         self._require_finite(losses, batch, number)
         self.tallies["train"].add(losses, len(batch["sample"]), probabilities, labels)
         self.batches_done += 1
         return losses["loss"]
+
+    def _regularize(self, losses: Losses) -> None:
+        """Add the pull on the weights, and the sum that is learned by."""
+        if self._regularization is None:
+            # only now, because the weights that L2-SP pulls to are copied to where the parameters lie
+            options = self.config.train.regularization
+            if options.style == "l2":
+                self._regularization = L2(self.model, alpha=options.alpha)
+            else:
+                self._regularization = L2SP(self.model, self._pretrained, alpha=options.alpha, beta=options.beta)
+        losses["reg_loss"] = torch.as_tensor(self._regularization())
+        losses["loss"] = losses["data_loss"] + losses["reg_loss"]
 
     def _require_finite(self, losses: Losses, batch: Batch, number: int) -> None:
         """Stop before the optimizer turns every weight into NaN."""
         if torch.isfinite(losses["loss"]):
             return
         samples = [self._describe(int(sample)) for sample in batch["sample"][:8].tolist()]
-        found = ", ".join(f"{name} {float(value):g}" for name, value in losses.items())
+        found = ", ".join(f"{name} {value.item():g}" for name, value in losses.items())
         raise RunError(
             f"Batch {number} of the training: expected a finite loss, found {found}. It was computed from "
             f"{', '.join(samples)}{', ...' if len(batch['sample']) > 8 else ''}. Nothing was learned from it. Try a "
@@ -106,8 +116,7 @@ class Task(pl.LightningModule):
 
     def _judge(self, batch: Batch, part: str) -> None:
         losses, probabilities, labels = self.compute(batch, training=False)
-        losses["reg_loss"] = torch.as_tensor(self._regularization() if self._regularization else 0.0)
-        losses["loss"] = losses["data_loss"] + losses["reg_loss"]
+        self._regularize(losses)
         self.tallies[part].add(losses, len(batch["sample"]), probabilities, labels)
 
     def on_train_epoch_start(self) -> None:
@@ -146,14 +155,6 @@ class Task(pl.LightningModule):
         optimizer = torch.optim.Adam(parameters, self.lr, fused=self.trainer.precision != "16-mixed")
         self.course = Course(self.config.train, optimizer, self.mode)
         return optimizer
-
-    def on_fit_start(self) -> None:
-        # here, because the weights that L2-SP pulls to are copied to where the parameters lie
-        options = self.config.train.regularization
-        if options.style == "l2":
-            self._regularization = L2(self.model, alpha=options.alpha)
-        else:
-            self._regularization = L2SP(self.model, self._pretrained, alpha=options.alpha, beta=options.beta)
 
     # ------------------------------------------------------------------------------------- going on
 
@@ -244,21 +245,6 @@ class ClipTask(_ClipsTask):
             self.model.flow_generator.train(mode)  # still without gradient: only its statistics follow the batches
         return self
 
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        self._fold()
-
-    def on_test_start(self) -> None:
-        self._fold()
-
-    def _fold(self) -> None:
-        """The flow generator again, in fewer operations, for it never changes. Beside the module, not in it."""
-        if not self._original:
-            layout = torch.channels_last if self.model.stacks_frames else torch.channels_last_3d
-            dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.trainer.precision, torch.float32)
-            folded = fold_batchnorm(self.model.flow_generator).to(dtype=dtype, memory_format=layout)
-            object.__setattr__(self, "_folded", folded)  # as a submodule it would be in every checkpoint
-
     def compute(self, batch: Batch, training: bool) -> tuple[Losses, Tensor | None, Tensor | None]:
         _, inputs = self._prepared(batch, training, self.model.stacks_frames)
         logits_BK = self._logits(inputs)
@@ -281,8 +267,15 @@ class ClipTask(_ClipsTask):
         return logits
 
     def _flow(self, inputs: Tensor) -> Tensor:
+        """The finest flow, by a copy of the flow generator of fewer operations, as it does not change."""
+        generator = self.model.flow_generator
+        if self._original:
+            return generator(inputs).half
         if self._folded is None:
-            return self.model.flow_generator(inputs).half
+            layout = torch.channels_last if self.model.stacks_frames else torch.channels_last_3d
+            dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.trainer.precision, torch.float32)
+            folded = fold_batchnorm(generator).to(dtype=dtype, memory_format=layout)
+            object.__setattr__(self, "_folded", folded)  # as a submodule it would be in every checkpoint
         with torch.autocast(inputs.device.type, enabled=False):
             return self._folded(inputs.to(next(self._folded.parameters()).dtype)).half
 

@@ -234,10 +234,10 @@ class Student:
                 shutil.rmtree(folder)
 
     def seconds(self) -> dict[str, float]:
-        """CPU seconds by step."""
-        names = [name for name in self._steps() if (self.project.parent / f"done_{name}.json").exists()]
-        records = {name: json.loads((self.project.parent / f"done_{name}.json").read_text()) for name in names}
-        return {name: round(record["cpu_seconds"], 1) for name, record in records.items()}
+        """CPU seconds by finished step."""
+        records = sorted(self.project.parent.glob("done_*.json"), key=lambda path: path.stat().st_mtime)
+        cpu = {path.stem.removeprefix("done_"): json.loads(path.read_text())["cpu_seconds"] for path in records}
+        return {name: round(seconds, 1) for name, seconds in cpu.items()}
 
     def scores(self) -> dict[str, dict[str, Any]]:
         """By group of the outputs, as far as they are there."""

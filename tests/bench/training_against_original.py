@@ -138,13 +138,22 @@ def _ask_original(
     project: Path, options: argparse.Namespace, job: dict[str, Any], arguments: list[str]
 ) -> tuple[dict[str, Any], float]:
     given = [f"project.path={project}", "preset=deg_f", *shared_options(options), *arguments]
-    return _ask([options.python, HERE / "original_driver.py"], project.parent / "job.json", job | {"arguments": given})
+    return _ask(
+        [options.python, HERE / "original_driver.py"], project.parent / "job.json", job | {"arguments": given}, options
+    )
 
 
-def _ask(driver: list[str | Path], file: Path, job: dict[str, Any]) -> tuple[dict[str, Any], float]:
+def _ask(
+    driver: list[str | Path], file: Path, job: dict[str, Any], options: argparse.Namespace
+) -> tuple[dict[str, Any], float]:
     file.write_text(json.dumps(job))
-    output, measured = measure([*driver, file])
+    output, measured = measure([*driver, file], _environment(options))
     return json.loads(output.splitlines()[-1]), measured.others
+
+
+def _environment(options: argparse.Namespace) -> dict[str, str]:
+    """As many threads for either program."""
+    return {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
 
 
 def _median_step(ends: Sequence[float], warm_up: int) -> float:
@@ -167,7 +176,7 @@ def load_ours_uncached(project: Path, options: argparse.Namespace) -> Measures:
 def _load_ours(project: Path, options: argparse.Namespace, cache: str) -> Measures:
     arguments = ["preset=deg_f", f"compute.cache={cache}", *shared_options(options)]
     job = {"project": str(project), "arguments": arguments, "batches": options.warm_up + options.steps}
-    answer, others = _ask([sys.executable, HERE / "deg_driver.py"], project.parent / "job.json", job)
+    answer, others = _ask([sys.executable, HERE / "deg_driver.py"], project.parent / "job.json", job, options)
     seconds = _median_step(answer["batch_ends"], options.warm_up)
     return {"seconds": seconds, "others": others, "cache_seconds": answer["cache_seconds"]}
 
@@ -178,8 +187,9 @@ def step_ours(project: Path, options: argparse.Namespace) -> Measures:
     name = f"000101_{len(list((project / 'models').iterdir())):06d}_feature_extractor_train"
     arguments = [f"train.num_epochs={epochs}", f"train.steps_per_epoch.train={PIECE}", "preset=deg_f"]
     arguments += [f"train.precision={options.precision}", "compute.devices=1", "compute.cache=project"]
+    arguments += [f"compute.threads={options.threads}"]
     command = [DEG, "train", "feature_extractor", project, "--run", name, *shared_options(options), *arguments]
-    _, measured = measure(command)
+    _, measured = measure(command, _environment(options))
     lines = (project / "models" / name / "metrics.jsonl").read_text().splitlines()
     speeds = [epoch["train"]["fps"] for epoch in map(json.loads, lines) if "train" in epoch]
     return {"seconds": options.batch_size / statistics.median(speeds[1:]), "others": measured.others}
@@ -219,7 +229,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         name: round(options.batch_size / statistics.median(each["seconds"] for each in found), 3)
         for name, found in runs.items()
     }
-    settings = ("size", "batch_size", "workers", "steps", "warm_up", "precision", "setting")
+    settings = ("size", "batch_size", "workers", "threads", "steps", "warm_up", "precision", "setting")
     return {
         "machine": machine(),
         "settings": {key: getattr(options, key) for key in settings},
@@ -257,6 +267,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=[224, 224], metavar=("H", "W"))
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that load, of either program")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="that compute, of either program")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--warm-up", type=int, default=3, help="steps before those that count")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="fp32", help="of deg")
