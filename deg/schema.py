@@ -357,7 +357,7 @@ class Sequence:
     filter_length: int = option(
         15, "Length of a filter of tgm and tgmj: about as long as a short bout.", unit="frames", low=1
     )
-    input_dropout: float = option(0.5, "Share of input features silenced in training (tgm, tgmj).", low=0, below=1)
+    input_dropout: float = option(0.5, "Share of input features silenced in training (tgm, tgmj, tcn).", low=0, below=1)
     n_filters: int = option(8, "Basic filters that each filter is mixed from (tgm, tgmj).", low=2)
     tgm_reduction: Literal["max", "mean", "conv1x1"] = option("max", "How filter channels are joined (tgm, tgmj).")
     c_in: int = option(1, "Input channels of the first layer (tgm, tgmj).", low=1)

@@ -43,7 +43,7 @@ def status(path: Path, as_json: bool) -> int:
             state.phase if state.phases > 1 else "",
             f"{state.epochs_done}/{state.epochs}",
             "" if state.loss is None else f"{state.loss:.3f}",
-            "" if state.value is None else f"{FIGURES[state.figure]} {state.value:.3f}",
+            "" if state.figure is None or state.value is None else f"{FIGURES[state.figure]} {state.value:.3f}",
         )
         for state in found
         if isinstance(state, TrainingStatus)

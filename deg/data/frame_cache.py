@@ -187,8 +187,8 @@ class FrameCache:
             besides = f", and other trainings are using {gigabytes(held)} of it" if held else ""
             raise ConfigError(
                 f"{show_path(self._folder)}: {what} need {gigabytes(needed)}, but the frame cache may grow to "
-                f"{gigabytes(self._limit)} (compute.cache_limit){besides}. Set compute.cache_format=jpeg (a tenth of "
-                "the space), raise compute.cache_limit, or set compute.cache=none (slower)."
+                f"{gigabytes(self._limit)} (compute.cache_limit){besides}. Set compute.cache_format=jpeg (about a "
+                "tenth of the space), raise compute.cache_limit, or set compute.cache=none (slower)."
             )
         if missing > free:
             raise ConfigError(

@@ -38,7 +38,7 @@ FLUSH_BYTES, FLUSH_SECONDS = 64 << 20, 10.0
 """A block is flushed when it has grown to so much, or has waited so long."""
 JPEG = [
     *(cv2.IMWRITE_JPEG_QUALITY, 95),
-    # Colour at full resolution: four percent more space, and marks on animals keep their edges.
+    # Colour at full resolution: 4 to 25 percent more space, and 3 dB less noise where there is colour.
     *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
 ]
 
@@ -164,11 +164,11 @@ class FrameWriter:
     def append(self, frames_THWC: np.ndarray) -> None:
         """uint8 (T, H, W, 3) RGB. OSError if the disk refuses."""
         if self._contents.format == "raw":
-            self._write(memoryview(np.ascontiguousarray(frames_THWC)).cast("B"))
+            self._write(np.ascontiguousarray(frames_THWC).data.cast("B"))
         else:
             for frame_HWC in frames_THWC:
                 encoded = cv2.imencode(".jpg", cv2.cvtColor(frame_HWC, cv2.COLOR_RGB2BGR), JPEG)[1]
-                self._write(memoryview(encoded.ravel()))
+                self._write(encoded.ravel().data)
                 self._sizes.append(encoded.size)
         self.num_frames += len(frames_THWC)
         self._pending += len(frames_THWC)
@@ -257,12 +257,12 @@ class CachedFrames:
         self.close()
 
     def _read_raw(self, start: int, stop: int, out_THWC: np.ndarray) -> None:
-        self._fill(memoryview(out_THWC).cast("B"), start * self._contents.frame_bytes)
+        self._fill(out_THWC.data.cast("B"), start * self._contents.frame_bytes)
 
     def _read_jpeg(self, start: int, stop: int, out_THWC: np.ndarray) -> None:
         first = self._ends[start]
         data = np.empty(self._ends[stop] - first, np.uint8)
-        self._fill(memoryview(data), first)
+        self._fill(data.data, first)
         for frame in range(start, stop):
             encoded = data[self._ends[frame] - first : self._ends[frame + 1] - first]
             frame_HWC = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)

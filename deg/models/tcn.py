@@ -6,9 +6,9 @@ Each block looks at a frame and at one on each side of it, twice as far away as 
 2^n - 1 frames on each side, 127 for 7. Source: Farha, Gall, "MS-TCN: multi-stage temporal convolutional network for
 action segmentation", CVPR 2019, of which this is one stage. DeepEthogram does not have it.
 
-Beyond the ends of a video there is nothing: what stands there is set to zero wherever a layer would look at it, so logits
-are the same however much padding was put around a video, and however it was cut, if `reach` frames were left on each
-side.
+Beyond the ends of a video there is nothing: what stands there is set to zero wherever a layer would look at it, so
+logits are the same however much padding was put around a video, and however it was cut, if `reach` frames were left on
+each side.
 
 Unlike in that paper, each frame is brought to one scale, and so are its channels before each block. Features are all
 positive: what dropout takes away of them is mostly their mean, which drowns what differs between frames, so without it

@@ -55,8 +55,9 @@ class Tally:
         now = time.perf_counter()
         self._speed, self._last = self._speed + samples / max(now - self._last, 1e-9), now
         if probabilities_NK is not None and labels_NK is not None:
-            self._probabilities_NK.append(probabilities_NK.detach().float())
-            self._labels_NK.append(labels_NK.to(torch.int8))
+            known_N = (labels_NK != -1).all(dim=1).cpu()  # padding and context are most of some batches
+            self._probabilities_NK.append(probabilities_NK.detach().float().cpu()[known_N])
+            self._labels_NK.append(labels_NK.to(torch.int8).cpu()[known_N])
 
     @property
     def speed(self) -> float:

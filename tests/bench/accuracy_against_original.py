@@ -44,6 +44,8 @@ STAGES = ("flow_generator", "feature_extractor", "sequence")
 PRETRAINED_CLASSES = 700
 """Of the random weights; another number than the project's, as in published ones, so that the last layer is new."""
 SEQUENCE_LENGTH = 180
+MADE_BY = {"resnet18": "features", "tgmj": "outputs_tgmj", "tcn": "outputs_tcn"}
+"""By group of the outputs: the step that writes it."""
 
 
 @dataclass(frozen=True)
@@ -241,9 +243,7 @@ class Student:
 
     def scores(self) -> dict[str, dict[str, Any]]:
         """By group of the outputs, as far as they are there."""
-        groups = ("resnet18", "tgmj") if self.program == "original" else ("resnet18", "tgmj", "tcn")
-        done = {"resnet18": "features", "tgmj": "outputs_tgmj", "tcn": "outputs_tcn"}
-        there = [group for group in groups if (self.project.parent / f"done_{done[group]}.json").exists()]
+        there = [group for group, step in MADE_BY.items() if (self.project.parent / f"done_{step}.json").exists()]
         return {group: score(self.project, group) for group in there}
 
 
@@ -283,7 +283,7 @@ def summary(students: Sequence[Student], settings: Settings, template: Path) -> 
     means: dict[str, dict[str, Any]] = {}
     for program, by_seed in found.items():
         means[program] = {}
-        for group in ("resnet18", "tgmj", "tcn"):
+        for group in MADE_BY:
             scores = [by_group[group] for by_group in by_seed.values() if group in by_group]
             if scores:
                 names = ("f1", "f1_by_class", "average_precision", "average_precision_by_class")
@@ -299,11 +299,26 @@ def summary(students: Sequence[Student], settings: Settings, template: Path) -> 
         "split": {part: split[part] for part in ("train", "val")},
         "f1_of_always": chance(template),
         "means": means,
+        "gains": {
+            "deg over DeepEthogram, feature extractor": gain(found, ("deg", "resnet18"), ("original", "resnet18")),
+            "deg over DeepEthogram, sequence tgmj": gain(found, ("deg", "tgmj"), ("original", "tgmj")),
+            "tcn over tgmj, same features": gain(found, ("deg", "tcn"), ("deg", "tgmj")),
+        },
         "seeds": found,
         "cpu_seconds": {
             program: {s.seed: s.seconds() for s in students if s.program == program} for program in PROGRAMS
         },
     }
+
+
+def gain(found: Mapping[str, Any], one: tuple[str, str], other: tuple[str, str]) -> dict[str, Any] | None:
+    """Difference in F1 over the seeds that both have; None where there is no such seed."""
+    mine, theirs = (
+        {seed: scores[group]["f1"] for seed, scores in found[program].items() if group in scores}
+        for program, group in (one, other)
+    )
+    by_seed = {seed: mine[seed] - theirs[seed] for seed in mine if seed in theirs}
+    return {"f1": float(np.mean(list(by_seed.values()))), "by_seed": by_seed} if by_seed else None
 
 
 def table(result: dict[str, Any]) -> str:
@@ -334,15 +349,12 @@ def table(result: dict[str, Any]) -> str:
             if found := means[program].get(group):
                 values = [*found["f1_by_class"][1:], found["f1"], found["f1_spread"], found["average_precision"]]
                 lines.append(line(f"{title}, {program}", [*values, found["seeds"]]))
-    ours = means["deg"]
     gains = [
-        f"deg against DeepEthogram, {titles[group]}: {ours[group]['f1'] - means['original'][group]['f1']:+.3f}"
-        for group in ("resnet18", "tgmj")
-        if group in ours and group in means["original"]
+        f"{what}: {found['f1']:+.3f} (seeds: {', '.join(f'{value:+.3f}' for value in found['by_seed'].values())})"
+        for what, found in result["gains"].items()
+        if found
     ]
-    if "tcn" in ours:
-        gains.append(f"tcn against tgmj, same features: {ours['tcn']['f1'] - ours['tgmj']['f1']:+.3f}")
-    return "\n".join(lines + [""] * bool(gains) + gains)
+    return "\n".join([*lines, "", *gains])
 
 
 def main() -> None:

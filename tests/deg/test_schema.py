@@ -79,7 +79,9 @@ def test_each_stage_trains_as_the_originals_command_does(stage, epochs, patience
     assert config.compute.max_batch_size == max_batch
 
 
-@pytest.mark.parametrize(("stage", "val_steps"), [("flow_generator", 200), ("feature_extractor", None), ("sequence", None)])
+@pytest.mark.parametrize(
+    ("stage", "val_steps"), [("flow_generator", 200), ("feature_extractor", None), ("sequence", None)]
+)
 def test_behaviours_are_judged_on_the_whole_of_validation_and_test(stage, val_steps):
     steps = load_config(None, stage=stage).train.steps_per_epoch
     assert (steps.val, steps.test) == (val_steps, None)

@@ -38,11 +38,33 @@ def labels_of(num_frames: int, seed: int) -> np.ndarray:
     return np.eye(3, dtype=np.int8)[classes_T]
 
 
+def write_features(path: Path, labels_TK: np.ndarray, seed: int, video: Path | None = None) -> None:
+    """An outputs file with features of a video that tell the labels, through noise."""
+    status = video.stat() if video is not None else None
+    size, mtime = (status.st_size, status.st_mtime_ns) if status is not None else (0, 0)
+    features_TD = np.random.default_rng(seed).normal(0, 0.1, (len(labels_TK), NUM_FEATURES)).astype(np.float32)
+    features_TD[:, : labels_TK.shape[1]] += 5 * labels_TK
+    halves = {
+        "spatial_features": features_TD[:, :STREAM_FEATURES],
+        "flow_features": features_TD[:, STREAM_FEATURES:],
+    }
+    write_group(
+        path,
+        "resnet18",
+        num_frames=len(labels_TK),
+        columns=dict.fromkeys(halves, STREAM_FEATURES),
+        blocks=[halves],
+        class_names=CLASSES,
+        thresholds_K=np.zeros(len(CLASSES)),
+        mark=Mark(len(labels_TK), {}, "", size, mtime),
+        provenance={},
+    )
+
+
 def make_sequence_run(
     folder: Path, *overrides: str, lengths: tuple[int, ...] = (90, 70, 40), devices: int = 1, test: bool = False
 ) -> RunDir:
     """Recordings whose features tell the labels, through noise; the last but one, or two, validate (and test)."""
-    rng = np.random.default_rng(7)
     config = load_config(
         None, ["sequence.sequence_length=20", "compute.batch_size=4", *QUICK, *overrides], stage="sequence"
     )
@@ -50,24 +72,8 @@ def make_sequence_run(
     keys = [f"mouse_{index}" for index in range(len(lengths))]
     for index, (key, num_frames) in enumerate(zip(keys, lengths, strict=True)):
         labels_TK = labels_of(num_frames, index)
-        features_TD = rng.normal(0, 0.1, (num_frames, NUM_FEATURES)).astype(np.float32)
-        features_TD[:, :3] += 5 * labels_TK
         outputs = folder / f"{key}_outputs.h5"
-        halves = {
-            "spatial_features": features_TD[:, :STREAM_FEATURES],
-            "flow_features": features_TD[:, STREAM_FEATURES:],
-        }
-        write_group(
-            outputs,
-            "resnet18",
-            num_frames=num_frames,
-            columns=dict.fromkeys(halves, STREAM_FEATURES),
-            blocks=[halves],
-            class_names=CLASSES,
-            thresholds_K=np.zeros(3),
-            mark=Mark(num_frames, {}, "", 0, 0),
-            provenance={},
-        )
+        write_features(outputs, labels_TK, index)
         plan["videos"][key] = VideoInfo(outputs, num_frames, 0, 0, 0.0, 0, 0)
         plan["inputs"][key] = {
             "path": str(outputs),

@@ -260,18 +260,27 @@ def test_two_ranks_equal_one_on_the_same_batches(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_ranks_train_a_feature_extractor_as_one_does(tmp_path):
-    runs = []
+def test_two_ranks_take_the_step_that_one_takes_with_a_feature_extractor(tmp_path):
+    """Augmentation, batch norm and gradient are of the whole batch. One step: Adam makes a step of lr out of the last
+    bit of a gradient near 0, so that the next ones differ."""
+    lr, runs = 1e-4, []
     for ranks in (1, 2):
         folder = tmp_path / str(ranks)
         folder.mkdir()
-        run = make_clip_run(folder, "feature_extractor", *CLIPS, "feature_extractor.dropout_p=0", devices=ranks)
+        short = ("train.num_epochs=1", "train.steps_per_epoch.train=1", f"train.lr={lr}")
+        run = make_clip_run(folder, "feature_extractor", *short, "feature_extractor.dropout_p=0", devices=ranks)
         train_by(run, ranks) if ranks > 1 else train_here(run)
         runs.append(run)
     one, two = (MetricsFile.open(run.path / "classification_metrics.h5") for run in runs)
-    # the first epoch; later Adam turns the last bit of a gradient near 0 into a whole step
-    assert one.values("train", "data_loss")[0] == pytest.approx(two.values("train", "data_loss")[0], rel=1e-3)
-    assert same_weights(*runs, rtol=0.05, atol=3e-3)
+    assert one.values("train", "data_loss") == pytest.approx(two.values("train", "data_loss"), rel=1e-4)
+    weights = [weights_of(run) for run in runs]
+    for name, left in weights[0].items():
+        right = weights[1][name]
+        if "running" in name:
+            assert torch.allclose(left, right, rtol=1e-4, atol=1e-5), name
+        elif left.is_floating_point():
+            far = (left - right).abs() > 0.01 * lr
+            assert far.float().mean() < 0.03 and (left - right).abs().max() < 2.1 * lr, name
 
 
 # ---------------------------------------------------------------------------------------------------- stages, options
