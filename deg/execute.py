@@ -176,6 +176,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DegError as error:
         tell.say("failed", message=str(error), status=error.exit_status)
         return error.exit_status
+    finally:
+        stop.ignore()
     return 0 if all_done or served else 1  # who serves units hears of each, and asks for no more than that
 
 

@@ -144,7 +144,7 @@ class Compute:
         "from its video, which is much slower; or a folder. It may be deleted whenever nothing trains.",
     )
     cache_format: Literal["raw", "jpeg"] = option(
-        "raw", "raw: the very pixels; jpeg: nearly the same in a tenth of the space, and slower to read."
+        "raw", "raw: the very pixels; jpeg: nearly the same in a tenth to a fifth of the space, and slower to read."
     )
     cache_limit: float = option(
         500.0, "The cache grows to this size; then videos not used for longest make room.", unit="GB", above=0

@@ -33,6 +33,11 @@ class StopFlag:
         for number in (signal.SIGTERM, signal.SIGUSR2):
             signal.signal(number, self._set)
 
+    def ignore(self) -> None:
+        """Of a process that is about to exit: while Python ends, a signal would kill it."""
+        for number in (signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
+
     def _set(self, *_: Any) -> None:
         self.is_set = True
 

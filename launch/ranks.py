@@ -121,6 +121,8 @@ class _Ranks:
     """Those that failed or died, in the order in which that was seen."""
     asked: bool = False
     """A signal came to this process."""
+    told: bool = False
+    """The ranks have been asked to stop."""
     deadline: float = math.inf
     """When those that still run are killed."""
 
@@ -183,14 +185,12 @@ class _Ranks:
 
     def _wait(self) -> None:
         """Until no rank runs any more, or those that do have had their time."""
-        passed_on = False
         while self._running() and time.monotonic() < self.deadline:
             self._take_events(LOOK_SECONDS)
             for rank in self._running():
                 if _has_ended(rank.process):
                     self._ended(rank)
-            if self.asked and not passed_on:
-                passed_on = True
+            if self.asked and not self.told:
                 self._stop_within(GRACE_SECONDS)
             if time.monotonic() - self._heard > SILENT_SECONDS:
                 raise LaunchError(
@@ -221,7 +221,7 @@ class _Ranks:
         rank.process.stdin.close()
         self._take_events(0.0)
         self.run.log_event("rank_ended", unit=self.unit, rank=rank.number, status=rank.status)
-        if self.asked and rank.status == -STOP_SIGNAL:  # it came before the rank could heed it: nothing was begun
+        if self.told and rank.status == -STOP_SIGNAL:  # it came when the rank did not heed it yet, or no more
             self._stop_within(COLLATERAL_SECONDS)
         elif rank.status == STOPPED:
             self._stop_within(FOLLOW_SECONDS)
@@ -234,10 +234,11 @@ class _Ranks:
             self._stop_within(COLLATERAL_SECONDS)
 
     def _stop_within(self, seconds: float) -> None:
-        """Ask all that run to stop; those that do not are killed."""
+        """Ask all that run to stop, once; those that do not are killed."""
         self.deadline = min(self.deadline, time.monotonic() + seconds)
-        for rank in self._running():
+        for rank in self._running() if not self.told else ():
             os.kill(rank.process.pid, STOP_SIGNAL)
+        self.told = True
 
     def _running(self) -> list[_Rank]:
         return [rank for rank in self.ranks if rank.status is None]

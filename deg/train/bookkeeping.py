@@ -106,7 +106,8 @@ class Bookkeeping(pl.Callback):
         self._tell.say("validating") if trainer.is_global_zero else None
 
     def on_validation_batch_end(self, *_: Any) -> None:
-        self._stop.check()  # the state from before this validation is there
+        if self._validation_is_long():  # one that is not is finished first: its epoch counts then
+            self._stop.check()  # the state from before this validation is there
 
     def on_validation_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         self._validation_seconds = time.monotonic() - self._validation_started

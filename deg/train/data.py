@@ -89,10 +89,10 @@ class PhaseData:
         return self._loader(self.parts[part], batches)
 
     def _loader(self, part: Part, batches: Any) -> DataLoader:
-        wanted, cores = self.config.compute.num_workers, available_cores() // self.ranks.count
-        # on few cores loaders only take turns with the network, and cost a copy
-        workers = min(wanted, cores - 1) if self.num_features is None else 0
-        return make_loader(part, batches, num_workers=max(workers, 0), pin=torch.cuda.is_available())  # type: ignore[arg-type]
+        cores = self.ranks.share_of(available_cores())
+        # with two cores loaders only take turns with the network, and cost a copy; features are in memory
+        workers = 0 if cores <= 2 or self.num_features is not None else min(self.config.compute.num_workers, cores - 1)
+        return make_loader(part, batches, num_workers=workers, pin=torch.cuda.is_available())  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -123,7 +123,7 @@ def open_data(
             frame_transform(config.augs),
             progress,
             stop.check,
-            decoders=max(available_cores() // ranks.count, 1),
+            decoders=ranks.share_of(available_cores()),
         )
     yield PhaseData(config, ranks, {part: ClipData(plan, part, config, cache) for part in parts})
 

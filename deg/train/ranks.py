@@ -34,6 +34,10 @@ class Ranks:
             return cls(rank, count, local, int(given.get("SLURM_NNODES", 1)), launched_by_slurm=True)
         return cls(0, 1, 0, 1)
 
+    def share_of(self, cores: int) -> int:
+        """This rank's part of the cores of its host."""
+        return max(cores * self.nodes // self.count, 1)
+
     @property
     def is_first(self) -> bool:
         return self.rank == 0

@@ -55,9 +55,8 @@ class Tally:
         now = time.perf_counter()
         self._speed, self._last = self._speed + samples / max(now - self._last, 1e-9), now
         if probabilities_NK is not None and labels_NK is not None:
-            known_N = (labels_NK != -1).all(dim=1).cpu()  # padding and context are most of some batches
-            self._probabilities_NK.append(probabilities_NK.detach().float().cpu()[known_N])
-            self._labels_NK.append(labels_NK.to(torch.int8).cpu()[known_N])
+            self._probabilities_NK.append(probabilities_NK.detach().float())
+            self._labels_NK.append(labels_NK.to(torch.int8))
 
     @property
     def speed(self) -> float:
@@ -85,6 +84,8 @@ class Tally:
     def _rows(self) -> tuple[Tensor, Tensor]:
         probabilities = torch.cat([rows.cpu() for rows in self._probabilities_NK])
         labels = torch.cat([rows.cpu() for rows in self._labels_NK])
+        known_N = (labels != -1).all(dim=1)  # padding and context count for nothing
+        probabilities, labels = probabilities[known_N], labels[known_N]
         self._probabilities_NK, self._labels_NK = [probabilities], [labels]
         return probabilities, labels
 

@@ -236,13 +236,13 @@ def test_ranks_end_when_the_launcher_is_killed(run, script):
         "from deg.launch.resources import Device\n"
         "run_ranks(RunDir(Path(sys.argv[1])), 0, [Device(0, {}), Device(1, {})], lambda *_: print('x', flush=True))\n"
     )
-    launcher = subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE, text=True)
-    for _ in range(6):
-        launcher.stdout.readline()
-    assert not alone(run)
-    launcher.kill()
-    launcher.wait()
-    launcher.stdout.close()
+    with subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE, text=True) as launcher:
+        try:
+            for _ in range(6):
+                launcher.stdout.readline()
+            assert not alone(run)
+        finally:
+            launcher.kill()
     deadline = time.monotonic() + 15
     while not alone(run):
         assert time.monotonic() < deadline, "they live on"

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 SCRIPT = json.loads(os.environ["SCRIPT"])
@@ -30,7 +31,8 @@ SHOWN = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_AD
 
 
 def say(event, **details):
-    print(json.dumps({"event": event, **details}), flush=True)
+    with suppress(BrokenPipeError):  # the launcher is gone
+        print(json.dumps({"event": event, **details}), flush=True)
 
 
 def mark(name):
@@ -86,8 +88,11 @@ def happen(step):
 
 
 def wait_for_others(step):
+    deadline = time.monotonic() + 60
     while not all(marked(f"{other}.{step}") for other in range(RANKS)):
         time.sleep(0.01)
+        if time.monotonic() > deadline:
+            raise RuntimeError("the others did not come")
         if not SCRIPT.get("bereaved") and any(marked(f"gone.{other}") for other in range(RANKS)):
             raise RuntimeError("Connection closed by peer")
 

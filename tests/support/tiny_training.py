@@ -44,7 +44,10 @@ def write_features(path: Path, labels_TK: np.ndarray, seed: int, video: Path | N
     size, mtime = (status.st_size, status.st_mtime_ns) if status is not None else (0, 0)
     features_TD = np.random.default_rng(seed).normal(0, 0.1, (len(labels_TK), NUM_FEATURES)).astype(np.float32)
     features_TD[:, : labels_TK.shape[1]] += 5 * labels_TK
-    halves = {
+    zeros_TK = np.zeros((len(labels_TK), len(CLASSES)), np.float32)
+    block = {
+        "logits": zeros_TK,
+        "P": zeros_TK,
         "spatial_features": features_TD[:, :STREAM_FEATURES],
         "flow_features": features_TD[:, STREAM_FEATURES:],
     }
@@ -52,8 +55,8 @@ def write_features(path: Path, labels_TK: np.ndarray, seed: int, video: Path | N
         path,
         "resnet18",
         num_frames=len(labels_TK),
-        columns=dict.fromkeys(halves, STREAM_FEATURES),
-        blocks=[halves],
+        columns={name: values.shape[1] for name, values in block.items()},
+        blocks=[block],
         class_names=CLASSES,
         thresholds_K=np.zeros(len(CLASSES)),
         mark=Mark(len(labels_TK), {}, "", size, mtime),
