@@ -97,18 +97,10 @@ def prepare(
 
 def _plan_features(project: Project, config: schema.Config) -> tuple[Plan, list[str]]:
     extractor = config.feature_extractor
-    weights = resolve_weights(
-        extractor.weights,
-        model="feature_extractor",
-        arch=extractor.arch,
-        project=project,
-        reload_latest=config.reload.latest,
-    )
-    if weights is None:
-        raise WeightsError(
-            "feature_extractor.weights is null: expected `latest`, `pretrained` or a path. "
-            "Inference needs trained weights."
-        )
+    # null and random say how training begins; inference needs what it ended with
+    wanted = "latest" if extractor.weights in (None, "random") else extractor.weights
+    weights = resolve_weights(wanted, model="feature_extractor", arch=extractor.arch, project=project)
+    assert weights is not None
     notices = [f"Feature extractor {show_path(weights)}."]
     trained = companion(weights).config or {}
     if config.inference.use_loaded_model_cfg:
@@ -121,8 +113,8 @@ def _plan_features(project: Project, config: schema.Config) -> tuple[Plan, list[
     notices.append(_threshold_notice(thresholds))
     options = config.inference
     task = {
-        "feature_extractor": as_dict(extractor),
-        "flow_generator": as_dict(flow),
+        "feature_extractor": as_dict(replace(extractor, weights=None)),
+        "flow_generator": as_dict(replace(flow, weights=None)),
         "num_classes": len(class_names),
         "weights": str(weights),
         "flow_weights": None if flow_weights is None else str(flow_weights),
@@ -209,7 +201,7 @@ def _plan_sequence(project: Project, config: schema.Config) -> tuple[Plan, list[
         _threshold_notice(thresholds),
     ]
     task = {
-        "sequence": as_dict(sequence),
+        "sequence": as_dict(replace(sequence, weights=None)),
         "num_classes": len(class_names),
         "weights": str(weights),
         "latent_name": latent,

@@ -198,7 +198,7 @@ class RunDir:
 
     def is_training(self) -> bool:
         """Whether the run trains a network. RunError if there is no plan."""
-        return self._load(json.loads).get("kind") == "train"
+        return self._load(lambda text: json.loads(text).get("kind") == "train")
 
     def _load(self, parse: Callable[[str], Loaded]) -> Loaded:
         try:

@@ -140,8 +140,8 @@ class Compute:
     cache: str = option(
         "project",
         "Where decoded and resized frames are kept, so that a training clip is one read: project: in the folder "
-        "frame_cache of the project; scratch: on the node's own disk ($SLURM_TMPDIR or $TMPDIR); none: decode each clip "
-        "from its video, which is much slower; or a folder. It may be deleted whenever nothing trains.",
+        "frame_cache of the project; scratch: on the node's own disk ($SLURM_TMPDIR or $TMPDIR); none: decode each "
+        "clip from its video, which is much slower; or a folder. It may be deleted whenever nothing trains.",
     )
     cache_format: Literal["raw", "jpeg"] = option(
         "raw", "raw: the very pixels; jpeg: nearly the same in a tenth to a fifth of the space, and slower to read."

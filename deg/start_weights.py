@@ -12,7 +12,6 @@ from pathlib import Path
 
 from deg.errors import WeightsError, show_path
 from deg.project import Project
-from deg.rundir import RunDir
 from deg.schema import Config
 from deg.trained import TrainedRun, companion, resolve_weights, run_section, scan, sha256
 
@@ -48,7 +47,9 @@ def _start(stage: str, project: Project, config: Config) -> tuple[Path | None, l
     if stage == "feature_extractor" and options.weights == "random":
         return None, ["The feature extractor begins with random weights."]
     try:
-        path = _resolve(options.weights, stage, options.arch, project, reload_latest=config.reload.latest)
+        path = resolve_weights(
+            options.weights, model=stage, arch=options.arch, project=project, reload_latest=config.reload.latest
+        )
     except WeightsError as error:
         raise WeightsError(f"{error} {OTHERWISE[stage]}") from error
     if path is not None:
@@ -80,7 +81,9 @@ def _flow_generator(project: Project, config: Config) -> Path:
         else:
             where = f"there is none in {show_path(folder)}"
         raise WeightsError(f"flow_generator.weights is pretrained: {needed}, but {where}. {remedy}")
-    path = _resolve(wanted, "flow_generator", arch, project, reload_latest=config.reload.latest)
+    path = resolve_weights(
+        wanted, model="flow_generator", arch=arch, project=project, reload_latest=config.reload.latest
+    )
     if path is None:
         raise WeightsError(f"flow_generator.weights is null: {needed}. {remedy}")
     return path
@@ -99,29 +102,6 @@ def _pretrained(stage: str, arch: str, project: Project) -> tuple[Path | None, s
         )
     among = f", the newest of {len(found)}" if len(found) > 1 else ""
     return found[-1].weights, f"L2-SP pulls weights to {show_path(found[-1].weights)}{among}."
-
-
-def _resolve(value: str | None, model: str, arch: str, project: Project, *, reload_latest: bool) -> Path | None:
-    """`resolve_weights`, but that `latest` is the newest network whose training has ended.
-
-    Else a training that was interrupted could never be gone on with: it would itself be what it begins with.
-    """
-    if value == "latest" or (value is None and reload_latest):
-        runs = _networks(project.model_path, model, arch)
-        if ended := [run for run in runs if not _is_training(run.folder)]:
-            return ended[-1].weights
-        if runs:
-            raise WeightsError(
-                f"{model}.weights = latest: the only {model} {arch} of this project, {show_path(runs[-1].folder)}, is "
-                f"not trained to the end yet. Go on with `deg train {model}`, or name its weights by their path."
-            )
-    return resolve_weights(value, model=model, arch=arch, project=project, reload_latest=reload_latest)
-
-
-def _is_training(folder: Path) -> bool:
-    """Whether it is a run of deg that has not come to its end; those of DeepEthogram have no plan."""
-    run = RunDir(folder)
-    return run.plan_file.exists() and not run.done_file.exists()
 
 
 def _networks(root: Path, model: str, arch: str) -> list[TrainedRun]:

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 CONFIG_FILES = ("hyperparameters.yaml", "config.yaml")
 METRICS_FILES = ("classification_metrics.h5", "opticalflow_metrics.h5")
 CHECKPOINTS = "lightning_checkpoints"
+PLAN, DONE = "plan.json", "done.json"
+"""What deg's runs have, and have once they are done."""
 THRESHOLDS = ("val/metrics_by_threshold/optimum", "threshold_curves/val/optimum")
 NOT_RUNS = frozenset({CHECKPOINTS, "lightning_logs", "figures", "units", "jobs"})
 """Folders inside runs that no run is in; some hold thousands of files."""
@@ -56,6 +58,11 @@ class TrainedRun:
     """From the folder's name, else when the weights were written; local time."""
     weights: Path
     """The first of `weight_files(folder)`."""
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether it was trained to its end; of DeepEthogram's runs nobody can tell, and they count as such."""
+        return not (self.folder / PLAN).exists() or (self.folder / DONE).exists()
 
 
 @dataclass(frozen=True)
@@ -170,6 +177,11 @@ def _identity(config: Mapping[str, Any]) -> tuple[str | None, str | None]:
     return model if isinstance(model, str) else None, arch if isinstance(arch, str) else None
 
 
+def _is_of_deg(weights: Path) -> bool:
+    """Whether deg trained them: each phase of a curriculum has a folder and a metrics file of its own then."""
+    return any((folder / PLAN).exists() for folder in list(weights.parents)[:4])
+
+
 def _checkpoint_order(path: Path) -> tuple[int, int, int, str]:
     """Epoch, step and version of `epoch=E-step=S-vN.ckpt`, as numbers."""
     numbers = {key: int(number) for key, number in re.findall(r"(epoch=|step=|-v)(\d+)", path.name)}
@@ -207,7 +219,18 @@ def resolve_weights(
         )
     else:
         return _at_path(value, model, project)
-    return _newest(scan(root), model, arch, root, advice).weights
+    runs = scan(root)
+    chosen = _newest(runs, model, arch, root, advice)
+    if value == "pretrained" or chosen.is_ended:
+        return chosen.weights
+    # one that is still trained, or was interrupted, changes; and when it goes on it must not begin with itself
+    ended = [run for run in runs if run.is_ended]
+    if not any((run.model, run.arch) == (model, arch) for run in ended):
+        raise WeightsError(
+            f"{model}.weights = latest: the only {model} {arch} of this project, {show_path(chosen.folder)}, is not "
+            f"trained to the end yet. Go on with `deg train {model}`, or name its weights by their path."
+        )
+    return _newest(ended, model, arch, root, advice).weights
 
 
 def _newest(runs: list[TrainedRun], model: str, arch: str, root: Path, advice: str) -> TrainedRun:
@@ -332,7 +355,8 @@ def _threshold_row(weights: Path, config: Mapping[str, Any] | None, num_rows: in
     epoch = _checkpoint_order(weights)[0]
     if epoch < 0:
         return num_rows - 1, "the last epoch's"
-    if _identity(config or {})[0] == "feature_extractor" and run_section(config, "feature_extractor").get("curriculum"):
+    curriculum = run_section(config, "feature_extractor").get("curriculum") and not _is_of_deg(weights)
+    if _identity(config or {})[0] == "feature_extractor" and curriculum:
         # The three stages of a curriculum share the file, and each counts its epochs from 0.
         return num_rows - 1, "the last epoch's, as stages of a curriculum share the file and the epoch is ambiguous"
     if epoch >= num_rows:

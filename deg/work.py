@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,10 @@ class Teller:
         self._frames, self._last = 0, time.monotonic()
 
     def say(self, event: str, **details: Any) -> None:
-        sys.stdout.write(json.dumps({"event": event, **details}) + "\n")
-        sys.stdout.flush()
+        # whoever listened may be gone; the work, and above all saving it, goes on
+        with suppress(BrokenPipeError):
+            sys.stdout.write(json.dumps({"event": event, **details}) + "\n")
+            sys.stdout.flush()
 
     def progress(self, frames: int) -> None:
         self._frames += frames

@@ -103,9 +103,11 @@ class Bookkeeping(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         self._validation_started = time.monotonic()
-        self._tell.say("validating") if trainer.is_global_zero else None
 
-    def on_validation_batch_end(self, *_: Any) -> None:
+    def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.is_global_zero and time.monotonic() - self._told >= TELL_EVERY:
+            self._told = time.monotonic()
+            self._tell.say("validating")
         if self._validation_is_long():  # one that is not is finished first: its epoch counts then
             self._stop.check()  # the state from before this validation is there
 
@@ -189,7 +191,7 @@ class Bookkeeping(pl.Callback):
             self._told = time.monotonic()
             self._tell.say(
                 "step",
-                epoch=task.batches_done // self._batches,
+                epoch=(task.batches_done - 1) // self._batches,
                 epochs=task.config.train.num_epochs,
                 batch=batch_idx + 1,
                 of=self._batches,

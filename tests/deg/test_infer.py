@@ -194,9 +194,10 @@ def test_a_batch_size_by_which_cuts_would_show_is_refused(folder, size):
         plan(folder, f"inference.batch_size={size}")
 
 
-def test_no_weights_no_plan(folder):
-    with pytest.raises(WeightsError, match=r"feature_extractor\.weights is null"):
-        plan(folder, "feature_extractor.weights=null")
+@pytest.mark.parametrize("start", ["null", "random"])
+def test_how_a_training_begins_does_not_matter_to_inference(folder, start):
+    expected = plan(folder, "feature_extractor.weights=latest").plan
+    assert plan(folder, f"feature_extractor.weights={start}").plan == expected
 
 
 def test_more_devices_more_units(folder):
