@@ -1,6 +1,6 @@
 # Everything runs from .venv, which is made here from python3 (3.11 or newer) and what setup.cfg asks for.
 #
-#   make demo        a small project with moving shapes: made, inferred and exported, with untrained weights
+#   make demo        a small project with moving shapes: made, trained, inferred and reported on, in minutes
 #   make test        style, types and the whole test suite
 #   make test-fast   the tests that take less than ten seconds each
 #   make lint | types | format

@@ -14,7 +14,7 @@ from tracks import write_keypoints
 
 from deg.config import load_config
 from deg.data.store import write_group
-from deg.errors import ConfigError, ProjectError, WeightsError
+from deg.errors import ConfigError, ProjectError
 from deg.infer import choose_records, prepare
 from deg.merge import wanted_mark
 from deg.plan import GRAIN
