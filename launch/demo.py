@@ -24,7 +24,7 @@ FRAMES = 300
 SEED = 1
 OPTIONS: dict[str, dict[str, Any]] = {
     "augs": {"resize": [64, 80], "LR": 0.0, "grayscale": 0.0, "degrees": 0},  # to the left is not to the right
-    "compute": {"batch_size": 32, "num_workers": 1},
+    "compute": {"batch_size": 16, "num_workers": 1},
     "split": {"train_val_test": [0.75, 0.25, 0.0]},
     "train": {
         "lr": 1e-3,

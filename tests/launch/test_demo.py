@@ -21,7 +21,7 @@ def test_the_demo_trains_infers_and_reports(tmp_path, monkeypatch, capsys):
     assert cli.run(["demo", str(folder), "--json"]) == 0
     said = capsys.readouterr()
     report = json.loads(said.out)
-    assert list(report["f1"]["sequence"]) == ["background", "right", "spin", "mean"]
+    assert list(report["f1"]["sequence"]) == ["background", "right", "fall", "mean"]
     assert Path(report["report"]).is_file() and len(report["results"]) == 2
     assert "F1 on the validation video" in said.err
     assert cli.run(["demo", str(folder), "--json"]) == 0  # nothing is trained again
