@@ -30,8 +30,9 @@ TELL_EVERY = 1.0
 class Part(Protocol):
     """One part of a plan as samples."""
 
-    labels_NK: np.ndarray | None
-    """Of all its frames, each once; None where nothing is learned from labels."""
+    @property
+    def labels_NK(self) -> np.ndarray | None:
+        """Of all its frames, each once; None where nothing is learned from labels."""
 
     def __len__(self) -> int: ...
 

@@ -172,7 +172,7 @@ class Phase:
                 SLURMEnvironment(auto_requeue=False) if under_slurm else LightningEnvironment(),
                 AtomicCheckpoints(),
             ],
-            precision=LIGHTNING_PRECISIONS[self.precision],
+            precision=LIGHTNING_PRECISIONS[self.precision],  # type: ignore[arg-type]
             accumulate_grad_batches=train.accumulate,
             gradient_clip_val=train.gradient_clip,
             num_sanity_val_steps=0,

@@ -138,7 +138,7 @@ class Task(pl.LightningModule):
 
     # ------------------------------------------------------------------------------------- learning
 
-    def freeze(self, modules: Iterable[nn.Module]) -> None:
+    def leave_out(self, modules: Iterable[nn.Module]) -> None:
         """Leave these out of training: no gradient, and always eval mode."""
         for module in modules:
             self._frozen.append(module.requires_grad_(False))
@@ -234,9 +234,9 @@ class ClipTask(_ClipsTask):
         super().__init__(model, config, **others)
         self._loss, self._phase = loss, phase
         self._original = config.train.flow_batchnorm == "original"
-        self.freeze([model.flow_generator])
+        self.leave_out([model.flow_generator])
         if phase != "both":
-            self.freeze([model.flow_classifier if phase == "spatial" else model.spatial_classifier, model.fusion])
+            self.leave_out([model.flow_classifier if phase == "spatial" else model.spatial_classifier, model.fusion])
         object.__setattr__(self, "_folded", None)
 
     def train(self, mode: bool = True) -> ClipTask:
@@ -274,8 +274,9 @@ class ClipTask(_ClipsTask):
         if self._folded is None:
             layout = torch.channels_last if self.model.stacks_frames else torch.channels_last_3d
             dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.trainer.precision, torch.float32)
-            folded = fold_batchnorm(generator).to(dtype=dtype, memory_format=layout)
+            folded = fold_batchnorm(generator).to(dtype).to(memory_format=layout)
             object.__setattr__(self, "_folded", folded)  # as a submodule it would be in every checkpoint
+        assert self._folded is not None
         with torch.autocast(inputs.device.type, enabled=False):
             return self._folded(inputs.to(next(self._folded.parameters()).dtype)).half
 
