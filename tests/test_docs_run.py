@@ -26,7 +26,8 @@ ADDED = {
     "run": SHORT,
     "demo": ["--json"],
 }
-"""What is added so that measuring and training take seconds; the last word for an option wins. The demo is run whole."""
+"""What is added so that measuring and training take seconds, where the last word for an option wins. The demo is run
+whole."""
 
 
 @pytest.fixture
