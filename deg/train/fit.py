@@ -336,7 +336,7 @@ def _compile(task: Task, phase: Phase, batches: int, note: Callable[[str], None]
     if wanted:
         # where the compiler fails, torch goes on without it and says so
         torch._dynamo.config.suppress_errors = True
-        task.model.compile()
+        task.compile_parts()
         note("The network is compiled at its first batch: that takes a minute or more.")
 
 

@@ -71,6 +71,10 @@ class Task(pl.LightningModule):
         """Losses by name, of which `data_loss` is what is learned by; probabilities [N, K] and labels [N, K]."""
         raise NotImplementedError
 
+    def compile_parts(self) -> None:
+        """Compile in place what takes the time, at its first batch; names in checkpoints stay."""
+        self.model.compile()
+
     # ------------------------------------------------------------------------------------- steps
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -226,7 +230,8 @@ class ClipTask(_ClipsTask):
 
     key_metric = "f1_class_mean_nobg"
     model: TwoStream
-    _folded: nn.Module | None
+    _folded: nn.Module | None = None
+    _compiles = False
 
     def __init__(self, model: TwoStream, config: schema.Config, loss: nn.Module, *, phase: str, **others: Any):
         """`phase`: `both` streams, or one alone, `spatial` or `flow`, while the other is left as it is."""
@@ -237,7 +242,6 @@ class ClipTask(_ClipsTask):
         self.leave_out([model.flow_generator])
         if phase != "both":
             self.leave_out([model.flow_classifier if phase == "spatial" else model.spatial_classifier, model.fusion])
-        object.__setattr__(self, "_folded", None)
 
     def train(self, mode: bool = True) -> ClipTask:
         super().train(mode)
@@ -251,6 +255,12 @@ class ClipTask(_ClipsTask):
         labels_BK = batch["labels"]
         data_loss, probabilities = self._loss(logits_BK, labels_BK)
         return {"data_loss": data_loss}, probabilities, labels_BK
+
+    def compile_parts(self) -> None:
+        # `classify` calls the streams one by one, and the flow generator is the folded copy, made at the first batch
+        for part in (self.model.spatial_classifier[0], self.model.flow_classifier[0]):
+            part.compile()
+        self._compiles = True
 
     def _logits(self, inputs: Tensor) -> Tensor:
         model = self.model
@@ -275,6 +285,8 @@ class ClipTask(_ClipsTask):
             layout = torch.channels_last if self.model.stacks_frames else torch.channels_last_3d
             dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.trainer.precision, torch.float32)
             folded = fold_batchnorm(generator).to(dtype).to(memory_format=layout)
+            if self._compiles:
+                folded.compile()
             object.__setattr__(self, "_folded", folded)  # as a submodule it would be in every checkpoint
         assert self._folded is not None
         with torch.autocast(inputs.device.type, enabled=False):
