@@ -19,12 +19,12 @@ from deg.data.decode import DecoderPool, available_cores
 from deg.data.reader import require_unchanged
 from deg.data.sequence_input import describe_mark, open_input
 from deg.data.transform import FrameTransform
-from deg.errors import ProjectError, WeightsError, show_path
+from deg.errors import ProjectError, show_path
 from deg.features import FeatureEngine, FeatureTask
 from deg.models.device import keep_freed_memory, prepare_torch
 from deg.rundir import Plan
 from deg.sequences import SequenceEngine, SequenceTask
-from deg.trained import sha256
+from deg.trained import require_planned
 from deg.types import STREAM_FEATURES, Span
 from deg.version import __version__
 from deg.windows import AFTER, BEFORE, reach
@@ -35,29 +35,11 @@ WORTH_COMPILING = 50_000
 """Frames of a run from which compiling for a minute on a GPU pays. A CPU would compile for longer than that."""
 
 
-def require_planned_weights(plan: Plan) -> None:
-    """WeightsError if a weight file is not the one that the run was planned with: results would be of two networks."""
-    for weights in plan.weights.values():
-        path = Path(weights["path"])
-        try:
-            found = sha256(path)
-        except OSError as error:
-            raise WeightsError(
-                f"{show_path(path)}: the weights went away since the run was planned ({error.strerror}). "
-                "Put them back, or run again with others."
-            ) from error
-        if found != weights["sha256"]:
-            raise WeightsError(
-                f"{show_path(path)}: the weights have changed since the run was planned; is a training still writing "
-                "them? Run again when they are final: what is done with the former ones is then done anew."
-            )
-
-
 class FeatureSpans:
     """Feature extraction over spans of videos."""
 
     def __init__(self, plan: Plan, device: torch.device):
-        require_planned_weights(plan)
+        require_planned(plan.weights)
         task = FeatureTask.from_dict(plan.task)
         task = replace(task, compile=_compiles(task.compile, plan, device))
         prepare_torch(task.threads)
@@ -110,7 +92,7 @@ class SequenceSpans:
     """Sequence networks over whole recordings, from the features in their outputs files or from keypoints."""
 
     def __init__(self, plan: Plan, device: torch.device):
-        require_planned_weights(plan)
+        require_planned(plan.weights)
         task = SequenceTask.from_dict(plan.task)
         prepare_torch(task.threads)
         self._plan = plan

@@ -98,6 +98,27 @@ def sha256(weights: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def require_planned(weights: Mapping[str, Mapping[str, str]]) -> None:
+    """WeightsError if a file, by role `path` and `sha256`, is not the one that a run was planned with any more.
+
+    What the run has done and what it would do would be of two networks.
+    """
+    for planned in weights.values():
+        path = Path(planned["path"])
+        try:
+            found = sha256(path)
+        except OSError as error:
+            raise WeightsError(
+                f"{show_path(path)}: the weights went away since the run was planned ({error.strerror}). "
+                "Put them back, or run again with others."
+            ) from error
+        if found != planned["sha256"]:
+            raise WeightsError(
+                f"{show_path(path)}: the weights have changed since the run was planned; is a training still writing "
+                "them? Run again when they are final: what is done with the former ones is then done anew."
+            )
+
+
 def companion(weights: Path) -> RunFiles:
     """Configuration and metrics file of a weight file, from its folder or the folder above."""
     folders = (weights.parent, weights.parent.parent)

@@ -49,3 +49,14 @@ def shared_data():
         return path
 
     return folder
+
+
+@pytest.fixture
+def one_thread():
+    """torch computes in this thread alone, for tests whose work is too small to be shared."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

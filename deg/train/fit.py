@@ -27,7 +27,7 @@ from deg import schema
 from deg.config import as_dict, restore
 from deg.data.atomic import write_atomically
 from deg.data.metrics_file import MetricsFile
-from deg.errors import ConfigError, RunError, WeightsError, show_path
+from deg.errors import ConfigError, RunError, show_path
 from deg.models.device import keep_freed_memory, prepare_torch, resolve_precision
 from deg.models.weights import load_weights
 from deg.rundir import RunDir, TrainingPlan
@@ -39,7 +39,7 @@ from deg.train.data import PhaseData, open_data
 from deg.train.ranks import Ranks
 from deg.train.start import build_task
 from deg.train.tasks import ClipTask, Task
-from deg.trained import METRICS_FILES, sha256, weight_files
+from deg.trained import METRICS_FILES, require_planned, weight_files
 from deg.types import Unit
 from deg.version import __version__
 from deg.work import StopFlag, Teller
@@ -67,7 +67,7 @@ def train_phase(run: RunDir, plan: TrainingPlan, unit: Unit, stop: StopFlag, tel
     if device.type == "cpu":
         keep_freed_memory()
     if ranks.is_first:
-        require_planned_files(plan)
+        require_planned(plan.weights)
 
     def note(message: str) -> None:
         log.info("%s", message)
@@ -308,24 +308,6 @@ def choose_device(config: schema.Config, ranks: Ranks) -> torch.device:
             "compute.gpu_id, or ask the scheduler for more GPUs."
         )
     return torch.device("cuda", index)
-
-
-def require_planned_files(plan: TrainingPlan) -> None:
-    """WeightsError if weights are not those that the run was planned with: going on would mix two networks."""
-    for weights in plan.weights.values():
-        path = Path(weights["path"])
-        try:
-            found = sha256(path)
-        except OSError as error:
-            raise WeightsError(
-                f"{show_path(path)}: the weights went away since the run was planned ({error.strerror}). "
-                "Put them back, or train again with others."
-            ) from error
-        if found != weights["sha256"]:
-            raise WeightsError(
-                f"{show_path(path)}: the weights have changed since the run was planned; is another training still "
-                "writing them? Train again when they are final."
-            )
 
 
 def _compile(task: Task, phase: Phase, batches: int, note: Callable[[str], None]) -> None:

@@ -12,12 +12,12 @@ from tracks import write_keypoints
 
 from deg.data.keypoints import NUM_KEYPOINT_FEATURES
 from deg.data.sequence_input import describe_mark
-from deg.engines import SequenceSpans, require_planned_weights
+from deg.engines import SequenceSpans
 from deg.errors import ProjectError, WeightsError
 from deg.models.sequence import build_sequence
 from deg.schema import Sequence
 from deg.sequences import SequenceTask
-from deg.trained import sha256
+from deg.trained import require_planned, sha256
 
 SHA256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 """Of the bytes `abc`."""
@@ -36,19 +36,19 @@ def plan(tmp_path, weights):
 
 
 def test_the_weights_of_the_plan_are_taken(plan):
-    require_planned_weights(plan)
+    require_planned(plan.weights)
 
 
 def test_weights_that_a_training_has_overwritten_are_refused(plan, weights):
     weights.write_bytes(b"abd")
     with pytest.raises(WeightsError, match=r"checkpoint.pt: the weights have changed since the run was planned"):
-        require_planned_weights(plan)
+        require_planned(plan.weights)
 
 
 def test_weights_that_went_away_are_named(plan, weights):
     weights.unlink()
     with pytest.raises(WeightsError, match=r"checkpoint.pt: the weights went away since the run was planned"):
-        require_planned_weights(plan)
+        require_planned(plan.weights)
 
 
 @pytest.fixture

@@ -28,12 +28,7 @@ PAD = (127, 51, 254)
 """The mean, truncated: what stands in for frames outside the video."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def task(**options) -> FeatureTask:

@@ -21,12 +21,7 @@ EVERYTHING = Augs(brightness=0.5, contrast=0.4, hue=0.3, saturation=0.6, color_p
 FRAMES, HEIGHT, WIDTH = 3, 20, 31
 
 
-@pytest.fixture(autouse=True)
-def _quiet_machine():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def clips(count: int, seed: int = 0) -> torch.Tensor:

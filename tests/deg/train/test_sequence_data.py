@@ -33,12 +33,7 @@ CLASSES = ("background", "groom", "rear")
 LENGTHS = {"a": 23, "b": 4}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def features_of(key: str, num_frames: int) -> np.ndarray:
