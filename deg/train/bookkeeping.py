@@ -69,8 +69,9 @@ class Bookkeeping(pl.Callback):
         self._checkpoint_seconds = checkpoint_seconds
         self._stop, self._tell, self._about = stop, tell, about
         self._saved = self._started = self._told = time.monotonic()
-        self._validation_seconds: float | None = None
-        self._validation_started = 0.0
+        self._validation_started = self._validation_seconds = 0.0
+        self._long_validation = True
+        """Of any rank, or nobody knows yet; all ranks hold the same for true."""
         self.reason = ""
         """Why training ended, once it has."""
 
@@ -91,7 +92,7 @@ class Bookkeeping(pl.Callback):
         steps = batch_idx + 1
         if steps % self._accumulate or steps == self._batches:
             return  # not between the pieces of a batch; and not before the validation that belongs to this epoch
-        before_validation = steps == self._batches - self._accumulate and self._validation_is_long()
+        before_validation = steps == self._batches - self._accumulate and self._long_validation
         if trainer.world_size > 1 and (steps // self._accumulate) % ASK_EVERY and not before_validation:
             return
         due = time.monotonic() - self._saved > self._checkpoint_seconds
@@ -108,7 +109,7 @@ class Bookkeeping(pl.Callback):
         if trainer.is_global_zero and time.monotonic() - self._told >= TELL_EVERY:
             self._told = time.monotonic()
             self._tell.say("validating")
-        if self._validation_is_long():  # one that is not is finished first: its epoch counts then
+        if self._long_validation:  # one that is not is finished first: its epoch counts then
             self._stop.check()  # the state from before this validation is there
 
     def on_validation_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
@@ -116,9 +117,6 @@ class Bookkeeping(pl.Callback):
 
     def on_test_batch_end(self, *_: Any) -> None:
         self._stop.check()
-
-    def _validation_is_long(self) -> bool:
-        return self._validation_seconds is None or self._validation_seconds > LONG_VALIDATION
 
     # --------------------------------------------------------------------------------------- epochs
 
@@ -134,7 +132,8 @@ class Bookkeeping(pl.Callback):
             self._write(trainer, task, epoch, train, val, is_best)
         task.course.next_epoch(score)
         due = time.monotonic() - self._saved > self._checkpoint_seconds
-        stop, save = any_of([self._stop.is_set, due], task.device)
+        long = self._validation_seconds > LONG_VALIDATION
+        stop, save, self._long_validation = any_of([self._stop.is_set, due, long], task.device)
         if reason:
             self.reason = reason
             trainer.should_stop = True

@@ -175,6 +175,7 @@ class Phase:
             precision=LIGHTNING_PRECISIONS[self.precision],  # type: ignore[arg-type]
             accumulate_grad_batches=train.accumulate,
             gradient_clip_val=train.gradient_clip,
+            benchmark=self.device.type == "cuda",  # batches are of one size, but for the last of validation
             num_sanity_val_steps=0,
             enable_checkpointing=False,
             enable_progress_bar=False,
