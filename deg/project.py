@@ -96,7 +96,8 @@ def create_project(folder: Path | str, behaviors: Iterable[str], name: str | Non
         "path": str(folder),
     }
     with disk_errors(folder):
-        for subfolder in ("DATA", "models"):
+        # the last one empty, for downloaded weights: without it DeepEthogram refuses to work on the project
+        for subfolder in ("DATA", "models", "models/pretrained_models"):
             (folder / subfolder).mkdir(parents=True, exist_ok=True)
         write_atomically(config_file, yaml_text(config))
     return open_project(config_file)

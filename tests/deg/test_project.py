@@ -104,8 +104,14 @@ def test_a_copied_project_does_not_reach_into_the_one_it_was_copied_from(project
     assert open_project(tmp_path / "copy").data_path == tmp_path / "copy/DATA"
 
 
+def test_a_new_project_has_a_folder_for_downloaded_weights(project):
+    """DeepEthogram refuses to infer in a project without one."""
+    assert project.pretrained_path == project.path / "models/pretrained_models"
+
+
 def test_downloaded_weights_are_looked_for_and_may_be_missing(project):
-    assert project.pretrained_path is None
+    (project.path / "models/pretrained_models").rmdir()
+    assert open_project(project.path).pretrained_path is None
     (project.path / "pretrained_models").mkdir()
     assert open_project(project.path).pretrained_path == project.path / "pretrained_models"
     (project.path / "models/pretrained_models").mkdir()
