@@ -21,8 +21,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from deg.configs import preset
+from deg.defaults import STAGE_DEFAULTS, WITHOUT_EFFECT
 from deg.errors import ConfigError, show_path
-from deg.schema import STAGE_DEFAULTS, WITHOUT_EFFECT, Config
+from deg.schema import Config
 from deg.yamlfile import parse_yaml, read_yaml
 
 COMMAND_LINE = "on the command line"

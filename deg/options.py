@@ -8,7 +8,7 @@ from typing import Any
 
 from deg.config import Option, describe, describe_limits, options, sections
 from deg.configs import preset, preset_names
-from deg.schema import STAGE_DEFAULTS, WITHOUT_EFFECT
+from deg.defaults import STAGE_DEFAULTS, WITHOUT_EFFECT
 
 INTRODUCTION = """\
 # Options

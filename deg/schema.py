@@ -469,6 +469,85 @@ class ProjectSection:
 
 
 @dataclass(frozen=True)
+class Cluster:
+    """The cluster that `--on slurm` submits to. A profile, which `deg cluster init` writes, holds what a site needs.
+
+    Memory and cores are of one task: a rank of a training, or a worker of an inference.
+    """
+
+    profile: str | None = option(
+        None,
+        "Name of a cluster profile, or its file; `cluster=NAME` on the command line means the same. Profiles lie in "
+        "$XDG_CONFIG_HOME/deg/clusters (~/.config) and, for everybody, in /etc/xdg/deg/clusters.",
+    )
+    image: str | None = option(
+        None,
+        "The Apptainer image that jobs run in, on a file system that all nodes see. null: none; jobs run the Python "
+        "that submits, which the nodes must see as well.",
+    )
+    apptainer: str = option("apptainer", "The program that runs the image, on the nodes.")
+    apptainer_options: tuple[str, ...] = option((), "Further options of `apptainer exec`, such as --sharens.")
+    modules: tuple[str, ...] = option((), "Environment modules that jobs load before all else.")
+    setup: tuple[str, ...] = option((), "Lines of shell that jobs run on the node before the image, after the modules.")
+    binds: tuple[str, ...] = option(
+        (), "Folders to show in the image beside those of project, videos and weights, which are found by themselves."
+    )
+    environment: tuple[str, ...] = option(
+        (), "Further environment variables to let into the image; a * at the end stands for any ending."
+    )
+    scratch: str | None = option(
+        None,
+        "Folder on the node's own disk. Variables such as $USER are those of the node. null: $SLURM_TMPDIR, $TMPDIR or "
+        "/tmp, the first that is there.",
+    )
+    partition: str | None = option(None, "Partition of the jobs that compute. null: the site's default.")
+    merge_partition: str | None = option(
+        None, "Partition of the small jobs between the stages, which need no GPU. null: as the others."
+    )
+    account: str | None = option(None, "Account that pays.")
+    qos: str | None = option(None, "Quality of service.")
+    constraint: str | None = option(None, "Features that nodes must have, such as a100|h100.")
+    time: str | None = option(
+        "4:00:00",
+        "Time limit of a job that computes: minutes, hours:minutes:seconds or days-hours. It need not be enough for a "
+        "training, which goes on in the next job. null: the partition's default.",
+    )
+    merge_time: str | None = option("1:00:00", "Time limit of the small jobs between the stages.")
+    nodes: int | None = option(1, "Nodes of a training.", low=1)
+    tasks_per_node: int | Auto = option(
+        "auto", "Ranks of a training on each node. auto: one for each GPU, or one.", low=1
+    )
+    gpus_per_node: int | None = option(
+        1, "GPUs of a training on each node; a worker of an inference has one. null or 0: no GPUs.", low=0
+    )
+    gpu_flag: Literal["gpus_per_node", "gres", "gpus"] = option(
+        "gpus_per_node", "How this site wants GPUs to be asked for: --gpus-per-node=N, --gres=gpu:N or --gpus=N."
+    )
+    gpu_type: str | None = option(None, "Type of the GPUs, where it must be named: a100 as in gpu:a100:2.")
+    cpus_per_task: int | None = option(8, "Cores of a task. null: not asked for.", low=1)
+    memory_gb: float | None = option(
+        32.0, "Memory of a task. null: not asked for, on sites that forbid it.", unit="GiB", above=0
+    )
+    memory_flag: Literal["mem", "mem_per_cpu"] = option("mem", "Ask for memory by node or by core.")
+    jobs: int = option(16, "Workers of an inference that run at one time.", low=1)
+    max_array_size: int | None = option(
+        None, "Elements of an array at most. null: as `scontrol show config` says.", low=1
+    )
+    requeue: bool = option(
+        True, "Jobs may be put back into the queue. false where the site forbids it: a follow-up job is submitted."
+    )
+    restarts: int = option(
+        10, "So many times may a job begin anew without having got any further, before it is given up.", low=1
+    )
+    stop_ahead: int | None = option(
+        120, "So long before its time limit a job is told to save and stop. null: never.", unit="seconds", low=1
+    )
+    sbatch: tuple[str, ...] = option(
+        (), "Further flags of sbatch as name=value, such as mail-type=END; name=null takes away one that deg gives."
+    )
+
+
+@dataclass(frozen=True)
 class Config:
     """All sections. Made by `deg.config.load_config`."""
 
@@ -488,45 +567,6 @@ class Config:
     sequence: Sequence = section(Sequence)
     inference: Inference = section(Inference)
     postprocessor: Postprocessor = section(Postprocessor)
+    cluster: Cluster = section(Cluster)
     ignored: tuple[str, ...] = ()
     """Keys of the original that were given and mean nothing here, in dotted form; not an option."""
-
-
-STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
-    "flow_generator": {"train": {"num_epochs": 10, "steps_per_epoch": {"val": 200}}},
-    "feature_extractor": {"train": {"num_epochs": 20}},
-    "sequence": {
-        "compute": {"min_batch_size": 2, "max_batch_size": 64},
-        "train": {"num_epochs": 100, "patience": 5, "regularization": {"style": "l2", "alpha": 0.01}},
-    },
-    "inference": {"flow_generator": {"weights": None}, "feature_extractor": {"weights": "latest"}},
-}
-"""What differs from the defaults in one stage."""
-
-WITHOUT_EFFECT = (
-    "augs.dali",
-    "augs.random_resize",
-    "compute.dali",
-    "compute.distributed",
-    "compute.metrics_workers",
-    "debug",
-    "feature_extractor.inputs",
-    "feature_extractor.n_flow",
-    "feature_extractor.sampler",
-    "feature_extractor.sampling_ratio",
-    "flow_generator.flow_loss",
-    "flow_generator.flow_max",
-    "flow_generator.input_images",
-    "flow_generator.n",
-    "flow_generator.type",
-    "gui",
-    "log",
-    "reload.overwrite_cfg",
-    "run",
-    "stride",
-    "train.weight_loss",
-    "tune",
-    "videofile",
-    "zscore",
-)
-"""Keys and sections of DeepEthogram's files that are accepted and mean nothing to deg."""

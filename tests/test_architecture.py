@@ -41,7 +41,7 @@ _STARTING = _LEARNING | {"click", "rich", "submitit", "ray", "spython"}
 LAYERS = [
     Row(
         "words",
-        "version errors types yamlfile schema config options configs containers",
+        "version errors types yamlfile schema defaults config options configs containers",
         {"numpy", "omegaconf", "yaml"},
     ),
     Row("arithmetic", "windows splits plan metrics ethogram sampling", {"numpy"}),

@@ -24,9 +24,10 @@ from deg.config import (
     sections,
     to_yaml,
 )
+from deg.defaults import STAGE_DEFAULTS, WITHOUT_EFFECT
 from deg.errors import ConfigError
 from deg.options import options_markdown
-from deg.schema import STAGE_DEFAULTS, WITHOUT_EFFECT, Config, FeatureExtractor, Sequence
+from deg.schema import Config, FeatureExtractor, Sequence
 
 DOCS = Path(__file__).parents[2] / "docs" / "options.md"
 
