@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -20,7 +20,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from deg.configs import preset
+from deg.configs import cluster_profile, preset
 from deg.defaults import STAGE_DEFAULTS, WITHOUT_EFFECT
 from deg.errors import ConfigError, show_path
 from deg.schema import Config
@@ -35,28 +35,65 @@ def load_config(
     overrides: Sequence[str] = (),
     *,
     stage: str | None = None,
-    profile: Path | None = None,
     files: Sequence[Path] = (),
 ) -> Config:
     """All options, resolved and checked.
 
-    `stage` is flow_generator, feature_extractor, sequence or inference; `profile` ranks below the project file, `files`
-    above it; `overrides` are `a.b=value` with YAML values. Raises ConfigError, which names the key and where it stands.
+    `stage` is flow_generator, feature_extractor, sequence or inference; `files` rank above the project file;
+    `overrides` are `a.b=value` with YAML values. The last to name a cluster profile decides which one is read;
+    `cluster.profile` of the result is its file, or None. Raises ConfigError, which names the key and where it stands.
     """
     if stage is not None and stage not in STAGE_DEFAULTS:
         raise ValueError(f"stage {stage!r} is none of {', '.join(STAGE_DEFAULTS)}")
-    paths = [path for path in (profile, project_file, *files) if path is not None]
-    layers = [(f"in {show_path(path)}", read_mapping(path)) for path in paths]
+    paths = [path for path in (project_file, *files) if path is not None]
+    layers = [(f"in {show_path(path)}", _read_layer(path)) for path in paths]
     command_line = parse_overrides(overrides)
+    folders = [*(path.parent for path in paths), Path()]
+    profile = _named_profile(zip(folders, [*(layer for _, layer in layers), command_line], strict=True))
+    if profile is not None:
+        layers = [(f"in {show_path(profile)}", _read_profile(profile)), *layers]
     if "preset" in command_line:
         layers = [*layers, *_preset_layer(command_line["preset"])]
     elif named := [layer["preset"] for _, layer in layers if "preset" in layer]:
         layers = [*_preset_layer(named[-1]), *layers]
-    return _assemble(STAGE_DEFAULTS.get(stage or "", {}), [*layers, (COMMAND_LINE, command_line)])
+    config = _assemble(STAGE_DEFAULTS.get(stage or "", {}), [*layers, (COMMAND_LINE, command_line)])
+    if profile is None:
+        return config
+    return dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, profile=str(profile)))
 
 
 def _preset_layer(name: Any) -> list[tuple[str, dict[str, Any]]]:
     return [] if name is None else [(f"in preset {name}", preset(str(name)))]
+
+
+def _read_layer(path: Path) -> dict[str, Any]:
+    """A file's options, where `cluster: NAME` stands for `cluster: {profile: NAME}`."""
+    layer = read_mapping(path)
+    cluster = layer.get("cluster")
+    return layer if cluster is None or isinstance(cluster, Mapping) else {**layer, "cluster": {"profile": cluster}}
+
+
+def _named_profile(layers: Iterable[tuple[Path, Mapping[str, Any]]]) -> Path | None:
+    """The file of the profile that the last layer to name one names, from the layer's folder; null names none."""
+    for folder, layer in reversed(list(layers)):
+        cluster = layer.get("cluster")
+        if isinstance(cluster, Mapping) and "profile" in cluster:
+            name = cluster["profile"]
+            if isinstance(name, str | int) and not isinstance(name, bool):
+                return cluster_profile(str(name), folder)
+            return None  # null; any other value is refused with all those of a wrong type
+    return None
+
+
+def _read_profile(path: Path) -> dict[str, Any]:
+    layer = _read_layer(path)
+    cluster = layer.get("cluster")
+    if isinstance(cluster, Mapping) and cluster.get("profile") is not None:
+        raise ConfigError(
+            f"cluster.profile = {_show(cluster['profile'])}, in {show_path(path)}: a cluster profile cannot name "
+            "another one. Copy the options that it needs into it."
+        )
+    return layer
 
 
 def _assemble(defaults: Mapping[str, Any], layers: Iterable[tuple[str, dict[str, Any]]]) -> Config:
@@ -195,6 +232,8 @@ def _build(kind: type[Options], mapping: Any, source: str, prefix: str = "") -> 
         if not _within(values[name], entry.metadata["limits"]):
             limits = describe_limits(entry.metadata["limits"])
             raise ConfigError(f"{key} = {_show(value)}, {source}: expected {describe(hint)}, {limits}.")
+        if form := entry.metadata["form"]:
+            _check_form(form, values[name], f"{key} = {_show(value)}, {source}")
     return kind(**values)
 
 
@@ -261,6 +300,15 @@ def _within(value: Any, limits: Mapping[str, float]) -> bool:
     )
 
 
+def _check_form(form: Callable[[str], Any], value: str | tuple[str, ...] | None, where: str) -> None:
+    for text in value if isinstance(value, tuple) else () if value is None else (value,):
+        try:
+            form(text)
+        except ValueError as expected:
+            found = f"; {text!r} is none" if isinstance(value, tuple) else ""
+            raise ConfigError(f"{where}: expected {expected}{found}.") from None
+
+
 def describe(hint: Any) -> str:
     """A type in words: `a whole number, auto or null`."""
     words = _words(hint)
@@ -306,7 +354,10 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """`["a.b=1", "a.c=[x, y]"]` as nested mappings. Text is taken as it stands, so that paths may hold `=` and `#`."""
+    """`["a.b=1", "a.c=[x, y]"]` as nested mappings. Text is taken as it stands, so that paths may hold `=` and `#`.
+
+    `cluster=NAME` stands for `cluster.profile=NAME`.
+    """
     tree: dict[str, Any] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -321,6 +372,8 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
             ) from error
         if isinstance(value, str) and text.lstrip()[:1] not in ("'", '"', "!", "|", ">"):
             value = text
+        if key == "cluster" and not isinstance(value, dict):
+            key = "cluster.profile"
         *parents, leaf = key.split(".")
         node = tree
         for depth, parent in enumerate(parents, start=1):

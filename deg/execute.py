@@ -27,10 +27,11 @@ from typing import Any, Protocol
 import h5py
 import numpy as np
 
+from deg.attempts import attempt
 from deg.data.atomic import remove_parts, replacing, write_atomically
 from deg.data.store import checksum, describe_refusal, new_hdf5
 from deg.errors import DegError, RunError, show_path
-from deg.rundir import Plan, RunDir, TrainingPlan
+from deg.rundir import Plan, RunDir, TrainingPlan, steps_done
 from deg.types import Span, Unit
 from deg.work import STOPPED, StopFlag, Stopped, Teller, log_to, stop_without_launcher
 
@@ -67,7 +68,7 @@ def run_unit(run: RunDir, plan: Plan, unit: Unit, engine: Engine, stop: StopFlag
     started = time.monotonic()
     with log_to(run.log_file(unit.index)):
         log.info("unit %d: %d spans, %d frames", unit.index, len(unit.spans), unit.num_frames)
-        with replacing(result) as beside:
+        with replacing(result, only_new=True) as beside:
             with new_hdf5(beside) as file:
                 for position, span in enumerate(unit.spans):
                     _do_span(file.create_group(str(position)), span, engine, stop, tell)
@@ -154,14 +155,17 @@ def make_engine(plan: Plan) -> Engine:
     return SequenceSpans(plan, choose_device())
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, stop: StopFlag | None = None) -> int:
+    """Do what the arguments say. `stop`: the flag of a process that does more than this, and heeds signals itself."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if len(arguments) < 2:
         sys.stderr.write(f"{__doc__}\n")
         return 2
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    stop, tell = StopFlag(), Teller()
-    stop.install()
+    tell, own = Teller(), stop is None
+    stop = stop or StopFlag()
+    if own:
+        stop.install()
     run = RunDir(Path(arguments[0]))
     try:
         plan = run.load_training_plan() if run.is_training() else run.load_plan()
@@ -177,7 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tell.say("failed", message=str(error), status=error.exit_status)
         return error.exit_status
     finally:
-        stop.ignore()
+        if own:
+            stop.ignore()
     return 0 if all_done or served else 1  # who serves units hears of each, and asks for no more than that
 
 
@@ -185,11 +190,13 @@ def _train(run: RunDir, plan: TrainingPlan, units: Iterator[Unit], stop: StopFla
     """Do phases, as one rank among those that do; whatever goes wrong ends the training."""
     stop_without_launcher(stop)
     from deg.train.fit import train_phase
+    from deg.train.ranks import Ranks
 
     for unit in units:
         folder = run.unit_folder(unit.index)
         folder.mkdir(parents=True, exist_ok=True)
-        with log_to(run.log_file(unit.index)):
+        state, first = steps_done(folder / "state"), Ranks.from_environment().is_first
+        with log_to(run.log_file(unit.index)), attempt(folder, progress=state, writes=first):
             train_phase(run, plan, unit, stop, tell)
         tell.say("unit", unit=unit.index)
     return True
@@ -212,7 +219,8 @@ def _do_unit(run: RunDir, plan: Plan, unit: Unit, engine: Engine, stop: StopFlag
     """Do a unit that is not done yet, and say what became of it; whether it is done now."""
     try:
         if not run.result_file(unit.index).exists():
-            run_unit(run, plan, unit, engine, stop, tell)
+            with attempt(run.unit_folder(unit.index)), suppress(FileExistsError):  # a host that was given up was faster
+                run_unit(run, plan, unit, engine, stop, tell)
     except (DegError, OSError) as error:
         # a full disk is no fault of the recordings: this unit ends, the next may find room
         message = describe_refusal(run.unit_folder(unit.index), error) if isinstance(error, OSError) else str(error)

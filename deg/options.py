@@ -32,7 +32,7 @@ Where several places set an option, the later one in this list wins:
 1. the defaults in the tables,
 2. the defaults of the stage,
 3. the preset named in a file,
-4. the cluster profile,
+4. the [cluster profile](cluster.md), wherever it is named (`cluster=NAME`, or `cluster: NAME` in a file),
 5. `project_config.yaml`,
 6. `--config FILE`,
 7. a preset named on the command line,

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ from deg.types import Span, Unit, VideoInfo
 PLAN_VERSION = 1
 Loaded = TypeVar("Loaded")
 
+SCRATCH = "scratch"
 CLAIM_SECONDS = 2.0
 """How long to try: `deg status` holds a run for an instant to see whether anybody works on it."""
 
@@ -112,7 +114,7 @@ class TrainingPlan:
     config: Mapping[str, Any]
     """All options, as config.yaml has them."""
     cache: str | None
-    """Folder of the frame cache."""
+    """Folder of the frame cache; `scratch` on the disk of whatever node works; None without one."""
     devices: int
     """Ranks, on all nodes together."""
 
@@ -246,6 +248,7 @@ class RunDir:
             f"{self.name}: another `deg` is working on this run. Watch it with `deg status`, or end it first."
         )
         with exclusive(self.path, seconds=CLAIM_SECONDS, busy=busy):
+            self.log_event("claimed", host=socket.gethostname())
             yield
 
     def is_claimed(self) -> bool:
@@ -280,6 +283,8 @@ def create_run(
             path.mkdir(parents=True)
             break
         except FileExistsError:
+            if name is not None and {file.name for file in path.iterdir()} <= {"config.yaml", "provenance.json"}:
+                break  # whoever began to make it was killed
             if name is not None:
                 raise RunError(f"{show_path(path)}: a run of this name exists. Choose another --run.") from None
     else:
@@ -312,6 +317,19 @@ def unfinished_runs(models: Path, stage: str) -> list[tuple[RunDir, Plan]]:
         if plan.stage == stage:
             found.append((run, plan))
     return found
+
+
+def read_error(run: RunDir, index: int) -> str | None:
+    """Why a unit was put aside; None if it was not."""
+    try:
+        return str(json.loads(run.error_file(index).read_text(encoding="utf-8"))["message"])
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+
+
+def steps_done(state_folder: Path) -> int:
+    """Batches after which the newest state of a training was saved; 0 without one."""
+    return max((int(path.stem.removeprefix("step-")) for path in state_folder.glob("step-*.ckpt")), default=0)
 
 
 def tail(text: str, lines: int = 5) -> Sequence[str]:

@@ -13,8 +13,11 @@ writes docs/options.md. `None` is YAML's `null`. Classes are frozen; a function 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from deg.forms import sbatch_flag, time_limit_minutes
 
 Auto = Literal["auto"]
 Size = int | tuple[int, int]
@@ -29,14 +32,16 @@ def option(
     high: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    form: Callable[[str], Any] | None = None,
 ) -> Any:
     """A field with its documentation. `low` and `high` belong to the range, `above` and `below` do not.
 
-    The range of a list is that of each element.
+    `form`, of `deg.forms`, raises ValueError for a text that will not do. Range and form of a list are those of each
+    element.
     """
     limits = {"low": low, "high": high, "above": above, "below": below}
     known = {name: limit for name, limit in limits.items() if limit is not None}
-    return field(default=default, metadata={"doc": doc, "unit": unit, "limits": known})
+    return field(default=default, metadata={"doc": doc, "unit": unit, "limits": known, "form": form})
 
 
 def section(kind: type) -> Any:
@@ -477,8 +482,9 @@ class Cluster:
 
     profile: str | None = option(
         None,
-        "Name of a cluster profile, or its file; `cluster=NAME` on the command line means the same. Profiles lie in "
-        "$XDG_CONFIG_HOME/deg/clusters (~/.config) and, for everybody, in /etc/xdg/deg/clusters.",
+        "Name of a cluster profile, or its file; `cluster=NAME` on the command line and `cluster: NAME` in a file mean "
+        "the same. Profiles lie in the folders of $DEG_CLUSTERS, in ~/.config/deg/clusters and, for everybody, in "
+        "/etc/xdg/deg/clusters.",
     )
     image: str | None = option(
         None,
@@ -511,8 +517,13 @@ class Cluster:
         "4:00:00",
         "Time limit of a job that computes: minutes, hours:minutes:seconds or days-hours. It need not be enough for a "
         "training, which goes on in the next job. null: the partition's default.",
+        form=time_limit_minutes,
     )
-    merge_time: str | None = option("1:00:00", "Time limit of the small jobs between the stages.")
+    merge_time: str | None = option(
+        "1:00:00",
+        "Time limit of the small jobs between the stages. null: the partition's default.",
+        form=time_limit_minutes,
+    )
     nodes: int | None = option(1, "Nodes of a training.", low=1)
     tasks_per_node: int | Auto = option(
         "auto", "Ranks of a training on each node. auto: one for each GPU, or one.", low=1
@@ -543,7 +554,9 @@ class Cluster:
         120, "So long before its time limit a job is told to save and stop. null: never.", unit="seconds", low=1
     )
     sbatch: tuple[str, ...] = option(
-        (), "Further flags of sbatch as name=value, such as mail-type=END; name=null takes away one that deg gives."
+        (),
+        "Further flags of sbatch as name=value, such as mail-type=END; name=null takes away one that deg gives.",
+        form=sbatch_flag,
     )
 
 

@@ -10,7 +10,6 @@ writes the split, which all stages of a project share. `deg.execute` does the ph
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,7 @@ from deg.data.lock import exclusive
 from deg.data.transform import FrameTransform
 from deg.errors import ConfigError, ProjectError, show_path
 from deg.project import Project, disk_errors, read_split, write_split
-from deg.rundir import RunDir, TrainingPlan
+from deg.rundir import SCRATCH, RunDir, TrainingPlan
 from deg.schema import Config
 from deg.splits import PARTS, Parts, make_split, part_fractions, update_split, usable_parts
 from deg.start_weights import find_weights
@@ -187,9 +186,8 @@ def _cache_folder(value: str, project: Project) -> str | None:
         return None
     if value == "project":
         return str(project.path / "frame_cache")
-    if value == "scratch":
-        scratch = os.environ.get("SLURM_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
-        return str(Path(scratch) / f"deg-frame-cache-{os.getuid()}")
+    if value == SCRATCH:
+        return SCRATCH
     return str(Path(value).expanduser().absolute())
 
 

@@ -1,4 +1,7 @@
-"""YAML, read without running anything that stands in it. 1e-4 is a number, 2026-11-22 is text, as people mean them."""
+"""YAML, read without running anything that stands in it.
+
+1e-4 is a number, 2026-11-22 and 8:00:00 are text, as people mean them; YAML 1.1 has 28800 for the last.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,10 @@ def _as_people_mean(loader: Any) -> Any:
 
     class Loader(loader):  # type: ignore[misc]
         yaml_implicit_resolvers = {  # noqa: RUF012 - as in the class above
-            first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+            first: [
+                ("tag:yaml.org,2002:str", re.compile(r"^[-+]?[0-9][0-9_]*(:[0-9]+)+(\.[0-9_]*)?$")),
+                *((tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"),
+            ]
             for first, resolvers in loader.yaml_implicit_resolvers.items()
         }
 

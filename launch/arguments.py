@@ -36,6 +36,37 @@ def json_option(function: Function) -> Function:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(function)
 
 
+def work_options(function: Function) -> Function:
+    """What `train`, `infer` and `run` share: options from files, a name, where to run, and whether at all."""
+    for option in reversed(
+        (
+            click.option(
+                "--config", "files", multiple=True, type=ANY_PATH, help="More options from a YAML file. Repeatable."
+            ),
+            click.option("--run", "run_name", help="Name of the run directory; of several, how their names begin."),
+            click.option(
+                "--on",
+                type=click.Choice(["local", "slurm"]),
+                default="local",
+                show_default=True,
+                help="Where to run: on this machine, or as jobs of a cluster (docs/cluster.md).",
+            ),
+            click.option("--dry-run", is_flag=True, help="Say what would be done, and stop. Nothing is written."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def only_option(function: Function) -> Function:
+    """`--only plan|merge`: the parts of a stage around its units, which somebody else does."""
+    return click.option(
+        "--only",
+        type=click.Choice(["plan", "merge"]),
+        help="Only make the run directory, or only put together what `python -m deg.execute RUN UNIT` has done.",
+    )(function)
+
+
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Separate `key=value` from the rest; a word that names an existing file is a file, `=` or not."""
     plain: list[str] = []

@@ -127,7 +127,7 @@ def steps(request: Request) -> list[Step]:
 def run_chain(request: Request, *, dry_run: bool = False) -> Report:
     """Do what is missing, up to the first step that fails. DegError if it is clear beforehand that one will."""
     chain = steps(request)
-    _require_trainable(request, chain)
+    require_trainable(request, chain)
     reports: list[StepReport] = []
     for number, step in enumerate(chain, start=1):
         say(f"\n[{number}/{len(chain)}] {step.name}")
@@ -146,7 +146,7 @@ def _do(step: Step) -> StepReport:
         say(f"{finding.why}: nothing to do.")
         return StepReport(step.name, step.command, "there", finding.why)
     say(f"$ deg {shlex.join(step.command)}")
-    status, document = _run(step.command)
+    status, document = run_quietly(step.command)
     state = {0: "done", STOPPED: "stopped"}.get(status, "failed")
     return StepReport(step.name, step.command, state, finding.why, status, document)
 
@@ -161,28 +161,40 @@ def _show(step: Step, before: Sequence[StepReport]) -> StepReport:
     say(f"$ deg {shlex.join(step.command)}")
     if step.name == "report" or any(other.state == "missing" for other in before):
         return report
-    status, document = _run((*step.command, "--dry-run"))
+    status, document = run_quietly((*step.command, "--dry-run"))
     if status == 0 and step.name.startswith("infer") and not any(stage["plan"] for stage in document["stages"]):
         return replace(report, state="there", document=document)
     return replace(report, exit_status=status, document=document)
 
 
-def _run(command: Sequence[str]) -> tuple[int, Any]:
+def run_quietly(command: Sequence[str]) -> tuple[int, Any]:
     """Do a command in this process: its exit status and its JSON document. What it says to people is said."""
     with redirect_stdout(io.StringIO()) as printed:
         status = cli.run([*command, "--json"])
     return status, json.loads(printed.getvalue()) if printed.getvalue() else None
 
 
+def run_or_raise(command: Sequence[str]) -> tuple[int, Any]:
+    """The same, but what the command raises is not caught."""
+    with redirect_stdout(io.StringIO()) as printed:
+        status = cli.main_group(args=[*command, "--json"], prog_name="deg", standalone_mode=False)
+    return status or 0, json.loads(printed.getvalue()) if printed.getvalue() else None
+
+
 def _may_go_on(request: Request, report: StepReport) -> bool:
-    """Whether a step that could not do everything keeps the others from being right: one bad video among a thousand
-    does not, unless it is labelled, and the sequence network would be trained without it."""
+    """Whether a step that could not do everything keeps the others from being right."""
     if report.exit_status != SOME_FAILED or not report.name.startswith("infer"):
         return False
-    if report.name != "infer feature_extractor":
+    return may_go_on(request.path, report.name.removeprefix("infer "), report.document)
+
+
+def may_go_on(project: Path, stage: str, document: Mapping[str, Any]) -> bool:
+    """Whether the chain goes on after an inference, by its JSON document, that could not do every recording: one bad
+    video among a thousand does no harm, unless it is labelled, and the sequence network would be trained without it."""
+    if stage != "feature_extractor":
         return True
-    records = open_project(request.path).records
-    lacking = {key for stage in report.document["stages"] for key in (*stage["failed"], *stage["waiting"])}
+    records = open_project(project).records
+    lacking = {key for stage in document["stages"] for key in (*stage["failed"], *stage["waiting"])}
     labelled = sorted(key for key in lacking if key in records and records[key].labels is not None)
     if labelled:
         say(
@@ -192,7 +204,7 @@ def _may_go_on(request: Request, report: StepReport) -> bool:
     return not labelled
 
 
-def _require_trainable(request: Request, chain: Sequence[Step]) -> None:
+def require_trainable(request: Request, chain: Sequence[Step]) -> None:
     """Before a flow generator is trained for a day: are there labels? ProjectError if not enough."""
     project = open_project(request.path)
     for stage in ("feature_extractor", "sequence"):

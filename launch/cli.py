@@ -30,6 +30,8 @@ COMMANDS = {
     "report": ("report_commands", "A page that shows training and predictions."),
     "export": ("inference_commands", "Predictions as CSV or Parquet."),
     "status": ("look_commands", "How far are the runs?"),
+    "cluster": ("cluster_commands", "Profiles of clusters: make one, list and show them."),
+    "doctor": ("doctor_commands", "Is this machine, this cluster, this image fit for it?"),
     "bench": ("look_commands", "Frames per second of each part on this machine."),
     "demo": ("look_commands", "Make a small project and run everything on it."),
 }

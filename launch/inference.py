@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ from typing import Any
 
 from deg import infer as planning
 from deg.config import as_dict
-from deg.errors import DegError
+from deg.errors import DegError, RunError
 from deg.launch import local
 from deg.launch.arguments import say
 from deg.launch.progress import Progress
@@ -26,7 +26,7 @@ from deg.launch.resources import devices
 from deg.merge import Merged, close_if_merged, finish, merge
 from deg.plan import missing_units
 from deg.project import Project
-from deg.rundir import Plan, RunDir, create_run, unfinished_runs
+from deg.rundir import Plan, RunDir, create_run, read_error, unfinished_runs
 from deg.schema import Config
 from deg.trained import scan
 from deg.version import __version__
@@ -45,6 +45,8 @@ class Request:
     videos: tuple[str, ...] = ()
     overwrite: bool = False
     run_name: str | None = None
+    workers: int | None = None
+    """How many there will be, where others do the work; None: as many as this machine has devices."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,51 @@ def show_plan(stage: str, request: Request) -> Report:
 
 def infer(stage: str, request: Request) -> Report:
     """Do a stage. Recordings that fail are in the report, and do not keep the others from being done."""
+    run, plan, wanted, report = _begin(stage, request)
+    if run is None or plan is None or wanted is None:
+        return report
+    with run.claimed():
+        outcome, merged = _execute(run, plan, request, wanted)
+    return _tell(_result(report, plan, wanted.videos, merged, outcome.failed), outcome.stopped, request, merged)
+
+
+def plan_run(stage: str, request: Request) -> Report:
+    """Make the run directory of a stage, for others to do its units; none if there is nothing to do."""
+    run, _, _, report = _begin(stage, request)
+    return report if run is None else replace(report, run=run.name)
+
+
+def merge_run(stage: str, request: Request) -> Report:
+    """Put together what others have done of a run: of the one that the request names, or the newest unfinished one.
+
+    RunError if there is none.
+    """
+    run, plan = _run_to_merge(stage, request)
+    if run.is_merged():
+        say(f"{run.name}: merged already.")
+        return Report(stage, group=plan.group, run=run.name, done=tuple(plan.videos))
+    with run.claimed():
+        merged = merge(run, plan)
+        if merged.is_complete:
+            finish(run, merged)
+    put_aside = {unit.index: read_error(run, unit.index) for unit in missing_units(plan.units, run.finished_units())}
+    failed = {index: reason for index, reason in put_aside.items() if reason is not None}
+    report = Report(stage, group=plan.group, run=run.name)
+    return _tell(_result(report, plan, plan.videos, merged, failed), False, request, merged)
+
+
+def _run_to_merge(stage: str, request: Request) -> tuple[RunDir, Plan]:
+    if request.run_name is not None:
+        run = RunDir(request.project.model_path / request.run_name)
+        return run, run.load_plan()
+    found = unfinished_runs(request.project.model_path, stage)
+    if not found:
+        raise RunError(f"{stage}: there is no run that waits to be merged. `deg status` lists the runs.")
+    return found[0]
+
+
+def _begin(stage: str, request: Request) -> tuple[RunDir | None, Plan | None, Plan | None, Report]:
+    """The run to work on, its plan, and the plan of what is wanted now; None without anything to do."""
     if not request.overwrite:  # which rather goes on with such a run
         _close_merged_runs(stage, request.project)
     prepared = _prepare(stage, request)
@@ -113,29 +160,38 @@ def infer(stage: str, request: Request) -> Report:
     if prepared.plan is None:
         say(f"{stage}: nothing to do, {len(prepared.done)} recordings are done.")
         _tell_failures(report)
-        return report
+        return None, None, None, report
     run, plan = _continued(request, prepared.plan) or _created(request, prepared.plan)
-    with run.claimed():
-        outcome, merged = _execute(run, plan, request, prepared.plan)
-    wanted = prepared.plan.videos
+    return run, plan, prepared.plan, replace(report, run=run.name)
+
+
+def _result(
+    report: Report, plan: Plan, wanted: Collection[str], merged: Merged, put_aside: Mapping[int, str]
+) -> Report:
+    """The report with what became of the recordings that are wanted. `put_aside`: units that could not be done."""
     waiting = {key for key in (*merged.waiting, *merged.unwritten) if key in wanted}
     obstacles = {
         span.key: f"unit {index} was not done: {reason}"
-        for index, reason in outcome.failed.items()
+        for index, reason in put_aside.items()
         for span in plan.units[index].spans
         if span.key in waiting
     }
     found = {**merged.failed, **merged.unwritten, **obstacles}
-    report = replace(
+    return replace(
         report,
-        run=run.name,
         done=tuple(key for key in merged.done if key in wanted),
-        failed={**prepared.failed, **{key: reason for key, reason in found.items() if key in wanted}},
+        failed={**report.failed, **{key: reason for key, reason in found.items() if key in wanted}},
         waiting=tuple(sorted(waiting)),
-        stopped=outcome.stopped and bool(waiting) and not _gave_up(request, merged),
     )
+
+
+def _tell(report: Report, stopped: bool, request: Request, merged: Merged) -> Report:
+    report = replace(report, stopped=stopped and bool(report.waiting) and not _gave_up(request, merged))
     _tell_failures(report)
-    say(f"{stage}: {len(report.done)} recordings done, {len(report.failed)} failed, {len(report.waiting)} still to do.")
+    say(
+        f"{report.stage}: {len(report.done)} recordings done, {len(report.failed)} failed, "
+        f"{len(report.waiting)} still to do."
+    )
     if report.waiting:
         say("Run the same command again to go on.")
     return report
@@ -153,7 +209,7 @@ def _prepare(stage: str, request: Request) -> planning.Prepared:
         request.project,
         request.config,
         records,
-        devices=len(devices(request.config.inference.devices)),
+        devices=request.workers or len(devices(request.config.inference.devices)),
         overwrite=request.overwrite,
     )
     for notice in prepared.notices:

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import click
 
-from deg.launch.arguments import ANY_PATH, json_option, one_project, print_json, say, split_words
+from deg.launch.arguments import (
+    ANY_PATH,
+    json_option,
+    one_project,
+    only_option,
+    print_json,
+    say,
+    split_words,
+    work_options,
+)
 
 STAGES = ("feature_extractor", "sequence", "all")
 
@@ -16,10 +25,8 @@ STAGES = ("feature_extractor", "sequence", "all")
 @click.argument("words", nargs=-1, metavar="[feature_extractor|sequence|all] PROJECT [KEY=VALUE]...")
 @click.option("--videos", multiple=True, type=ANY_PATH, help="Only this recording: key, folder or video. Repeatable.")
 @click.option("--overwrite", is_flag=True, help="Compute again what is already there.")
-@click.option("--config", "files", multiple=True, type=ANY_PATH, help="More options from a YAML file. Repeatable.")
-@click.option("--run", "run_name", help="Name of the run directory.")
-@click.option("--on", type=click.Choice(["local"]), default="local", show_default=True, help="Where to run.")
-@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@work_options
+@only_option
 @json_option
 def infer(
     words: Sequence[str],
@@ -29,6 +36,7 @@ def infer(
     run_name: str | None,
     on: str,
     dry_run: bool,
+    only: str | None,
     as_json: bool,
 ) -> int:
     """Compute features (feature_extractor) and final probabilities (sequence) of every video, or both (all: default).
@@ -49,6 +57,15 @@ def infer(
     if config.ignored:
         say(f"Note: without effect in deg: {', '.join(config.ignored)}.")
     chosen = inference.stages(stage, project, config)
+    if only is not None and len(chosen) > 1:
+        raise click.UsageError(f"--only {only}: name one stage, feature_extractor or sequence.")
+    if on == "slurm" and only is None:
+        from deg.launch.submit_commands import config_words, link_of_inference, submit_links
+
+        more = [*overrides, *config_words(files), *(word for video in videos for word in ("--videos", str(video)))]
+        links = [link_of_inference(name, project, [*more, *["--overwrite"] * overwrite]) for name in chosen]
+        return submit_links(project, config, links, run_name=run_name, dry_run=dry_run, as_json=as_json)
+    do = {None: inference.infer, "plan": inference.plan_run, "merge": inference.merge_run}[only]
     reports: list[inference.Report] = []
     for name in chosen:
         if dry_run and any(report.plan for report in reports):
@@ -60,8 +77,9 @@ def infer(
             tuple(str(video) for video in videos),
             overwrite=overwrite or config.inference.overwrite,
             run_name=None if run_name is None else (run_name if len(chosen) == 1 else f"{run_name}_{name}"),
+            workers=config.cluster.jobs if on == "slurm" else None,
         )
-        reports.append(inference.show_plan(name, request) if dry_run else inference.infer(name, request))
+        reports.append(inference.show_plan(name, request) if dry_run else do(name, request))
         if reports[-1].stopped:
             break
     if as_json:

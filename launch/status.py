@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from deg.data.metrics_file import read_lines
-from deg.errors import RunError, show_path
 from deg.plan import spans_by_key
-from deg.rundir import RunDir, find_runs
+from deg.rundir import RunDir
 
 KEY_FIGURES = ("f1_class_mean_nobg", "f1_class_mean", "SSIM")
 """What tells how good a network is, by the first that its metrics have."""
@@ -31,6 +28,7 @@ class RunStatus:
     recordings: int
     recordings_done: int
     recordings_failed: int
+    """Those that cannot be done, and those of units that were put aside."""
     frames: int
     frames_done: int
     frames_per_second: float | None
@@ -85,6 +83,7 @@ def _read_inference(run: RunDir) -> RunStatus:
     closed = [event for event in events if event["event"] == "finished"]
     timed = [event for event in events if event["event"] == "unit_done"]
     seconds = sum(event["seconds"] for event in timed)
+    aside = [unit for unit in plan.units if unit.index not in finished and run.error_file(unit.index).exists()]
     return RunStatus(
         name=run.name,
         stage=plan.stage,
@@ -92,10 +91,10 @@ def _read_inference(run: RunDir) -> RunStatus:
         state=_state(run),
         units=len(plan.units),
         units_done=len(finished),
-        units_failed=sum(run.error_file(unit.index).exists() for unit in plan.units if unit.index not in finished),
+        units_failed=len(aside),
         recordings=len(spans_by_key(plan.units)),
         recordings_done=len(done),
-        recordings_failed=closed[-1]["failed"] if closed else 0,
+        recordings_failed=closed[-1]["failed"] if closed else len({span.key for unit in aside for span in unit.spans}),
         frames=sum(unit.num_frames for unit in plan.units),
         frames_done=sum(unit.num_frames for unit in plan.units if unit.index in finished),
         frames_per_second=round(sum(event["frames"] for event in timed) / seconds, 2) if seconds else None,
@@ -124,16 +123,3 @@ def _read_training(run: RunDir) -> TrainingStatus:
         figure=figure,
         value=None if figure is None else last[figure],
     )
-
-
-def runs_at(path: Path) -> Sequence[RunDir]:
-    """The runs meant by a run directory or a project; newest first. RunError or ProjectError if it is neither."""
-    if (path / "plan.json").exists():
-        return [RunDir(path)]
-    from deg.project import open_project
-
-    project = open_project(path)
-    runs = find_runs(project.model_path)
-    if not runs:
-        raise RunError(f"{show_path(project.path)}: no runs of deg yet. `deg run {show_path(path)}` makes them.")
-    return runs

@@ -34,6 +34,8 @@ class Request:
     project: Project
     config: Config
     run_name: str | None = None
+    ranks: int | None = None
+    """How many there will be, where others do the work; None: as many as this machine has devices."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Report:
 
 def show_plan(stage: str, request: Request) -> Report:
     """--dry-run: what would be learned from what; nothing is written."""
-    prepared, _ = _prepare(stage, request)
+    prepared = _prepare(stage, request)
     for line in planning.describe(prepared):
         say(line)
     if (continued := _continued(request, prepared.plan)) is not None:
@@ -87,7 +89,54 @@ def show_plan(stage: str, request: Request) -> Report:
 
 def train(stage: str, request: Request) -> Report:
     """Train a network, or go on with it. DegError if it cannot be trained, LaunchError if a process died."""
-    prepared, devices = _prepare(stage, request)
+    prepared, run = _begin(stage, request)
+    with run.claimed():
+        planning.commit(prepared, run)
+        if not _execute(run, rank_devices(request.config.compute)):
+            say(f"{stage}: stopped; what was learned is kept in {run.name}. Run the same command again to go on.")
+            return _report(prepared, run=run.name, stopped=True)
+        best = _close(run)
+    _tell(stage, best)
+    return _report(prepared, run=run.name, best=best)
+
+
+def plan_run(stage: str, request: Request) -> Report:
+    """Make the run directory of a training, for others to do its units."""
+    prepared, run = _begin(stage, request)
+    with run.claimed():
+        planning.commit(prepared, run)
+    return _report(prepared, run=run.name)
+
+
+def merge_run(stage: str, request: Request) -> Report:
+    """Close a run whose phases others have trained: the one that the request names, or the newest unfinished one.
+
+    RunError if there is none, or if it is not trained to its end.
+    """
+    run = _run_to_close(stage, request)
+    plan = run.load_training_plan()
+    left = [plan.phases[unit.index] for unit in plan.units if not run.phase_done_file(unit.index).exists()]
+    if left:
+        raise RunError(f"{run.name}: expected a training that is done, found {', '.join(left)} still to be trained.")
+    with run.claimed():
+        best = _close(run)
+    _tell(stage, best)
+    return Report(stage, run=run.name, best=best)
+
+
+def _run_to_close(stage: str, request: Request) -> RunDir:
+    if request.run_name is not None:
+        return RunDir(request.project.model_path / request.run_name)
+    for run in find_runs(request.project.model_path):
+        plan = unfinished_training(run)
+        if plan is not None and plan.stage == stage:
+            return run
+    raise RunError(f"{stage}: there is no training that waits to be closed. `deg status` lists the runs.")
+
+
+def _begin(stage: str, request: Request) -> tuple[planning.Prepared, RunDir]:
+    """What is to be learned, and the run to learn it in."""
+    prepared = _prepare(stage, request)
     for notice in prepared.notices:
         say(notice)
     for key, reason in prepared.left_out.items():
@@ -95,22 +144,24 @@ def train(stage: str, request: Request) -> Report:
     run = _continued(request, prepared.plan)
     if run is not None:
         say(f"Going on with the interrupted run {run.name}.")
-    else:
-        planning.commit(prepared, None)
-        run = _created(request, prepared.plan)
-    with run.claimed():
-        planning.commit(prepared, run)
-        if not _execute(run, devices):
-            say(f"{stage}: stopped; what was learned is kept in {run.name}. Run the same command again to go on.")
-            return _report(prepared, run=run.name, stopped=True)
-        best = read_best(run)
-        write_atomically(run.done_file, json.dumps(vars(best), indent=1))
-        run.log_event("finished")
+        return prepared, run
+    planning.commit(prepared, None)
+    return prepared, _created(request, prepared.plan)
+
+
+def _close(run: RunDir) -> Best:
+    """Say that a run is done; it is so once all its phases are."""
+    best = read_best(run)
+    write_atomically(run.done_file, json.dumps(vars(best), indent=1))
+    run.log_event("finished")
+    return best
+
+
+def _tell(stage: str, best: Best) -> None:
     say(f"{stage}: trained in {best.epochs} epochs; epoch {best.epoch + 1} was best: {figures(best.val)}.")
     if best.test:
         say(f"On the test recordings: {figures(best.test)}.")
     say(f"Weights: {show_path(best.weights)}")
-    return _report(prepared, run=run.name, best=best)
 
 
 def unfinished_training(run: RunDir) -> TrainingPlan | None:
@@ -139,9 +190,9 @@ def _row(file: MetricsFile, part: str, epoch: int) -> dict[str, Any]:
     return without_tables({name: file.values(part, name)[epoch] for name in file.names(part)})
 
 
-def _prepare(stage: str, request: Request) -> tuple[planning.Prepared, list[Device]]:
-    devices = rank_devices(request.config.compute)
-    return planning.prepare(stage, request.project, request.config, devices=len(devices)), devices
+def _prepare(stage: str, request: Request) -> planning.Prepared:
+    ranks = request.ranks or len(rank_devices(request.config.compute))
+    return planning.prepare(stage, request.project, request.config, devices=ranks)
 
 
 def _report(prepared: planning.Prepared, **rest: Any) -> Report:

@@ -7,20 +7,24 @@ from pathlib import Path
 
 import click
 
-from deg.launch.arguments import ANY_PATH, json_option, one_project, print_json, say, split_words
+from deg.launch.arguments import json_option, one_project, only_option, print_json, say, split_words, work_options
 
 STAGES = ("flow_generator", "feature_extractor", "sequence")
 
 
 @click.command()
 @click.argument("words", nargs=-1, metavar="flow_generator|feature_extractor|sequence PROJECT [KEY=VALUE]...")
-@click.option("--config", "files", multiple=True, type=ANY_PATH, help="More options from a YAML file. Repeatable.")
-@click.option("--run", "run_name", help="Name of the run directory.")
-@click.option("--on", type=click.Choice(["local"]), default="local", show_default=True, help="Where to run.")
-@click.option("--dry-run", is_flag=True, help="Say what would be learned from what, and stop.")
+@work_options
+@only_option
 @json_option
 def train(
-    words: Sequence[str], files: Sequence[Path], run_name: str | None, on: str, dry_run: bool, as_json: bool
+    words: Sequence[str],
+    files: Sequence[Path],
+    run_name: str | None,
+    on: str,
+    dry_run: bool,
+    only: str | None,
+    as_json: bool,
 ) -> int:
     """Train one network on the project's recordings.
 
@@ -43,8 +47,24 @@ def train(
     config = load_config(project.config_file, overrides, stage=stage, files=files)
     if config.ignored:
         say(f"Note: without effect in deg: {', '.join(config.ignored)}.")
-    request = training.Request(project, config, run_name)
-    report = training.show_plan(stage, request) if dry_run else training.train(stage, request)
+    ranks = None
+    if on == "slurm":
+        from deg.launch.submit_commands import Link, config_words, ranks_on, submit_links
+
+        ranks = ranks_on(config.cluster)
+        if only is None:
+            link = Link(("train", stage, str(project.path), *overrides, *config_words(files)))
+            return submit_links(project, config, (link,), run_name=run_name, dry_run=dry_run, as_json=as_json)
+    request = training.Request(project, config, run_name, ranks)
+    report = (
+        training.show_plan(stage, request)
+        if dry_run
+        else training.plan_run(stage, request)
+        if only == "plan"
+        else training.merge_run(stage, request)
+        if only == "merge"
+        else training.train(stage, request)
+    )
     if as_json:
         print_json(report.as_dict())
     return report.exit_status
@@ -52,10 +72,7 @@ def train(
 
 @click.command()
 @click.argument("words", nargs=-1, metavar="PROJECT [KEY=VALUE]...")
-@click.option("--config", "files", multiple=True, type=ANY_PATH, help="More options from a YAML file. Repeatable.")
-@click.option("--run", "run_name", help="Beginning of the names of the run directories.")
-@click.option("--on", type=click.Choice(["local"]), default="local", show_default=True, help="Where to run.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
+@work_options
 @json_option
 def run(
     words: Sequence[str], files: Sequence[Path], run_name: str | None, on: str, dry_run: bool, as_json: bool
@@ -73,6 +90,10 @@ def run(
 
     plain, overrides = split_words(words)
     request = chain.Request(Path(one_project(plain)), tuple(overrides), tuple(files), run_name)
+    if on == "slurm":
+        from deg.launch.submit_commands import submit_chain
+
+        return submit_chain(request, dry_run=dry_run, as_json=as_json)
     report = chain.run_chain(request, dry_run=dry_run)
     if as_json:
         print_json(report.as_dict())

@@ -2,31 +2,58 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
+import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PART = ".part"
+ABANDONED_SECONDS = 3600.0
+"""A part that another host has not touched for so long is nobody's any more."""
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, only_new: bool = False) -> Iterator[Path]:
     """Give a path beside `path` to write to; when the block ends it becomes `path`, at once and for good.
 
     If the block or the disk fails (OSError, for instance ENOSPC) what stood at `path` stays as it was, with nothing
-    left beside it.
+    left beside it. `only_new`: FileExistsError if another writer, on any host, was first.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}{PART}")
+    part = path.with_name(f".{path.name}.{_writer()}{PART}")
     try:
         yield part
         flush(part)
-        part.replace(path)
+        if only_new:
+            _publish(part, path)
+        else:
+            part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
     flush(path.parent)
+
+
+def _writer() -> str:
+    """This process, among those of all hosts that share a folder."""
+    return f"{socket.gethostname()}.{os.getpid()}"
+
+
+def _publish(part: Path, path: Path) -> None:
+    """Rename, but never over another file: a hard link fails where there is one, on one host as between hosts."""
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        part.replace(path)
+    else:
+        part.unlink()
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -45,9 +72,20 @@ def flush(path: Path) -> None:
 
 
 def remove_parts(path: Path) -> None:
-    """Remove what killed writers of `path` left behind. Only for whoever alone may write it."""
+    """Remove what killed writers of `path` left behind, and nothing that another process may still be writing."""
     for part in path.parent.glob(f".{glob.escape(path.name)}.*{PART}"):
-        part.unlink(missing_ok=True)
+        if _is_abandoned(part, path.name):
+            part.unlink(missing_ok=True)
+
+
+def _is_abandoned(part: Path, name: str) -> bool:
+    """On this host its process tells; of another host's all that is known is when it was last written to."""
+    host, _, pid = part.name.removeprefix(f".{name}.").removesuffix(PART).rpartition(".")
+    if host == socket.gethostname() and pid.isdecimal():
+        return int(pid) == os.getpid() or not Path(f"/proc/{pid}").exists()
+    with suppress(FileNotFoundError):
+        return time.time() - part.stat().st_mtime > ABANDONED_SECONDS
+    return False
 
 
 def remove_all_parts(folder: Path) -> None:

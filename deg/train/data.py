@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader
 from deg import schema
 from deg.data.decode import available_cores
 from deg.data.frame_cache import FrameCache
-from deg.rundir import TrainingPlan
+from deg.rundir import SCRATCH, TrainingPlan
 from deg.sampling import rarity_weights
 from deg.train.clip_data import ClipData, PartBatches, TrainBatches, frame_transform, make_loader
 from deg.train.ranks import Ranks
@@ -116,7 +117,7 @@ def open_data(
         note("compute.cache=none: each clip is decoded from its video, which is slow.")
     else:
         limit = int(config.compute.cache_limit * GIGABYTE)
-        cache = FrameCache(Path(plan.cache), config.compute.cache_format, limit)
+        cache = FrameCache(cache_folder(plan.cache), config.compute.cache_format, limit)
         total = sum(video.num_frames for video in plan.videos.values())
         progress = _CacheProgress(tell, total) if ranks.is_first else lambda frames: None
         cache.ensure(
@@ -127,6 +128,16 @@ def open_data(
             decoders=ranks.share_of(available_cores()),
         )
     yield PhaseData(config, ranks, {part: ClipData(plan, part, config, cache) for part in parts})
+
+
+def cache_folder(planned: str) -> Path:
+    """The folder of the frame cache on this node. All ranks of a node fill and share it."""
+    if planned != SCRATCH:
+        return Path(planned)
+    if (of_job := os.environ.get("DEG_SCRATCH")) is not None:
+        return Path(of_job) / "frame_cache"
+    disk = os.environ.get("SLURM_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    return Path(disk) / f"deg-frame-cache-{os.getuid()}"
 
 
 class _CacheProgress:

@@ -138,7 +138,8 @@ def test_stage_profile_project_file_and_command_line_win_in_that_order(project_f
     profile = project_file("train: {num_epochs: 2, patience: 2, lr: 2e-3, min_lr: 2e-7}\n", "site.yaml")
     project = project_file("train: {patience: 3, lr: 3e-3, min_lr: 3e-7}\n")
     extra = project_file("train: {lr: 4e-3, min_lr: 4e-7}\n", "extra.yaml")
-    train = load_config(project, ["train.min_lr=5e-7"], stage="flow_generator", profile=profile, files=[extra]).train
+    overrides = ["train.min_lr=5e-7", f"cluster={profile}"]
+    train = load_config(project, overrides, stage="flow_generator", files=[extra]).train
     assert (train.steps_per_epoch.val, train.num_epochs, train.patience) == (200, 2, 3)
     assert (train.lr, train.min_lr) == (4e-3, 5e-7)
 

@@ -1,0 +1,220 @@
+"""The attempts at a unit by jobs of a scheduler: who began when, how it ended, and when to give up.
+
+    units/00042/attempts.jsonl   started, then done, stopped or failed, by the attempt; exited, by its job's script
+    units/00042/exit.json        how the process of the last attempt ended, as its host saw it
+
+An attempt that started and says no more was killed, or still runs. A scheduler lets one job at a time work on a unit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from deg.errors import DegError, RunError
+from deg.work import Stopped
+
+MOST_DEATHS = 3
+"""So many times may a unit take its worker down with it."""
+MOST_FAILURES = 2
+"""So many times may it say itself that it cannot be done: the first time it may be the fault of the host."""
+MOST_TIME_LIMITS = 2
+EARLY_SECONDS = 90.0
+"""Slurm sends its signal up to a minute early."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """The job of a scheduler that this process works for."""
+
+    name: str
+    """`12`, or `12_3` for element 3 of an array."""
+    restart: int
+    most: int
+    """So many attempts without progress are made."""
+    ends: float | None
+    """When it is told to stop ahead of its time limit, in seconds since 1970; None if nobody knows."""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Job | None:
+        """As `to_environment` left it; None for a process that no scheduler has started."""
+        if (name := environment.get("DEG_JOB")) is None:
+            return None
+        ends = environment.get("DEG_JOB_ENDS")
+        return cls(
+            name,
+            int(environment.get("DEG_JOB_RESTART", 0)),
+            int(environment.get("DEG_JOB_RESTARTS", 10)),
+            None if ends is None else float(ends),
+        )
+
+    def to_environment(self) -> dict[str, str]:
+        """The variables by which `python -m deg.execute` knows its job."""
+        told = {"DEG_JOB": self.name, "DEG_JOB_RESTART": str(self.restart), "DEG_JOB_RESTARTS": str(self.most)}
+        return told if self.ends is None else told | {"DEG_JOB_ENDS": str(self.ends)}
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One process at a unit."""
+
+    job: str
+    restart: int
+    host: str
+    time: float
+    """When it began, in seconds since 1970."""
+    progress: int = 0
+    """How far the unit was when it began; training: steps."""
+    end: str | None = None
+    """`done`, `stopped` by a signal, `failed` with a reason; None: killed, or running."""
+    why: str = ""
+    """Of one that stopped: `time limit` or `signal`; of one that failed: the message."""
+    ended: float | None = None
+    status: int | None = None
+    """Exit status that the host saw, 128 + n for signal n; None if the host died, or if it runs."""
+    oom_kills: int | None = None
+    """How many processes of the job the kernel killed for want of memory; None where the host does not say."""
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a process ended, as the host saw it."""
+
+    job: str
+    restart: int
+    host: str
+    status: int
+    """Exit status; 128 + n for signal n."""
+    oom_kills: int | None = None
+    """How many processes of the job the kernel killed for want of memory; None where it does not say."""
+    time: float = 0.0
+
+
+def read_attempts(unit_folder: Path) -> list[Attempt]:
+    """All attempts at a unit since it was last given a new chance, oldest first."""
+    attempts: list[Attempt] = []
+    try:
+        lines = (unit_folder / "attempts.jsonl").read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return attempts
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            kind = entry.pop("event")
+        except (ValueError, KeyError, AttributeError):
+            continue  # torn when the host died
+        if kind == "started":
+            attempts.append(Attempt(**entry))
+        elif kind == "again":
+            attempts.clear()
+        elif kind == "exited":
+            _exited(attempts, Exit(**entry))
+        elif attempts:
+            why = entry.get("why") or entry.get("message") or ""
+            attempts[-1] = replace(attempts[-1], end=kind, why=why, ended=entry["time"])
+    return attempts
+
+
+def _exited(attempts: list[Attempt], exit: Exit) -> None:
+    """Put to an attempt how its process ended. One that never came so far as to say that it began is an attempt too."""
+    for index, attempt in enumerate(attempts):
+        if (attempt.job, attempt.restart) == (exit.job, exit.restart):
+            ended = attempt.ended or exit.time
+            attempts[index] = replace(attempt, status=exit.status, oom_kills=exit.oom_kills, ended=ended)
+            return
+    progress = attempts[-1].progress if attempts else 0
+    attempts.append(
+        Attempt(
+            exit.job,
+            exit.restart,
+            exit.host,
+            exit.time,
+            progress,
+            ended=exit.time,
+            status=exit.status,
+            oom_kills=exit.oom_kills,
+        )
+    )
+
+
+def read_exit(unit_folder: Path) -> Exit | None:
+    """How the last attempt ended, as far as its host could tell."""
+    try:
+        return Exit(**json.loads((unit_folder / "exit.json").read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def note(unit_folder: Path, event: str, **details: Any) -> None:
+    """Append what happened to a unit."""
+    unit_folder.mkdir(parents=True, exist_ok=True)
+    line = json.dumps({"event": event, "time": round(time.time(), 3), **details}) + "\n"
+    descriptor = os.open(unit_folder / "attempts.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        os.write(descriptor, line.encode())
+    finally:
+        os.close(descriptor)
+
+
+def give_new_chance(unit_folder: Path) -> None:
+    """Forget attempts so far, and that the unit was put aside."""
+    note(unit_folder, "again")
+    (unit_folder / "error.json").unlink(missing_ok=True)
+
+
+@contextmanager
+def attempt(unit_folder: Path, *, progress: int = 0, writes: bool = True) -> Iterator[None]:
+    """Note how the block ends, where a scheduler's job works on a unit; RunError if it is given up.
+
+    Of several ranks only the one that `writes` does so.
+    """
+    job = Job.from_environment()
+    if job is None:
+        yield
+        return
+    before = [other for other in read_attempts(unit_folder) if (other.job, other.restart) != (job.name, job.restart)]
+    if (reason := hopeless(before, progress, job.most)) is not None:
+        raise RunError(f"given up: {reason}")
+    if not writes:
+        yield
+        return
+    note(unit_folder, "started", job=job.name, restart=job.restart, host=socket.gethostname(), progress=progress)
+    try:
+        yield
+    except Stopped:
+        late = job.ends is not None and time.time() > job.ends - EARLY_SECONDS
+        note(unit_folder, "stopped", why="time limit" if late else "signal")
+        raise
+    except (DegError, OSError) as error:
+        note(unit_folder, "failed", message=str(error))
+        raise
+    note(unit_folder, "done")
+
+
+def hopeless(attempts: Sequence[Attempt], progress: int, most: int) -> str | None:
+    """Why another attempt is not worth it; None if it is.
+
+    Only attempts count that began where the unit still is; `progress` is how far it is now. `most` is how many of them
+    there may be at all, whatever ended them.
+    """
+    vain = [attempt for attempt in attempts if attempt.progress == progress and attempt.end != "done"]
+    dead = [attempt for attempt in vain if attempt.end is None]
+    failed = [attempt for attempt in vain if attempt.end == "failed"]
+    late = [attempt for attempt in vain if attempt.why == "time limit"]
+    if len(dead) >= MOST_DEATHS:
+        hosts = ", ".join(sorted({attempt.host for attempt in dead}))
+        return f"its worker was killed {len(dead)} times (on {hosts})"
+    if len(failed) >= MOST_FAILURES:
+        return failed[-1].why
+    if len(late) >= MOST_TIME_LIMITS:
+        return f"it was stopped by the time limit {len(late)} times before it got any further; raise cluster.time"
+    if len(vain) >= most:
+        return f"it was begun {len(vain)} times without getting any further"
+    return None

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# What the doctor's job does on its first host, beside the ranks in the image. No Python: nodes need none.
+#
+#   doctor.sh before FOLDER    while srun runs: sends the signal when the ranks are ready for it
+#   doctor.sh STATUS FOLDER    when srun has ended with STATUS: puts the job back into the queue if that is 75
+#
+# What came of it lies in FOLDER: signal.log, signal.status, status, requeue.asked, requeue.log, requeue.status.
+set -u
+
+what=$1 folder=$2
+
+if [[ $what == before ]]; then
+  until [[ -e $folder/signal.please ]]; do
+    [[ $SECONDS -lt 280 && ! -e $folder/status ]] || exit 0
+    sleep 0.2
+  done
+  timeout 60 scancel --signal=USR2 "$SLURM_JOB_ID" >"$folder/signal.log" 2>&1
+  echo $? >"$folder/signal.status"
+  exit 0
+fi
+
+echo "$what" >"$folder/status"
+if [[ $what == 75 ]]; then
+  : >"$folder/requeue.asked"
+  timeout 60 scontrol requeue "$SLURM_JOB_ID" >"$folder/requeue.log" 2>&1
+  echo $? >"$folder/requeue.status" # where the site grants it, this script does not come so far
+fi

@@ -1,0 +1,167 @@
+"""Tests an image from inside: `python -m deg.launch.selftest FLAVOUR`, which is the image's %test.
+
+Apptainer runs it when the image has been built, and `deg image check` on the cluster: as whoever calls, with the root
+file system read-only, an empty home and, where the kernel lets a user cut it off, no network.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from deg.containers import Flavour, flavour
+from deg.errors import DegError, LaunchError
+from deg.launch.arguments import say
+
+DRIVER_FILES = ("libcuda.so*", "libcudadebugger.so*", "libnvcuvid.so*", "libnvidia-*.so*")
+"""Libraries of the driver come from the host, by --nv; one in the image may win over the host's and not fit it."""
+FRAMES = 40
+SECONDS = 600
+
+
+def main(arguments: list[str]) -> int:
+    """Run all tests; the exit status is 0, or that of the first that fails."""
+    kind = flavour(arguments[0])
+    for test in (versions, no_driver_inside, readable_by_all, inference, gpu):
+        try:
+            say(f"{test.__name__.replace('_', ' ')}: {test(kind)}")
+        except DegError as error:
+            say(f"{test.__name__.replace('_', ' ')}: FAILED: {error}")
+            return error.exit_status
+    return 0
+
+
+def versions(kind: Flavour) -> str:
+    """Torch and CUDA are those of the flavour, and what deg needs can be imported."""
+    import cv2
+    import h5py
+    import kornia  # noqa: F401 - some GPU libraries are loaded only now
+    import pytorch_lightning
+    import torch
+    import torchvision
+
+    found = torch.__version__.partition("+")[0], torch.version.cuda
+    if found != (kind.torch, kind.cuda):
+        raise LaunchError(f"expected torch {kind.torch} for CUDA {kind.cuda}, found {found[0]} for {found[1]}")
+    others = {"torchvision": torchvision, "lightning": pytorch_lightning, "opencv": cv2, "h5py": h5py}
+    names = ", ".join(f"{name} {module.__version__}" for name, module in others.items())
+    return f"Python {platform.python_version()}, torch {found[0]} for CUDA {found[1]}, {names}"
+
+
+def no_driver_inside(kind: Flavour) -> str:
+    """No library of the NVIDIA driver lies in the image."""
+    found = [
+        str(path)
+        for top in ("/opt", "/usr")
+        for pattern in DRIVER_FILES
+        for path in Path(top).rglob(pattern)
+        if not path.is_symlink() or path.exists()
+    ]
+    if found:
+        raise LaunchError(f"expected no library of the NVIDIA driver in the image, found {', '.join(found)}")
+    return f"the driver is the host's, {kind.min_driver} or newer"
+
+
+def readable_by_all(kind: Flavour) -> str:
+    """Every file can be read by whoever runs the image, and none be written."""
+    count = 0
+    for folder, _, names in os.walk(sys.prefix):
+        for name in (folder, *(f"{folder}/{name}" for name in names)):
+            count += 1
+            if not os.access(name, os.R_OK) or not Path(name).is_symlink() and not os.stat(name).st_mode & 0o004:
+                raise LaunchError(f"expected that everybody may read {name}")
+            if os.getuid() and os.access(name, os.W_OK):
+                raise LaunchError(f"expected that nobody may write {name}")
+    return f"{count} files, as user {os.getuid()}"
+
+
+def inference(kind: Flavour) -> str:
+    """`deg infer` of a made video with networks that know nothing yet, on the CPU."""
+    from deg.demo import BEHAVIORS, write_shapes_video
+
+    with tempfile.TemporaryDirectory() as scratch:
+        project, home = Path(scratch) / "project", Path(scratch) / "home"
+        home.mkdir(mode=0o500)
+        video = Path(scratch) / "shapes.mp4"
+        write_shapes_video(video, num_frames=FRAMES, height=96, width=128, seed=0)
+        environment = {**os.environ, "HOME": str(home), "CUDA_VISIBLE_DEVICES": ""}
+        alone = _without_network()
+        deg = [*alone, sys.executable, "-m", "deg.launch.cli"]
+        _run([*deg, "new", str(project), "--behaviors", ",".join(BEHAVIORS)], environment)
+        _run([*deg, "add", str(project), str(video)], environment)
+        write_untrained_weights(project)
+        _run([*deg, "infer", "all", str(project), "feature_extractor.weights=latest"], environment)
+        if not list(project.glob("DATA/*/*_outputs.h5")):
+            raise LaunchError(f"expected a result of {video.name}, found none")
+    return f"{FRAMES} frames on the CPU" + (", with no network" if alone else "; the network could not be cut off here")
+
+
+def _without_network() -> list[str]:
+    """What starts a program without a network, where the kernel allows it."""
+    command = ["unshare", "--map-current-user", "--net"]
+    allowed = subprocess.run([*command, "true"], capture_output=True, timeout=SECONDS).returncode == 0
+    return command if allowed else []
+
+
+def _run(command: list[str], environment: dict[str, str]) -> None:
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS)
+    if done.returncode:
+        raise LaunchError(f"{' '.join(command)} ended with exit status {done.returncode}:\n{done.stderr}")
+
+
+def write_untrained_weights(folder: Path) -> None:
+    """Networks with random weights, in a project's folder of models, as if they had been trained there."""
+    import torch
+    import yaml
+
+    from deg.config import as_dict, load_config
+    from deg.models.sequence import build_sequence
+    from deg.models.two_stream import build_two_stream
+    from deg.project import open_project
+    from deg.types import NUM_FEATURES
+
+    project = open_project(folder)
+    config = load_config(project.config_file, ["preset=deg_f", "augs.resize=[64,64]"])
+    classes = len(project.class_names)
+    torch.manual_seed(0)
+    two_stream = build_two_stream(config.feature_extractor, config.flow_generator, classes)
+    networks = {
+        "flow_generator": two_stream.flow_generator,
+        "feature_extractor": two_stream,
+        "sequence": build_sequence(config.sequence, NUM_FEATURES, classes),
+    }
+    for number, (stage, network) in enumerate(networks.items()):
+        run = project.model_path / f"000101_00000{number}_{stage}_train"
+        run.mkdir(parents=True)
+        stored = as_dict(config) | {"run": {"type": "train", "model": stage, "dir": str(run)}}
+        (run / "config.yaml").write_text(yaml.safe_dump(stored))
+        torch.save({"epoch": 0, "state_dict": network.state_dict(), "hyperparameters": None}, run / "checkpoint.pt")
+
+
+def gpu(kind: Flavour) -> str:
+    """The GPU does a convolution as the CPU does it."""
+    import torch
+
+    if not Path("/dev/nvidiactl").exists():
+        return "there is none here"
+    if not Path("/.singularity.d/libs/libcuda.so.1").exists():
+        return "there is one here, which is seen with --nv only"
+    if not torch.cuda.is_available():
+        raise LaunchError(f"torch finds no GPU, although there is a driver: is it older than {kind.min_driver}?")
+    capability = torch.cuda.get_device_capability()
+    if capability < tuple(map(int, kind.compute_capability.split("."))):
+        raise LaunchError(f"expected compute capability {kind.compute_capability} or newer, found {capability}")
+    torch.manual_seed(0)
+    frames, weights = torch.randn(2, 8, 32, 32), torch.randn(4, 8, 3, 3)
+    there = torch.nn.functional.conv2d(frames.cuda(), weights.cuda()).cpu()
+    if not torch.allclose(there, torch.nn.functional.conv2d(frames, weights), atol=0.1):  # TF32 has ten bits
+        raise LaunchError("the GPU computes something else than the CPU")
+    return f"{torch.cuda.get_device_name()}, compute capability {capability[0]}.{capability[1]}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

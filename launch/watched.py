@@ -1,0 +1,92 @@
+"""What a word after `deg status`, `logs`, `why` and `cancel` means: launches, and runs that belong to none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from deg.errors import DegError, LaunchError, RunError, show_path
+from deg.launch.launches import LaunchDir, find_launches
+from deg.launch.queue import JobState, in_queue
+from deg.rundir import RunDir, find_runs
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Launches, and runs that belong to none of them; newest first."""
+
+    launches: tuple[LaunchDir, ...]
+    runs: tuple[RunDir, ...]
+
+    def newest(self) -> Watched:
+        """The launch or run that was begun last."""
+        launches = [launch.launch_file.stat().st_mtime_ns for launch in self.launches[:1]]
+        runs = [run.plan_file.stat().st_mtime_ns for run in self.runs[:1]]
+        return Watched(self.launches[:1], ()) if launches > runs else Watched((), self.runs[:1])
+
+
+def find_watched(word: Path) -> Watched:
+    """What is meant by the folder of a launch, of a run or of a project, or by the name of one of the first two in the
+    project of the current folder. A run that belongs to a launch means the launch.
+
+    RunError or ProjectError if it is none of these.
+    """
+    from deg.project import open_project
+
+    if not word.exists() and len(word.parts) == 1 and (named := _named(word.name)) is not None:
+        word = named
+    if (word / "launch.json").exists():
+        return Watched((LaunchDir(word.resolve()),), ())
+    if (word / "plan.json").exists():
+        run = RunDir(word)
+        launches = [launch for launch in find_launches(word.resolve().parent) if run.path.name in run_names(launch)]
+        return Watched(tuple(launches[:1]), ()) if launches else Watched((), (run,))
+    project = open_project(word)
+    launches = list(find_launches(project.model_path))
+    belonging = {name for launch in launches for name in run_names(launch)}
+    runs = [run for run in find_runs(project.model_path) if run.name not in belonging]
+    if not launches and not runs:
+        raise RunError(f"{show_path(project.path)}: no runs of deg yet. `deg run {show_path(word)}` makes them.")
+    return Watched(tuple(launches), tuple(runs))
+
+
+def _named(name: str) -> Path | None:
+    """A launch or run of the project of the current folder."""
+    from deg.project import open_project
+
+    try:
+        folder = open_project(Path()).model_path / name
+    except DegError:
+        return None
+    return folder if (folder / "launch.json").exists() or (folder / "plan.json").exists() else None
+
+
+def run_names(launch: LaunchDir) -> tuple[str, ...]:
+    """The runs of a launch, made or not; none if the launch cannot be read."""
+    try:
+        return tuple(stage.run for stage in launch.load().stages)
+    except RunError:
+        return ()
+
+
+@dataclass(frozen=True)
+class Queue:
+    """What squeue says of all jobs of some launches, asked for once."""
+
+    jobs: dict[str, JobState]
+    problem: str = ""
+    """Why it could not be asked. Then nothing is known, and `jobs` is empty."""
+
+    @property
+    def is_known(self) -> bool:
+        return not self.problem
+
+
+def ask_queue(launches: Sequence[LaunchDir]) -> Queue:
+    """The queue's word on the jobs of launches. A queue that does not answer is no error: files tell most."""
+    jobs = [job.job for launch in launches for job in launch.jobs()]
+    try:
+        return Queue(in_queue(jobs))
+    except LaunchError as error:
+        return Queue({}, str(error))
