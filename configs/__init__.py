@@ -1,15 +1,26 @@
-"""YAML that says only what differs from the defaults in `deg.schema`: presets, and the template of a new project."""
+"""YAML that says only what differs from the defaults in `deg.schema`: presets, cluster profiles, a new project."""
 
 from __future__ import annotations
 
+import difflib
+import os
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from deg.errors import ConfigError
+from deg.errors import ConfigError, show_path
 
-__all__ = ["preset_names", "preset", "project_template"]
+__all__ = [
+    "preset_names",
+    "preset",
+    "project_template",
+    "own_cluster_folder",
+    "cluster_folders",
+    "cluster_profiles",
+    "cluster_profile",
+]
 
 
 def preset_names() -> tuple[str, ...]:
@@ -28,3 +39,61 @@ def preset(name: str) -> dict[str, Any]:
 def project_template() -> dict[str, Any]:
     """Content of a new project's project_config.yaml, with name, path and behaviours still to be filled in."""
     return yaml.safe_load((files(__name__) / "project.yaml").read_text(encoding="utf-8"))
+
+
+def own_cluster_folder() -> Path:
+    """Where the cluster profiles of this user lie. Raises ConfigError if the user has no home."""
+    folders = _below("XDG_CONFIG_HOME", "~/.config")
+    if not folders:
+        raise ConfigError(
+            "Neither HOME nor XDG_CONFIG_HOME is set, so there is no folder for cluster profiles. Set one."
+        )
+    return folders[0]
+
+
+def cluster_folders() -> tuple[Path, ...]:
+    """Where cluster profiles are looked for, the first to have it wins: as named, user's, site's, deg's own."""
+    named = [_expanded(folder).absolute() for folder in os.environ.get("DEG_CLUSTERS", "").split(":") if folder]
+    ours = Path(__file__).parent / "clusters"
+    return (*named, *_below("XDG_CONFIG_HOME", "~/.config"), *_below("XDG_CONFIG_DIRS", "/etc/xdg"), ours)
+
+
+def _below(variable: str, default: str) -> list[Path]:
+    """deg/clusters in each folder of a variable of the XDG base directories, which rule that relative ones are void."""
+    folders = [Path(folder) for folder in os.environ.get(variable, "").split(":")]
+    absolute = [folder for folder in folders if folder.is_absolute()] or [_expanded(default)]
+    return [folder / "deg" / "clusters" for folder in absolute if folder.is_absolute()]
+
+
+def _expanded(path: str) -> Path:
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - which leaves a ~ that leads nowhere as it is
+
+
+def cluster_profiles() -> dict[str, Path]:
+    """{name: file} of the cluster profiles that can be named, in alphabetical order."""
+    found: dict[str, Path] = {}
+    for folder in cluster_folders():
+        for path in folder.glob("*.yaml"):
+            if not path.name.startswith("."):
+                found.setdefault(path.stem, path)
+    return dict(sorted(found.items()))
+
+
+def cluster_profile(name: str, folder: Path) -> Path:
+    """The file of a profile, named or given as a path that starts at `folder`. Raises ConfigError if there is none."""
+    path = (folder / _expanded(name)).absolute()
+    if path.is_file():
+        return path
+    remedy = "`deg cluster init` writes one; cluster=null on the command line does without."
+    if "/" in name or name.endswith(".yaml"):
+        raise ConfigError(
+            f"cluster = {name!r}: expected the file of a cluster profile, but {show_path(path)} is none. {remedy}"
+        )
+    known = cluster_profiles()
+    if name in known:
+        return known[name]
+    near = " or ".join(difflib.get_close_matches(name, known, n=2))
+    raise ConfigError(
+        f"cluster = {name!r}: there is no such cluster profile.{f' Did you mean {near}?' if near else ''} "
+        f"Found: {', '.join(known)}. Looked in {', '.join(map(show_path, cluster_folders()))}. {remedy}"
+    )

@@ -116,10 +116,17 @@ def read_attempts(unit_folder: Path) -> list[Attempt]:
             attempts.clear()
         elif kind == "exited":
             _exited(attempts, Exit(**entry))
-        elif attempts:
-            why = entry.get("why") or entry.get("message") or ""
-            attempts[-1] = replace(attempts[-1], end=kind, why=why, ended=entry["time"])
+        else:
+            _ended(attempts, kind, entry)
     return attempts
+
+
+def _ended(attempts: list[Attempt], kind: str, entry: Mapping[str, Any]) -> None:
+    """Put to an attempt what it said at its end."""
+    for index, attempt in enumerate(attempts):
+        if (attempt.job, attempt.restart) == (entry["job"], entry["restart"]):
+            why = entry.get("why") or entry.get("message") or ""
+            attempts[index] = replace(attempt, end=kind, why=why, ended=entry["time"])
 
 
 def _exited(attempts: list[Attempt], exit: Exit) -> None:
@@ -185,17 +192,34 @@ def attempt(unit_folder: Path, *, progress: int = 0, writes: bool = True) -> Ite
     if not writes:
         yield
         return
-    note(unit_folder, "started", job=job.name, restart=job.restart, host=socket.gethostname(), progress=progress)
+    who = {"job": job.name, "restart": job.restart}
+    note(unit_folder, "started", **who, host=socket.gethostname(), progress=progress)
     try:
         yield
+    except Superseded:
+        raise
     except Stopped:
         late = job.ends is not None and time.time() > job.ends - EARLY_SECONDS
-        note(unit_folder, "stopped", why="time limit" if late else "signal")
+        note(unit_folder, "stopped", **who, why="time limit" if late else "signal")
         raise
     except (DegError, OSError) as error:
-        note(unit_folder, "failed", message=str(error))
+        note(unit_folder, "failed", **who, message=str(error))
         raise
-    note(unit_folder, "done")
+    note(unit_folder, "done", **who)
+
+
+class Superseded(RunError):
+    """Another job has begun with the unit: its scheduler took this one, cut off from it perhaps, to be dead."""
+
+
+def require_current(unit_folder: Path) -> None:
+    """Superseded if a later attempt than this process's own has begun. To be asked before what both would write."""
+    job = Job.from_environment()
+    if job is None:
+        return
+    begun = [(attempt.job, attempt.restart) for attempt in read_attempts(unit_folder)]
+    if (job.name, job.restart) in begun[:-1]:
+        raise Superseded(f"job {begun[-1][0]} has taken over what job {job.name} was at; this process ends.")
 
 
 def hopeless(attempts: Sequence[Attempt], progress: int, most: int) -> str | None:

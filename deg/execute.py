@@ -68,14 +68,18 @@ def run_unit(run: RunDir, plan: Plan, unit: Unit, engine: Engine, stop: StopFlag
     started = time.monotonic()
     with log_to(run.log_file(unit.index)):
         log.info("unit %d: %d spans, %d frames", unit.index, len(unit.spans), unit.num_frames)
-        with replacing(result, only_new=True) as beside:
-            with new_hdf5(beside) as file:
-                for position, span in enumerate(unit.spans):
-                    _do_span(file.create_group(str(position)), span, engine, stop, tell)
-                file.attrs["engine"] = json.dumps(engine.describe())
-            with h5py.File(beside, "r", locking=False) as file:  # it must open again before it may count as done
-                if len(file) != len(unit.spans):
-                    raise OSError(f"{show_path(beside)} does not read back as written")
+        try:
+            with replacing(result, only_new=True) as beside:
+                with new_hdf5(beside) as file:
+                    for position, span in enumerate(unit.spans):
+                        _do_span(file.create_group(str(position)), span, engine, stop, tell)
+                    file.attrs["engine"] = json.dumps(engine.describe())
+                with h5py.File(beside, "r", locking=False) as file:  # it must open again before it may count as done
+                    if len(file) != len(unit.spans):
+                        raise OSError(f"{show_path(beside)} does not read back as written")
+        except FileExistsError:
+            log.info("unit %d: another process, taken for dead perhaps, was first", unit.index)
+            return
         seconds = time.monotonic() - started
         log.info("unit %d: done in %.1f s, %.1f frames/s", unit.index, seconds, unit.num_frames / max(seconds, 1e-9))
     run.log_event("unit_done", unit=unit.index, seconds=round(seconds, 3), frames=unit.num_frames)
@@ -219,7 +223,7 @@ def _do_unit(run: RunDir, plan: Plan, unit: Unit, engine: Engine, stop: StopFlag
     """Do a unit that is not done yet, and say what became of it; whether it is done now."""
     try:
         if not run.result_file(unit.index).exists():
-            with attempt(run.unit_folder(unit.index)), suppress(FileExistsError):  # a host that was given up was faster
+            with attempt(run.unit_folder(unit.index)):
                 run_unit(run, plan, unit, engine, stop, tell)
     except (DegError, OSError) as error:
         # a full disk is no fault of the recordings: this unit ends, the next may find room

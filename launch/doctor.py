@@ -11,8 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deg.launch import doctor_collective, doctor_files, doctor_gpu, doctor_image, doctor_machine
-from deg.launch.doctor_findings import Finding, exit_status, implied_profile
+from deg.errors import LaunchError, show_path
+from deg.launch import (
+    doctor_collective,
+    doctor_files,
+    doctor_gpu,
+    doctor_image,
+    doctor_job,
+    doctor_machine,
+    doctor_slurm,
+    queue,
+)
+from deg.launch.doctor_findings import Finding, exit_status, implied_profile, together
 from deg.schema import Cluster
 from deg.version import __version__
 
@@ -41,6 +51,8 @@ class Report:
 
 OnFinding = Callable[[Finding], None]
 """Called with each finding as it is made."""
+OnNote = Callable[[str], None]
+"""Called with what the scheduler says meanwhile."""
 
 
 def examine_here(folder: Path, cluster: Cluster, tell: OnFinding) -> Report:
@@ -66,9 +78,51 @@ def _here(folder: Path, cluster: Cluster) -> Iterator[Finding]:
     yield from doctor_image.check_image(cluster, [folder])
 
 
-def _told(findings: Iterator[Finding], tell: OnFinding) -> Report:
+def examine_cluster(folder: Path, cluster: Cluster, seconds: float, tell: OnFinding, note: OnNote) -> Report:
+    """Examine the cluster by a job, which is waited for `seconds` and then cancelled; 0 leaves it alone."""
+    before = _told(_login_node(folder, cluster), tell).findings
+    if exit_status(before):
+        unneeded = Finding("job", "not tried", "what is at fault above comes first")
+        tell(unneeded)
+        return Report((*before, unneeded))
+    job = doctor_job.new_folder(folder)
+    try:
+        submitted = doctor_job.submit(job, cluster, before)
+    except LaunchError as error:
+        refused = Finding("job", "fault", str(error), "that sbatch takes it")
+        tell(refused)
+        return Report((*before, refused), job.path)
+    note(f"Job {submitted.job} is submitted: {submitted.count} ranks, {doctor_job.MINUTES} minutes at most.")
+    if not seconds:
+        waiting = Finding(
+            "job", "not tried", f"{submitted.job} was not waited for; --job {show_path(job.path)} reads it"
+        )
+        tell(waiting)
+        return Report((*before, waiting), job.path)
+    state = doctor_job.wait(job, submitted, seconds, note)
+    findings = doctor_job.read_findings(job, submitted, state)
+    return Report((*before, *_told(iter(together(findings)), tell).findings), job.path)
+
+
+def job_report(folder: Path, tell: OnFinding) -> Report:
+    """What a job that was submitted before has found so far. RunError if there is none in this folder."""
+    job, submitted = doctor_job.load(folder)
+    state = queue.states([submitted.job])[submitted.job].state
+    findings = (*submitted.before, *together(doctor_job.read_findings(job, submitted, state)))
+    return _told(iter(findings), tell, job.path)
+
+
+def _login_node(folder: Path, cluster: Cluster) -> Iterator[Finding]:
+    yield doctor_machine.check_deg()
+    yield from doctor_files.check_project_files(folder)
+    yield from doctor_image.check_apptainer(cluster)
+    yield from doctor_image.check_image(cluster, [folder])
+    yield from doctor_slurm.check_scheduler(cluster)
+
+
+def _told(findings: Iterator[Finding], tell: OnFinding, folder: Path | None = None) -> Report:
     made = []
     for finding in findings:
         tell(finding)
         made.append(finding)
-    return Report(tuple(made))
+    return Report(tuple(made), folder)

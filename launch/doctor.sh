@@ -19,9 +19,9 @@ if [[ $what == before ]]; then
   exit 0
 fi
 
+[[ $what != 75 ]] || : >"$folder/requeue.asked"
 echo "$what" >"$folder/status"
 if [[ $what == 75 ]]; then
-  : >"$folder/requeue.asked"
   timeout 60 scontrol requeue "$SLURM_JOB_ID" >"$folder/requeue.log" 2>&1
   echo $? >"$folder/requeue.status" # where the site grants it, this script does not come so far
 fi

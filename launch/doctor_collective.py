@@ -89,10 +89,8 @@ def ways_of(log: str) -> list[str]:
     return sorted(set(re.findall(r" via ((?:P2P|SHM|NET)(?:/[A-Za-z]+)?)", log)))
 
 
-def measure(
-    rank: int, count: int, local: int, address: str, port: int, backend: str, folder: Path
-) -> dict[str, Any]:
-    """One rank's part; NCCL writes its log into `folder`. Imports PyTorch, whose RuntimeError says if they do not meet."""
+def measure(rank: int, count: int, local: int, address: str, port: int, backend: str, folder: Path) -> dict[str, Any]:
+    """One rank's part; NCCL writes its log into `folder`. RuntimeError, of PyTorch, if the ranks do not meet."""
     log = folder / "nccl.log"
     os.environ |= {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_SUBSYS": "INIT,P2P,SHM,NET", "NCCL_DEBUG_FILE": str(log)}
     import torch
@@ -103,9 +101,7 @@ def measure(
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     store = dist.TCPStore(address, port, count, is_master=rank == 0, timeout=timedelta(seconds=MEET_SECONDS))
-    dist.init_process_group(
-        backend, store=store, rank=rank, world_size=count, timeout=timedelta(seconds=MEET_SECONDS)
-    )
+    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timedelta(seconds=MEET_SECONDS))
     values = torch.full((VALUES,), float(rank + 1), device=device)
     dist.all_reduce(values)
     right = bool((values == count * (count + 1) / 2).all())
@@ -128,6 +124,6 @@ def measure(
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as own:
-        numbers = [int(word) for word in sys.argv[1:4]]
-        document = measure(*numbers, sys.argv[4], int(sys.argv[5]), sys.argv[6], Path(own))
+        rank, count, local, address, port, backend = sys.argv[1:]
+        document = measure(int(rank), int(count), int(local), address, int(port), backend, Path(own))
     sys.stdout.write(json.dumps(document) + "\n")

@@ -18,7 +18,9 @@ COLOURS = {"ok": "green", "warning": "yellow", "fault": "red", "not tried": "bri
 
 @click.command()
 @click.argument("words", nargs=-1, metavar="[PROJECT or FOLDER] [KEY=VALUE]...")
-@click.option("--on", type=click.Choice(["local", "slurm"]), default="local", show_default=True, help="What to examine.")
+@click.option(
+    "--on", type=click.Choice(["local", "slurm"]), default="local", show_default=True, help="What to examine."
+)
 @click.option("--config", "files", multiple=True, type=ANY_PATH, help="More options from a YAML file. Repeatable.")
 @click.option(
     "--wait",
@@ -54,7 +56,10 @@ def doctor(words: Sequence[str], on: str, files: Sequence[Path], wait: int, job:
     else:
         folder, config_file = _folder(Path(plain[0] if plain else "."))
         cluster = load_config(config_file, overrides, files=files).cluster
-        report = examine_here(folder, cluster, tell) if on == "local" else examine_cluster(folder, cluster, wait, tell)
+        if on == "local":
+            report = examine_here(folder, cluster, tell)
+        else:
+            report = examine_cluster(folder, cluster, wait, tell, say)
     if as_json:
         print_json(report.as_dict())
         return report.exit_status

@@ -9,15 +9,17 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from deg.errors import LaunchError, show_path
-from deg.launch import container
+from deg.errors import LaunchError
+from deg.launch import container, image_check
 from deg.launch.doctor_findings import Finding
+from deg.launch.doctor_gpu import driver_version
+from deg.launch.image import read_labels
+from deg.launch.image_build import source_sha256
 from deg.schema import Cluster
-from deg.version import __version__
 
 OLDEST = (1, 0)
 """The first Apptainer with `--mount`."""
@@ -72,26 +74,27 @@ def judge_fuse(usable: bool) -> Finding:
     return Finding("/dev/fuse", "warning", "cannot be opened", "that images can be mounted by FUSE", remedy)
 
 
-def check_image(cluster: Cluster, paths: Sequence[Path]) -> list[Finding]:
-    """The image that cluster.image names, started as jobs start it, with `paths` shown inside."""
+def check_image(cluster: Cluster, paths: Sequence[Path]) -> Iterator[Finding]:
+    """The image that cluster.image names: what it says of itself, and whether it starts as jobs start it, with `paths`
+    shown inside."""
     check = "image"
     if cluster.image is None:
-        return [Finding(check, "not tried", "cluster.image names none: jobs run this machine's Python")]
+        yield Finding(check, "not tried", "cluster.image names none: jobs run this machine's Python")
+        return
+    path = Path(cluster.image).expanduser()
     try:
-        how = replace(container.Container.of(cluster, paths), nv=False)
-        text = container.script(how)
+        labels = read_labels(path)
+        text = container.script(replace(container.Container.of(cluster, paths), nv=False))
     except LaunchError as error:
-        return [Finding(check, "fault", str(error), "an image that can be run")]
-    assert how.image is not None
-    try:
-        with how.image.open("rb"):
-            pass
-    except OSError as error:
-        remedy = "`deg image build` or `deg image pull` makes one; cluster.image names it."
-        return [Finding(check, "fault", f"{show_path(how.image)}: {error.strerror}", "an image", remedy)]
+        yield Finding(check, "fault", str(error), "an image that can be run")
+        return
+    yield replace(image_check.judge_version(labels, source_sha256()), check=check)
+    if (driver := driver_version()) is not None:
+        yield replace(image_check.judge_driver(labels, driver), check="GPU driver for it")
     if shutil.which(cluster.apptainer) is None:
-        return [Finding(check, "ok", f"{show_path(how.image)} is there; not started, for lack of Apptainer")]
-    return [_start(text)]
+        yield Finding("start of the image", "not tried", NOT_HERE)
+    else:
+        yield _start(text)
 
 
 def _start(text: str) -> Finding:
@@ -101,7 +104,7 @@ def _start(text: str) -> Finding:
         began = time.monotonic()
         try:
             ended = subprocess.run(
-                ["bash", str(script), "-c", "import deg.version; print(deg.version.__version__)"],
+                ["bash", str(script), "-c", "import deg"],
                 env={**os.environ, "TMPDIR": folder},  # where the script makes the job's own folder
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -110,24 +113,21 @@ def _start(text: str) -> Finding:
                 timeout=SECONDS,
             )
         except subprocess.TimeoutExpired:
-            return judge_start(SECONDS, None, f"no answer in {SECONDS:.0f} s")
+            return judge_start(SECONDS, 1, f"no answer in {SECONDS:.0f} s")
         seconds = time.monotonic() - began
-    version = ended.stdout.strip() if ended.returncode == 0 else None
-    return judge_start(seconds, version, " / ".join(ended.stderr.strip().splitlines()[-3:]))
+    return judge_start(seconds, ended.returncode, " / ".join(ended.stderr.strip().splitlines()[-3:]))
 
 
-def judge_start(seconds: float, version: str | None, errors: str) -> Finding:
-    """`version` is that of deg in the image; None if it did not start."""
-    if version is None:
-        return Finding("image", "fault", errors or "it ended without a word", "that Python starts in it")
-    found = f"deg {version}, Python starts in {seconds:.1f} s"
-    if version != __version__:
-        remedy = "Build or pull the image of this version, or install that version here."
-        return Finding("image", "fault", found, f"deg {__version__}, which submits", remedy)
+def judge_start(seconds: float, status: int, errors: str) -> Finding:
+    """`status` is what Python in the image ended with, after so many seconds."""
+    check = "start of the image"
+    if status:
+        return Finding(check, "fault", errors or f"exit status {status}", "that Python starts in it")
+    found = f"{seconds:.1f} s"
     if seconds > SLOW_START:
         remedy = "Put it on a faster file system: every task of a job starts it."
-        return Finding("image", "warning", found, f"{SLOW_START:.0f} s or less", remedy)
-    return Finding("image", "ok", found)
+        return Finding(check, "warning", found, f"{SLOW_START:.0f} s or less", remedy)
+    return Finding(check, "ok", found)
 
 
 def _is_setuid(build: str) -> bool:

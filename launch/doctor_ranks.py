@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from deg.data.atomic import write_atomically
-from deg.launch import doctor_collective, doctor_files, doctor_gpu, doctor_machine
+from deg.launch import doctor_collective, doctor_files, doctor_gpu, doctor_image, doctor_machine
 from deg.launch.doctor_findings import Finding
 from deg.launch.ranks import free_port
 from deg.work import STOPPED
@@ -32,7 +32,6 @@ SIGNAL_SECONDS = 40.0
 MORE_SIGNALS_SECONDS = 3.0
 """How long to count after the first."""
 LOOK_SECONDS = 0.1
-SLOW_START = 60.0
 
 COUNTER = """
 import signal, sys, time
@@ -106,14 +105,13 @@ def examine(folder: str) -> None:
 
 def _examine(job: Path, seat: Seat, request: Request, counter: SignalCount, began: float) -> Iterator[Finding]:
     if seat.rank == 0:
-        yield judge_start(began - float((job / "began").read_text()))
+        yield doctor_image.judge_start(began - float((job / "began").read_text()), 0, "")
     gpus = 0
     yield doctor_machine.check_environment(in_image=request.image)
     yield doctor_machine.check_cores(request.cpus_per_task)
     if seat.local == 0:
         yield doctor_machine.check_home()
-        memory = None if request.memory_gb is None else request.memory_gb
-        yield doctor_machine.check_memory(memory)
+        yield doctor_machine.check_memory(request.memory_gb)
         yield doctor_machine.check_shared_memory()
         scratch = doctor_machine.scratch_folder(os.environ.get("DEG_SCRATCH"))
         yield doctor_machine.check_scratch(scratch)
@@ -148,7 +146,12 @@ def _in_company(job: Path, seat: Seat, others: Sequence[Mapping[str, Any]], coun
     gpus = min(other["gpus"] for other in others if other["local"] == 0)
     most_here = max(other["local"] for other in others) + 1
     answer = doctor_collective.start_rank(
-        seat.rank, seat.count, seat.local, first["host"], first["port"], backend=doctor_collective.backend_for(most_here, gpus)
+        seat.rank,
+        seat.count,
+        seat.local,
+        os.environ.get("MASTER_ADDR") or first["host"],  # as Lightning has it
+        first["port"],
+        backend=doctor_collective.backend_for(most_here, gpus),
     ).answer(doctor_collective.SECONDS)
     if seat.rank == 0 or "failure" in answer:
         yield doctor_collective.judge_ranks([answer], hosts=len({other["host"] for other in others}))
@@ -166,7 +169,7 @@ def meet(job: Path, seat: Seat, gpus: int) -> list[dict[str, Any]] | None:
 
 
 def ping(job: Path, seat: Seat) -> float | None:
-    """Seconds until the answer of the slowest other rank is there, of rank 0; None for the others, and without answer."""
+    """Seconds until all other ranks have answered rank 0; None for the others, and if an answer is missing."""
     began = time.monotonic()
     if seat.rank:
         _wait(lambda: (job / "ranks" / "ping").exists(), MEET_SECONDS)
@@ -244,15 +247,6 @@ def judge_shared_folder(seen: bool) -> Finding:
     return Finding(check, "warning", "each rank has its own", "that ranks of a node share /dev/shm", remedy)
 
 
-def judge_start(seconds: float) -> Finding:
-    """From srun to Python in the image."""
-    found = f"{seconds:.1f} s from srun to Python"
-    if seconds > SLOW_START:
-        remedy = "Put the image on a faster file system."
-        return Finding("image start", "warning", found, f"{SLOW_START:.0f} s or less", remedy)
-    return Finding("image start", "ok", found)
-
-
 def judge_mode(uid_map: str, user: int) -> Finding:
     """How Apptainer runs on the node, by /proc/self/uid_map."""
     ids = uid_map.split()
@@ -298,7 +292,7 @@ def count_signals(job: Path, seat: Seat, counter: SignalCount) -> Finding:
 
 
 def judge_signal(received: int, of_child: int, status: str | None, said: str) -> Finding:
-    """How often the rank and its child got a signal; exit status and words of scancel, None if it did not get so far."""
+    """How often the rank and its child got a signal; exit status (None: it was not called) and words of scancel."""
     check = "signal"
     if received:
         times = "once" if received == 1 else f"{received} times"

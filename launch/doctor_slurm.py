@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from deg.errors import LaunchError
 from deg.launch.doctor_findings import Finding
@@ -15,15 +16,15 @@ from deg.launch.site import number, parse_settings
 from deg.launch.slurm import Script, Submitter, gpus, test_only, training_need
 from deg.schema import Cluster
 
-GPU_FLAGS = ("gpus_per_node", "gres", "gpus")
+GPU_FLAGS: tuple[Literal["gpus_per_node", "gres", "gpus"], ...] = ("gpus_per_node", "gres", "gpus")
 MEMORY: tuple[Mapping[str, Any], ...] = ({"memory_flag": "mem"}, {"memory_flag": "mem_per_cpu"}, {"memory_gb": None})
 
-Accepts = Callable[[Cluster], str]
-"""What the scheduler says to a training with these options. Raises LaunchError if it would refuse it."""
+Try = Callable[[Cluster], str]
+"""The words of `sbatch --test-only` to a training with these options."""
 
 
-def check_scheduler(cluster: Cluster, folder: Path) -> Iterator[Finding]:
-    """What can be known without a job. `folder` is for scripts, and seen by the scheduler's programs."""
+def check_scheduler(cluster: Cluster) -> Iterator[Finding]:
+    """What can be known without a job."""
     try:
         settings = parse_settings(run_scheduler(["scontrol", "show", "config"]))
     except LaunchError as error:
@@ -36,13 +37,14 @@ def check_scheduler(cluster: Cluster, folder: Path) -> Iterator[Finding]:
     yield judge_array(number(settings.get("maxarraysize", "")), cluster.max_array_size)
     yield judge_memory_sharing(settings.get("selecttypeparameters", ""))
 
-    def accepts(options: Cluster) -> str:
+    def try_out(options: Cluster) -> str:
+        unused = Path("/")
         need = training_need(options, "deg-doctor")
-        return test_only(Submitter(folder, options, folder, folder).text(Script(need, (), ())), folder)
+        return test_only(Submitter(unused, options, unused, unused).text(Script(need, (), ())))
 
     if gpus(cluster):
-        yield judge_gpu_flags(cluster, {flag: _refusal(accepts, replace(cluster, gpu_flag=flag)) for flag in GPU_FLAGS})
-    yield check_request(cluster, accepts)
+        yield judge_gpu_flags(cluster, {flag: try_out(replace(cluster, gpu_flag=flag)) for flag in GPU_FLAGS})
+    yield check_request(cluster, try_out)
 
 
 def judge_accounting(has_accounts: bool) -> Finding:
@@ -55,9 +57,16 @@ def judge_array(most: int | None, wanted: int | None) -> Finding:
     """`most` is MaxArraySize, the number of elements that an array may have; `wanted` is cluster.max_array_size."""
     check = "array size"
     if most is None:
-        return Finding(check, "ok" if wanted else "warning", "the site does not say its MaxArraySize", *(
-            ("",) if wanted else ("that scontrol tells it", "Write cluster.max_array_size, as the site's pages say.")
-        ))
+        return Finding(
+            check,
+            "ok" if wanted else "warning",
+            "the site does not say its MaxArraySize",
+            *(
+                ("",)
+                if wanted
+                else ("that scontrol tells it", "Write cluster.max_array_size, as the site's pages say.")
+            ),
+        )
     if wanted is not None and wanted > most:
         remedy = "Write the profile's line below."
         return Finding(
@@ -73,45 +82,44 @@ def judge_memory_sharing(parameters: str) -> Finding:
     return Finding("memory as a resource", "ok", f"not shared out ({parameters or 'unknown'}): jobs are not held to it")
 
 
-def judge_gpu_flags(cluster: Cluster, refusals: Mapping[str, str | None]) -> Finding:
-    """`refusals` are the scheduler's, for each way to ask for GPUs; None where it would take it."""
+def judge_gpu_flags(cluster: Cluster, answers: Mapping[str, str]) -> Finding:
+    """`answers` are the words of sbatch to each way of asking for GPUs."""
     check = "how to ask for GPUs"
-    taken = [flag for flag, refusal in refusals.items() if refusal is None]
+    taken = [flag for flag, words in answers.items() if is_taken(words)]
     if cluster.gpu_flag in taken:
-        return Finding(check, "ok", f"{cluster.gpu_flag}; {', '.join(taken)} would be taken")
-    said = str(refusals[cluster.gpu_flag])
+        return Finding(check, "ok", f"{cluster.gpu_flag}; taken would be {', '.join(taken)}")
+    said = _said(answers[cluster.gpu_flag])
     if not taken:
-        return Finding(check, "warning", f"none of {', '.join(refusals)} is taken: {said}", "one that is", "See below.")
+        return Finding(check, "warning", f"none of {', '.join(answers)} is taken: {said}", "one that is", "See below.")
     remedy = "Write the profile's line below."
-    return Finding(
-        check, "fault", f"{cluster.gpu_flag} is refused: {said}", taken[0], remedy, {"gpu_flag": taken[0]}
-    )
+    return Finding(check, "fault", f"{cluster.gpu_flag} is refused: {said}", taken[0], remedy, {"gpu_flag": taken[0]})
 
 
-def check_request(cluster: Cluster, accepts: Accepts) -> Finding:
+def check_request(cluster: Cluster, try_out: Try) -> Finding:
     """Whether a training as the options ask for it would be taken; if not, what else would."""
-    check = "request of a training"
-    try:
-        return Finding(check, "ok", accepts(cluster).removeprefix("sbatch: "))
-    except LaunchError as error:
-        said = str(error)
+    check, expected = "request of a training", "that sbatch would take it"
+    words = try_out(cluster)
+    if is_taken(words):
+        return Finding(check, "ok", _said(words))
     for flag, memory in product(GPU_FLAGS if gpus(cluster) else (cluster.gpu_flag,), MEMORY):
         options = {"gpu_flag": flag, **memory}
-        if _refusal(accepts, replace(cluster, **options)) is None:
+        if is_taken(try_out(replace(cluster, **options))):
             changed = {name: value for name, value in options.items() if getattr(cluster, name) != value}
             others = ", ".join(f"{name}={'null' if value is None else value}" for name, value in changed.items())
             remedy = f"It would be taken with {others}: write the profile's lines below."
-            return Finding(check, "fault", said, "that sbatch would take it", remedy, changed)
+            return Finding(check, "fault", _said(words), expected, remedy, changed)
     remedy = "Change the cluster.* option that it speaks of; `deg cluster init` shows what the site has."
-    return Finding(check, "fault", said, "that sbatch would take it", remedy)
+    return Finding(check, "fault", _said(words), expected, remedy)
 
 
-def _refusal(accepts: Accepts, options: Cluster) -> str | None:
-    try:
-        accepts(options)
-    except LaunchError as error:
-        return str(error)
-    return None
+def is_taken(words: str) -> bool:
+    """Whether `sbatch --test-only` would take a script, by its words."""
+    return re.search(r"Job \d+ to start at", words) is not None
+
+
+def _said(words: str) -> str:
+    """Words of sbatch in one line, without its name."""
+    return " / ".join(line.removeprefix("sbatch: ").strip() for line in words.splitlines()) or "nothing was said"
 
 
 def _has_accounts() -> bool:

@@ -21,6 +21,7 @@ from deg.config import as_dict
 from deg.errors import DegError, RunError
 from deg.launch import local
 from deg.launch.arguments import say
+from deg.launch.launches import require_free
 from deg.launch.progress import Progress
 from deg.launch.resources import devices
 from deg.merge import Merged, close_if_merged, finish, merge
@@ -117,6 +118,15 @@ def plan_run(stage: str, request: Request) -> Report:
     """Make the run directory of a stage, for others to do its units; none if there is nothing to do."""
     run, _, _, report = _begin(stage, request)
     return report if run is None else replace(report, run=run.name)
+
+
+def resume_run(run: RunDir, request: Request) -> Report:
+    """Go on with an interrupted run as it was planned."""
+    plan = run.load_plan()
+    with run.claimed():
+        outcome, merged = _execute(run, plan, request, plan)
+    report = Report(plan.stage, group=plan.group, run=run.name)
+    return _tell(_result(report, plan, plan.videos, merged, outcome.failed), outcome.stopped, request, merged)
 
 
 def merge_run(stage: str, request: Request) -> Report:
@@ -241,6 +251,7 @@ def _continued(request: Request, wanted: Plan) -> tuple[RunDir, Plan] | None:
     """An interrupted run that would give just what is wanted, with its own plan and units."""
     for run, plan in unfinished_runs(request.project.model_path, wanted.stage):
         if request.run_name in (None, run.name) and _same_work(plan, wanted):
+            require_free(run)
             say(f"Going on with the interrupted run {run.name}.")
             return run, plan
     return None

@@ -146,7 +146,11 @@ def _merged(launch: LaunchDir, spec: Launch, index: int, stop: StopFlag) -> Verd
     """Merge a stage, then plan the next one or write the report; what became of that."""
     stage = spec.stages[index]
     status, document = 0, None
-    if launch.run_of(stage).plan_file.exists():
+    run = launch.run_of(stage)
+    if run.plan_file.exists():
+        if (reason := _untrained(run)) is not None:
+            say(f"{run.name}: {reason}")
+            return Verdict("failed", reason, FAILED)
         status, document = run_quietly((*stage.command, "--only", "merge"))
     stop.check()
     if status and not (stage.verb == "infer" and status == FAILED and may_go_on(spec.project, stage.stage, document)):
@@ -158,6 +162,16 @@ def _merged(launch: LaunchDir, spec: Launch, index: int, stop: StopFlag) -> Verd
         status, document = run_quietly(("report", str(spec.project)))
     stop.check()
     return Verdict("failed", _message(document), status) if status > FAILED else verdict
+
+
+def _untrained(run: RunDir) -> str | None:
+    """Why a training is not done; None of one that is, and of an inference."""
+    if not run.is_training():
+        return None
+    for unit in run.load_training_plan().units:
+        if not run.phase_done_file(unit.index).exists():
+            return read_error(run, unit.index) or "its jobs ended before it was done"
+    return None
 
 
 def plan_stage(launch: LaunchDir, stage: Stage) -> tuple[int, Any]:

@@ -84,12 +84,6 @@ class LaunchStatus:
         return asdict(self) | {"stages": [stage.as_dict() for stage in self.stages]}
 
 
-def is_settled(launch: LaunchDir) -> bool:
-    """Whether files say that every stage is done, so that nobody need ask the queue. RunError if it cannot be read."""
-    verdicts = [launch.verdict(index) for index in range(len(launch.load().stages))]
-    return all(verdict is not None and verdict.state in ("done", "partly") for verdict in verdicts)
-
-
 def read_launch(launch: LaunchDir, queue: Queue) -> LaunchStatus:
     """The state of a launch. RunError if it, or a plan of its runs, cannot be read."""
     what, jobs = launch.load(), launch.jobs()
@@ -133,7 +127,8 @@ def _read_stage(
     state = _stage_state(verdict, planned and run.done_file.exists(), list(alive.values()), queue.is_known)
     work = read_status(run) if planned else None
     attempts = _attempts(run, work) if planned else {}
-    working = _working(launch, run, attempts, jobs, queue) if state in ("running", "unknown") else Working()
+    at_it = planned and state in ("running", "unknown")
+    working = _working(launch, run, attempts, jobs, queue) if at_it else Working()
     return StageStatus(
         stage.name,
         stage.run,

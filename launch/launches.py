@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deg.data.atomic import write_atomically
-from deg.errors import RunError, show_path
+from deg.errors import LaunchError, RunError, show_path
+from deg.launch.queue import alive
 from deg.rundir import RunDir
 
 LAUNCH_VERSION = 1
@@ -181,6 +182,33 @@ def find_launches(models: Path) -> Sequence[LaunchDir]:
     """All launches of a project, newest first."""
     found = [LaunchDir(file.parent) for file in models.glob("*/launch.json")]
     return sorted(found, key=lambda launch: (launch.launch_file.stat().st_mtime_ns, launch.name), reverse=True)
+
+
+def launch_of(run: RunDir) -> LaunchDir | None:
+    """The newest launch that a run is a stage of; None if none is."""
+    for launch in find_launches(run.path.parent):
+        try:
+            if any(stage.run == run.name for stage in launch.load().stages):
+                return launch
+        except RunError:  # of another version
+            continue
+    return None
+
+
+def require_free(run: RunDir) -> None:
+    """RunError if jobs of a scheduler are at work on a run, or will be, as far as can be told from here."""
+    launch = launch_of(run)
+    if launch is None:
+        return
+    try:
+        jobs = alive([job.job for job in launch.jobs()])
+    except LaunchError:
+        return  # no scheduler here: in an image, where the launch itself asks, or elsewhere
+    if jobs:
+        raise RunError(
+            f"{run.name}: {len(jobs)} jobs of {launch.name} work on this run, or wait to. Watch them with `deg status`, "
+            "or end them first with `deg cancel`."
+        )
 
 
 def append_line(path: Path, document: Mapping[str, Any]) -> None:

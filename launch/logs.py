@@ -14,8 +14,9 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from deg.launch.progress import figures
 from deg.launch.watched import Watched
 from deg.rundir import RunDir
 
-STAMP = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3}) ")
+STAMP = re.compile(r"(?:submitit \w+ \()?(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3})")
 OUTPUT = re.compile(r"(?P<job>\d+(?:_\d+)?)_(?P<rank>\d+)_log\.(?:out|err)")
 LOCAL = re.compile(r"(?P<kind>local|rank)-(?P<rank>\d+)\.log")
 LOOK_SECONDS = 1.0
@@ -131,7 +132,6 @@ class _Reader:
     name: str
     path: Path
     offset: int = 0
-    at: float = field(default_factory=time.time)
 
     def read(self) -> list[Line]:
         try:
@@ -143,9 +143,7 @@ class _Reader:
         if not whole:
             return []
         self.offset += len(whole) + 1
-        lines = list(_lines(self.name, whole.decode("utf-8", "replace"), self.at))
-        self.at = lines[-1].time if lines else self.at
-        return lines
+        return list(_lines(self.name, whole.decode("utf-8", "replace"), time.time()))
 
 
 # ---------------------------------------------------------------------------------------------------- which files
@@ -252,26 +250,42 @@ def _nothing(chosen: Chosen, name: str) -> RunError:
 
 
 def read_source(source: Source) -> list[Line]:
-    """The lines that are wanted of a file; those before the first that has a time count as written with it."""
+    """The lines that are wanted of a file."""
     try:
         text = source.path.read_text(encoding="utf-8", errors="replace")
         changed = source.path.stat().st_mtime
     except FileNotFoundError:
         return []
-    first = next((moment for line in text.splitlines() if (moment := stamp(line)) is not None), changed)
-    lines = list(_lines(source.name, text, first))
+    lines = list(_lines(source.name, text, changed))
     if source.spans is None:
         return lines
     return [line for line in lines if any(start <= line.time < stop for start, stop in source.spans)]
 
 
-def _lines(name: str, text: str, at: float) -> Iterator[Line]:
-    for line in text.splitlines():
-        moment = stamp(line)
-        at = at if moment is None else moment
+def _lines(name: str, text: str, changed: float) -> Iterator[Line]:
+    """The lines of a text to which something was last added at `changed`."""
+    lines = text.splitlines()
+    for line, moment in zip(lines, moments(lines, changed), strict=True):
         said = in_words(line)
         if said is not None and said.strip():
-            yield Line(name, at, said)
+            yield Line(name, moment, said)
+
+
+def moments(lines: Sequence[str], changed: float) -> list[float]:
+    """When each line was written. Those without a time belong to the one before; JSON lines, of which a worker writes
+    one a second, are spread evenly up to the next time, or to the last change of the file."""
+    known = [(index, moment) for index, line in enumerate(lines) if (moment := stamp(line)) is not None]
+    before, found = known[0][1] if known else changed, []
+    bounds = [(-1, before), *known, (len(lines), max(changed, known[-1][1] if known else 0.0))]
+    for (first, start), (stop, end) in pairwise(bounds):
+        if first >= 0:
+            found.append(start)
+        at = start
+        for index in range(first + 1, stop):
+            if lines[index].startswith("{"):
+                at = start + (end - start) * (index - first) / (stop - first)
+            found.append(at)
+    return found
 
 
 def stamp(line: str) -> float | None:
@@ -284,6 +298,8 @@ def stamp(line: str) -> float | None:
 
 def in_words(line: str) -> str | None:
     """A line as people read it; None for one that only a program wants."""
+    if line.startswith("submitit INFO"):
+        return None
     if not line.startswith("{"):
         return line
     try:

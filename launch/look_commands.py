@@ -1,4 +1,4 @@
-"""`deg status`, `deg bench` and `deg demo`."""
+"""`deg bench` and `deg demo`."""
 
 from __future__ import annotations
 
@@ -7,78 +7,9 @@ from pathlib import Path
 
 import click
 
-from deg.launch.arguments import ANY_PATH, console, json_option, print_json, say
+from deg.launch.arguments import ANY_PATH, json_option, print_json, say
 
 BATCHES = ("auto", "1", "2", "4", "8", "16", "32", "64", "128", "256")
-
-
-@click.command()
-@click.argument("path", type=ANY_PATH, default=".", metavar="[RUN or PROJECT]")
-@json_option
-def status(path: Path, as_json: bool) -> int:
-    """Runs of a project, or one run: what is done, how fast, how good. Reads files only.
-
-    \b
-    Example: deg status my_project
-    """
-    from deg.errors import RunError
-    from deg.launch.progress import FIGURES
-    from deg.launch.status import RunStatus, TrainingStatus, read_status, runs_at
-
-    found: list[RunStatus | TrainingStatus] = []
-    unreadable: dict[str, str] = {}
-    for run in runs_at(path):
-        try:
-            found.append(read_status(run))
-        except RunError as error:
-            unreadable[run.name] = str(error)
-            say(f"Warning: {error}")
-    if as_json:
-        print_json({"runs": [run.as_dict() for run in found], "unreadable": unreadable})
-        return 1 if unreadable else 0
-    trainings = [
-        (
-            state.name,
-            state.state,
-            state.phase if state.phases > 1 else "",
-            f"{state.epochs_done}/{state.epochs}",
-            "" if state.loss is None else f"{state.loss:.3f}",
-            "" if state.figure is None or state.value is None else f"{FIGURES[state.figure]} {state.value:.3f}",
-        )
-        for state in found
-        if isinstance(state, TrainingStatus)
-    ]
-    inferences = [
-        (
-            state.name,
-            state.state,
-            f"{state.units_done}/{state.units}",
-            f"{state.recordings_done}/{state.recordings}",
-            str(state.recordings_failed + state.units_failed),
-            f"{state.frames_done}/{state.frames}",
-            "" if state.frames_per_second is None else f"{state.frames_per_second:.1f}",
-        )
-        for state in found
-        if isinstance(state, RunStatus)
-    ]
-    _print_table(("training", "state", "phase", "epochs", "loss", "validation"), trainings)
-    _print_table(("inference", "state", "units", "recordings", "failed", "frames", "frames/s"), inferences)
-    return 1 if unreadable else 0
-
-
-def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on standard output, words to the left and numbers to the right; nothing without rows."""
-    from rich.table import Table
-
-    if not rows:
-        return
-    table = Table(box=None, pad_edge=False)
-    for heading in headings:
-        left = heading in ("training", "inference", "state", "phase", "validation")
-        table.add_column(heading, justify="left" if left else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console().print(table)
 
 
 @click.command()

@@ -107,7 +107,7 @@ def in_accounts(jobs: Sequence[str], *, former: bool = False) -> list[JobState]:
         return []
     words = [*SACCT, *(["--duplicates"] if former else []), f"--jobs={','.join(sorted(set(jobs)))}"]
     try:
-        return parse_sacct(run_scheduler(words, tries=2))
+        return parse_sacct(run_scheduler(words))
     except LaunchError:
         return []
 

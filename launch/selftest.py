@@ -16,6 +16,7 @@ from pathlib import Path
 from deg.containers import Flavour, flavour
 from deg.errors import DegError, LaunchError
 from deg.launch.arguments import say
+from deg.launch.doctor_gpu import NV_LIBRARIES, judge_pytorch, measure
 
 DRIVER_FILES = ("libcuda.so*", "libcudadebugger.so*", "libnvcuvid.so*", "libnvidia-*.so*")
 """Libraries of the driver come from the host, by --nv; one in the image may win over the host's and not fit it."""
@@ -72,7 +73,7 @@ def readable_by_all(kind: Flavour) -> str:
     for folder, _, names in os.walk(sys.prefix):
         for name in (folder, *(f"{folder}/{name}" for name in names)):
             count += 1
-            if not os.access(name, os.R_OK) or not Path(name).is_symlink() and not os.stat(name).st_mode & 0o004:
+            if not Path(name).lstat().st_mode & 0o004:
                 raise LaunchError(f"expected that everybody may read {name}")
             if os.getuid() and os.access(name, os.W_OK):
                 raise LaunchError(f"expected that nobody may write {name}")
@@ -143,24 +144,15 @@ def write_untrained_weights(folder: Path) -> None:
 
 
 def gpu(kind: Flavour) -> str:
-    """The GPU does a convolution as the CPU does it."""
-    import torch
-
+    """Each GPU computes what it should, with the host's driver."""
     if not Path("/dev/nvidiactl").exists():
         return "there is none here"
-    if not Path("/.singularity.d/libs/libcuda.so.1").exists():
+    if not Path(NV_LIBRARIES).is_dir():
         return "there is one here, which is seen with --nv only"
-    if not torch.cuda.is_available():
-        raise LaunchError(f"torch finds no GPU, although there is a driver: is it older than {kind.min_driver}?")
-    capability = torch.cuda.get_device_capability()
-    if capability < tuple(map(int, kind.compute_capability.split("."))):
-        raise LaunchError(f"expected compute capability {kind.compute_capability} or newer, found {capability}")
-    torch.manual_seed(0)
-    frames, weights = torch.randn(2, 8, 32, 32), torch.randn(4, 8, 3, 3)
-    there = torch.nn.functional.conv2d(frames.cuda(), weights.cuda()).cpu()
-    if not torch.allclose(there, torch.nn.functional.conv2d(frames, weights), atol=0.1):  # TF32 has ten bits
-        raise LaunchError("the GPU computes something else than the CPU")
-    return f"{torch.cuda.get_device_name()}, compute capability {capability[0]}.{capability[1]}"
+    findings = judge_pytorch(measure(), in_image=True)
+    if faults := [finding.sentence() for finding in findings if finding.state == "fault"]:
+        raise LaunchError(" ".join(faults))
+    return "; ".join(finding.found for finding in findings)
 
 
 if __name__ == "__main__":

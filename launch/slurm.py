@@ -159,17 +159,16 @@ class Submitter(submitit.SlurmExecutor):
         try:
             with _outside_any_job():
                 job = self._submit_command(self._submitit_command_str)
+            names = [job.job_id]
+            if script.elements is not None:
+                names = [f"{job.job_id}_{element}" for element in range(script.elements)]
+            for name in names:
+                shutil.copyfile(pickle, self.folder / f"{name}_submitted.pkl")
         except (FailedJobError, FailedSubmissionError) as error:
             raise LaunchError(_refusal(str(error), self.text(script, dependency))) from None
         finally:
-            for left in self.folder.glob(".submission_file_*.sh"):
+            for left in (pickle, *self.folder.glob(".submission_file_*.sh")):
                 left.unlink(missing_ok=True)
-        names = [job.job_id]
-        if script.elements is not None:
-            names = [f"{job.job_id}_{element}" for element in range(script.elements)]
-        for name in names:
-            shutil.copyfile(pickle, self.folder / f"{name}_submitted.pkl")
-        pickle.unlink()
         return str(job.job_id)
 
     def pickle(self, script: Script, path: Path) -> Path:

@@ -27,7 +27,7 @@ from deg.launch.arguments import say
 from deg.launch.chain import run_or_raise
 from deg.launch.inference import provenance
 from deg.launch.launches import Job, Launch, LaunchDir, Stage
-from deg.launch.queue import alive, run_scheduler
+from deg.launch.queue import run_scheduler
 from deg.launch.slurm import Need, Script, Submitter
 from deg.plan import plan_units
 from deg.project import Project
@@ -115,7 +115,7 @@ def submit(request: Request) -> Report:
     finally:
         if request.dry_run or not launch.launch_file.exists():
             shutil.rmtree(launch.path, ignore_errors=True)
-    report = _report(launch, spec)
+    report = describe(launch, spec)
     say(f"Submitted {launch.name}: {', '.join(stage.name for stage in stages)}{', report' * request.report}.")
     say(f"Watch it with: deg status {show_path(request.project.path)}")
     return report
@@ -206,7 +206,7 @@ def _elements(request: Request, link: Link, planned: Mapping[str, Any] | None) -
 
 def _require_image(request: Request) -> None:
     """The image must be there, and of this version."""
-    require_same_version = lambda *a: None  # TEMPORARY
+    from deg.launch.image import require_same_version
 
     if (image := request.config.cluster.image) is None:
         say("Note: cluster.image is null: jobs run the Python that submits, which all nodes must see.")
@@ -217,7 +217,7 @@ def _require_image(request: Request) -> None:
             f"cluster.image = {image}: expected an Apptainer image, found nothing there. `deg image pull` fetches one, "
             "`deg image build` makes one."
         )
-    require_same_version(path, request.config.cluster.apptainer)
+    require_same_version(path)
 
 
 def _spec(request: Request, stages: tuple[Stage, ...]) -> Launch:
@@ -338,7 +338,8 @@ def _keep_for_again(submitter: Submitter, script: Script, path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- telling
 
 
-def _report(launch: LaunchDir, spec: Launch) -> Report:
+def describe(launch: LaunchDir, spec: Launch) -> Report:
+    """What was submitted."""
     return Report(
         launch=launch.name,
         stages=tuple({"stage": stage.name, "run": stage.run, "elements": stage.elements} for stage in spec.stages),
@@ -386,8 +387,3 @@ def _show(request: Request, launch: LaunchDir, spec: Launch) -> Report:
         gpu_hours_at_most=hours,
         test_only=said,
     )
-
-
-def jobs_alive(launch: LaunchDir) -> set[str]:
-    """Jobs of a launch that the scheduler still has."""
-    return alive([job.job for job in launch.jobs()])

@@ -17,6 +17,7 @@ from deg.data.metrics_file import MetricsFile, without_tables
 from deg.errors import LaunchError, RunError, show_path
 from deg.launch.arguments import say
 from deg.launch.inference import provenance
+from deg.launch.launches import require_free
 from deg.launch.progress import TrainingProgress, figures
 from deg.launch.ranks import rank_devices, run_ranks
 from deg.launch.resources import Device
@@ -92,12 +93,27 @@ def train(stage: str, request: Request) -> Report:
     prepared, run = _begin(stage, request)
     with run.claimed():
         planning.commit(prepared, run)
-        if not _execute(run, rank_devices(request.config.compute)):
-            say(f"{stage}: stopped; what was learned is kept in {run.name}. Run the same command again to go on.")
-            return _report(prepared, run=run.name, stopped=True)
-        best = _close(run)
+        best = _execute_to_end(run, request.config)
+    return _report(prepared, run=run.name, best=best, stopped=best is None)
+
+
+def resume_run(run: RunDir, config: Config) -> Report:
+    """Go on with an interrupted training as it was planned."""
+    plan = run.load_training_plan()
+    with run.claimed():
+        best = _execute_to_end(run, config)
+    return Report(plan.stage, run=run.name, best=best, stopped=best is None)
+
+
+def _execute_to_end(run: RunDir, config: Config) -> Best | None:
+    """Do what is left, close the run and tell; None if a signal stopped it."""
+    stage = run.load_training_plan().stage
+    if not _execute(run, rank_devices(config.compute)):
+        say(f"{stage}: stopped; what was learned is kept in {run.name}. Run the same command again to go on.")
+        return None
+    best = _close(run)
     _tell(stage, best)
-    return _report(prepared, run=run.name, best=best)
+    return best
 
 
 def plan_run(stage: str, request: Request) -> Report:
@@ -207,6 +223,7 @@ def _continued(request: Request, wanted: TrainingPlan) -> RunDir | None:
         plan = unfinished_training(run)
         if plan is None or plan.stage != wanted.stage or not planning.same_training(plan, wanted):
             continue
+        require_free(run)
         if not run.is_claimed():
             return run
         say(f"Note: another `deg` is at this very training, in {run.name}; this one is a second.")

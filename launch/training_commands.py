@@ -1,4 +1,4 @@
-"""`deg train` and `deg run`."""
+"""`deg train`, `deg run` and `deg resume`."""
 
 from __future__ import annotations
 
@@ -98,3 +98,24 @@ def run(
     if as_json:
         print_json(report.as_dict())
     return report.exit_status
+
+
+@click.command()
+@click.argument("words", nargs=-1, metavar="[RUN or PROJECT] [cluster.KEY=VALUE]...")
+@json_option
+def resume(words: Sequence[str], as_json: bool) -> int:
+    """Go on with a run that was interrupted, cancelled or given up: the newest one of a project, or the one named.
+
+    Only what is missing is done; what was put aside gets a new chance. Jobs of a cluster are submitted again, with the
+    options that are given now.
+
+    \b
+    Example: deg resume my_project cluster.time=8:00:00
+    """
+    from deg.launch.resume import resume as go_on
+
+    plain, overrides = split_words(words)
+    document = go_on(Path(one_project(plain or ["."])), overrides)
+    if as_json:
+        print_json(document)
+    return int(document["exit_status"])

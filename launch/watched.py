@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from deg.errors import DegError, LaunchError, RunError, show_path
-from deg.launch.launches import LaunchDir, find_launches
+from deg.launch.launches import LaunchDir, find_launches, launch_of
 from deg.launch.queue import JobState, in_queue
 from deg.rundir import RunDir, find_runs
+
+ASK_SECONDS = 30.0
+"""Between two questions to the scheduler, at the least."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,8 @@ def find_watched(word: Path) -> Watched:
         return Watched((LaunchDir(word.resolve()),), ())
     if (word / "plan.json").exists():
         run = RunDir(word)
-        launches = [launch for launch in find_launches(word.resolve().parent) if run.path.name in run_names(launch)]
-        return Watched(tuple(launches[:1]), ()) if launches else Watched((), (run,))
+        launch = launch_of(run)
+        return Watched((), (run,)) if launch is None else Watched((launch,), ())
     project = open_project(word)
     launches = list(find_launches(project.model_path))
     belonging = {name for launch in launches for name in run_names(launch)}
@@ -83,10 +87,35 @@ class Queue:
         return not self.problem
 
 
+def is_settled(launch: LaunchDir) -> bool:
+    """Whether files say that every stage is done, so that nobody need ask the queue."""
+    try:
+        verdicts = [launch.verdict(index) for index in range(len(launch.load().stages))]
+    except RunError:
+        return False
+    return all(verdict is not None and verdict.state in ("done", "partly") for verdict in verdicts)
+
+
 def ask_queue(launches: Sequence[LaunchDir]) -> Queue:
-    """The queue's word on the jobs of launches. A queue that does not answer is no error: files tell most."""
-    jobs = [job.job for launch in launches for job in launch.jobs()]
+    """The queue's word on the jobs of launches that are not done. No answer is no error: files tell most."""
+    jobs = [job.job for launch in launches if not is_settled(launch) for job in launch.jobs()]
     try:
         return Queue(in_queue(jobs))
     except LaunchError as error:
         return Queue({}, str(error))
+
+
+class Ending:
+    """Whether nothing happens any more; called often, it asks the scheduler rarely."""
+
+    def __init__(self, watched: Watched, seconds: float = ASK_SECONDS):
+        self._watched, self._seconds, self._asked = watched, seconds, time.monotonic() - seconds
+
+    def __call__(self) -> bool:
+        if any(run.is_claimed() for run in self._watched.runs):
+            return False
+        if time.monotonic() - self._asked < self._seconds:
+            return not self._watched.launches
+        self._asked = time.monotonic()
+        queue = ask_queue(self._watched.launches)
+        return queue.is_known and not any(job.is_alive for job in queue.jobs.values())

@@ -46,15 +46,8 @@ WAITS = (
 
 NEVER_BY_ITSELF = (
     *("DependencyNeverSatisfied", "JobHeldUser", "JobHeldAdmin", "JobHoldMaxRequeue", "launch failed requeued held"),
-    *(
-        "PartitionTimeLimit",
-        "PartitionNodeLimit",
-        "BadConstraints",
-        "AccountNotAllowed",
-        "InvalidAccount",
-        "InvalidQOS",
-    ),
-    *("QOSNotAllowed", "QOSMaxWall", "MaxMemPerLimit"),
+    *("PartitionTimeLimit", "PartitionNodeLimit", "BadConstraints", "AccountNotAllowed", "InvalidAccount"),
+    *("InvalidQOS", "QOSNotAllowed", "QOSMaxWall", "MaxMemPerLimit"),
 )
 """Beginnings of reasons that time does not mend."""
 
@@ -100,7 +93,7 @@ SYMPTOMS = (
     ),
     _symptom(
         "no_image",
-        r"could not open image|image .*(not found|no such file)|unable to open .*\.sif|no such file or directory.*\.sif",
+        r"could not open image|image .*(not found|no such file)|no such file or directory.*\.sif",
         "The image is not there, or cannot be read, on the node",
         "It must lie on a file system that all nodes see: cluster.image.",
     ),

@@ -41,11 +41,11 @@ _STARTING = _LEARNING | {"click", "rich", "submitit", "ray", "spython"}
 LAYERS = [
     Row(
         "words",
-        "version errors types yamlfile schema defaults config options configs containers",
+        "version errors types yamlfile forms schema defaults config options configs containers",
         {"numpy", "omegaconf", "yaml"},
     ),
     Row("arithmetic", "windows splits plan metrics ethogram sampling", {"numpy"}),
-    Row("files", "project recordings rundir trained trainable start_weights work data.*", _FILES),
+    Row("files", "project recordings rundir trained trainable start_weights work attempts data.*", _FILES),
     Row("networks", "models.*", _NETWORKS),
     Row("learning", "train.*", _LEARNING),
     Row(

@@ -17,6 +17,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
+from deg.attempts import require_current
 from deg.data.metrics_file import MetricsFile, append_line, truncate_lines, without_tables
 from deg.train.checkpoint import forget_older_states, save_best, save_newest, state_path
 from deg.train.ranks import any_of
@@ -143,6 +144,7 @@ class Bookkeeping(pl.Callback):
             raise Stopped
 
     def _write(self, trainer: pl.Trainer, task: Task, epoch: int, train: Row, val: Row, is_best: bool) -> None:
+        require_current(self._folders.state.parent)
         folder, step = self._folders.results, trainer.global_step
         state = task.model.state_dict()
         about = self._about(val.get("metrics_by_threshold/optimum"))
@@ -167,6 +169,8 @@ class Bookkeeping(pl.Callback):
 
     def _save(self, trainer: pl.Trainer, task: Task) -> None:
         """The state to go on from. Every rank must call it."""
+        if trainer.is_global_zero:
+            require_current(self._folders.state.parent)
         trainer.save_checkpoint(state_path(self._folders.state, task.batches_done))
         if trainer.is_global_zero:
             forget_older_states(self._folders.state)

@@ -7,7 +7,18 @@ import time
 
 import pytest
 
-from deg.attempts import Attempt, Job, attempt, give_new_chance, hopeless, note, read_attempts, read_exit
+from deg.attempts import (
+    Attempt,
+    Job,
+    Superseded,
+    attempt,
+    give_new_chance,
+    hopeless,
+    note,
+    read_attempts,
+    read_exit,
+    require_current,
+)
 from deg.errors import RunError, VideoError
 from deg.work import Stopped
 
@@ -44,6 +55,7 @@ def test_how_attempts_ended(tmp_path, in_job):
     in_job("2")
     with pytest.raises(VideoError), attempt(tmp_path, progress=8):
         raise VideoError("a.mp4", "it is torn", "Cut it again.")
+    in_job("2", restart=1)
     with attempt(tmp_path, progress=9):
         pass
     found = [(a.job, a.restart, a.progress, a.end, a.why) for a in read_attempts(tmp_path)]
@@ -51,7 +63,7 @@ def test_how_attempts_ended(tmp_path, in_job):
         ("1", 0, 5, "stopped", "signal"),
         ("1", 1, 8, "stopped", "time limit"),
         ("2", 0, 8, "failed", "a.mp4: it is torn. Cut it again."),
-        ("2", 0, 9, "done", ""),
+        ("2", 1, 9, "done", ""),
     ]
 
 
@@ -122,3 +134,15 @@ def test_ranks_that_do_not_write_leave_no_trace(tmp_path, in_job):
     with attempt(tmp_path, writes=False):
         pass
     assert read_attempts(tmp_path) == []
+
+
+def test_a_process_that_is_taken_for_dead_writes_no_more(tmp_path, in_job):
+    in_job("1")
+    with pytest.raises(Superseded, match="job 1 has taken over what job 1 was at"), attempt(tmp_path):
+        require_current(tmp_path)
+        in_job("1", restart=1)
+        with attempt(tmp_path):
+            require_current(tmp_path)
+        in_job("1")
+        require_current(tmp_path)
+    assert [a.end for a in read_attempts(tmp_path)] == [None, "done"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -111,7 +112,7 @@ def test_doing_a_unit_twice_is_harmless(run, plan):
 
 def test_what_a_killed_worker_left_is_removed(run, plan):
     run.unit_folder(0).mkdir(parents=True)
-    (run.unit_folder(0) / ".result.h5.1.part").write_bytes(b"half")
+    (run.unit_folder(0) / f".result.h5.{socket.gethostname()}.999999999.part").write_bytes(b"half")
     run.error_file(0).write_text("{}")
     do_units(run, plan, [0])
     assert parts(run, 0) == ["result.h5"] and not run.error_file(0).exists()

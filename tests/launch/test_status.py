@@ -8,9 +8,8 @@ import pytest
 from runs import NOW, do_units, make_plan, make_project, make_run
 from training_runs import leave_trained, make_training_plan
 
-from deg.errors import ProjectError, RunError
 from deg.launch import cli
-from deg.launch.status import read_status, runs_at
+from deg.launch.status import read_status
 from deg.merge import finish, merge
 from deg.rundir import RunDir, create_run
 
@@ -51,9 +50,10 @@ def test_a_run_at_work(run, plan):
 def test_a_unit_that_failed_counts_until_it_is_done(run, plan):
     run.unit_folder(1).mkdir(parents=True)
     run.error_file(1).write_text("{}")
-    assert read_status(run).units_failed == 1
+    found = read_status(run)
+    assert (found.units_failed, found.recordings_failed) == (1, len({span.key for span in plan.units[1].spans}))
     do_units(run, plan, [1])
-    assert read_status(run).units_failed == 0
+    assert (read_status(run).units_failed, read_status(run).recordings_failed) == (0, 0)
 
 
 def test_a_finished_run(run, plan):
@@ -77,20 +77,6 @@ def test_looking_does_not_disturb(run, plan):
     before = sorted((path, path.stat().st_mtime_ns) for path in run.path.rglob("*"))
     read_status(run)
     assert sorted((path, path.stat().st_mtime_ns) for path in run.path.rglob("*")) == before
-
-
-def test_runs_are_found_by_folder_and_by_project(tmp_path):
-    folder = make_project(tmp_path / "mice", {"m": 20})
-    run = make_run(folder, make_plan(folder, {"m": 20}))
-    assert runs_at(run.path) == runs_at(folder) == runs_at(folder / "project_config.yaml") == [run]
-
-
-def test_a_project_without_runs_and_what_is_no_project(tmp_path):
-    folder = make_project(tmp_path / "mice", {"m": 20})
-    with pytest.raises(RunError, match="no runs of deg yet"):
-        runs_at(folder)
-    with pytest.raises(ProjectError):
-        runs_at(tmp_path)
 
 
 def test_the_command_prints_a_table_or_json(run, capsys):

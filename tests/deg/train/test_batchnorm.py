@@ -190,3 +190,10 @@ def test_what_is_frozen_is_left():
     synchronise(network, leave=network[0])
     assert type(network[0][0]) is nn.BatchNorm1d
     assert type(network[1][0][0]) is SyncedBatchNorm
+
+
+def test_a_single_value_on_a_rank_leaves_the_running_statistics_whole(monkeypatch):
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda tensor: None)
+    norm = SyncedBatchNorm.of(nn.BatchNorm2d(3))
+    norm._statistics(torch.randn(1, 3, 1, 1))
+    assert norm.running_mean.isfinite().all() and norm.running_var.isfinite().all()

@@ -1,0 +1,139 @@
+"""`deg resume`: go on with what was interrupted, was cancelled, or gave up; only what is missing is done.
+
+Units that were put aside get a new chance. A launch is submitted again from its first stage that is not done.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from deg.attempts import give_new_chance
+from deg.config import as_dict, overlay, parse_overrides, read_run_config, restore
+from deg.data.atomic import write_atomically
+from deg.errors import ConfigError, RunError, show_path
+from deg.launch import inference, submit, training
+from deg.launch.arguments import say
+from deg.launch.chain import run_or_raise
+from deg.launch.launches import Launch, LaunchDir, find_launches, launch_of
+from deg.launch.queue import in_queue, run_scheduler
+from deg.launch.slurm import options_of
+from deg.project import open_project
+from deg.rundir import RunDir, find_runs
+from deg.schema import Cluster
+
+
+def resume(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """Go on with the run, the launch, or the newest of a project that is unfinished; the command's JSON document.
+
+    `overrides` are options `cluster.*` for the jobs of a launch. RunError if nothing is there to go on with.
+    """
+    found = _find(path)
+    if isinstance(found, LaunchDir):
+        return resume_launch(found, overrides)
+    if overrides:
+        raise ConfigError(f"{overrides[0]}: {found.name} was run on this machine, with the options of its plan.")
+    return resume_run(found)
+
+
+def _find(path: Path) -> LaunchDir | RunDir:
+    if (path / "launch.json").exists():
+        return LaunchDir(path)
+    if (path / "plan.json").exists():
+        return launch_of(RunDir(path)) or RunDir(path)
+    project = open_project(path)
+    unfinished: list[tuple[int, LaunchDir | RunDir]] = []
+    for launch in find_launches(project.model_path):
+        if first_undone(launch, launch.load()) is not None:
+            unfinished.append((launch.launch_file.stat().st_mtime_ns, launch))
+            break
+    for run in find_runs(project.model_path):
+        if not run.done_file.exists() and launch_of(run) is None:
+            unfinished.append((run.plan_file.stat().st_mtime_ns, run))
+            break
+    if not unfinished:
+        raise RunError(f"{show_path(project.path)}: nothing was interrupted. `deg status` lists the runs.")
+    return max(unfinished, key=lambda item: item[0])[1]
+
+
+def resume_run(run: RunDir) -> dict[str, Any]:
+    """Go on with a run on this machine."""
+    if run.done_file.exists():
+        raise RunError(f"{run.name}: it is finished.")
+    config = restore(read_run_config(run.config_file))
+    if run.is_training():
+        return training.resume_run(run, config).as_dict()
+    project = open_project(run.path.parent.parent if config.project.path is None else Path(config.project.path))
+    return inference.resume_run(run, inference.Request(project, config)).as_dict()
+
+
+# ---------------------------------------------------------------------------------------------------- launches
+
+
+def resume_launch(launch: LaunchDir, overrides: Sequence[str]) -> dict[str, Any]:
+    """Submit again what is left of a launch. RunError if it is finished, or if its jobs are still at it."""
+    spec = launch.load()
+    first = first_undone(launch, spec)
+    if first is None:
+        raise RunError(f"{launch.name}: it is finished.")
+    _clear_queue(launch)
+    spec = dataclasses.replace(spec, cluster=as_dict(_cluster(spec, overrides)))
+    project = open_project(spec.project)
+    stage = spec.stages[first]
+    run = launch.run_of(stage)
+    if run.plan_file.exists():
+        _give_new_chances(run)
+    else:
+        run_or_raise((*stage.command, "--on", "slurm", "--only", "plan"))
+    submit.write_scripts(project, launch, spec)
+    write_atomically(launch.launch_file, spec.to_json())
+    launch.log_event("resumed", stage=first)
+    submit.submit_stages(launch, spec, range(first, len(spec.stages)))
+    say(f"Submitted again, from {stage.name} on: {launch.name}. Watch it with: deg status {show_path(spec.project)}")
+    return submit.describe(launch, spec).as_dict()
+
+
+def first_undone(launch: LaunchDir, spec: Launch) -> int | None:
+    """The first stage that is not done; None if all are."""
+    for index in range(len(spec.stages)):
+        verdict = launch.verdict(index)
+        if verdict is None or verdict.state not in ("done", "partly"):
+            return index
+    return None
+
+
+def _clear_queue(launch: LaunchDir) -> None:
+    """Take jobs out of the queue that wait in vain. RunError if others are alive."""
+    jobs = {name: job for name, job in in_queue([job.job for job in launch.jobs()]).items() if job.is_alive}
+    at_work = sorted(name for name, job in jobs.items() if not job.never_runs and job.reason != "Dependency")
+    if at_work:
+        raise RunError(
+            f"{launch.name}: its jobs are still at it ({', '.join(at_work[:5])}). Watch them with `deg status`, or end "
+            "them first with `deg cancel`."
+        )
+    if jobs:
+        run_scheduler(["scancel", *sorted(jobs)])
+
+
+def _cluster(spec: Launch, overrides: Sequence[str]) -> Cluster:
+    """The options of the launch, with what is asked for now."""
+    asked = parse_overrides(overrides)
+    cluster = asked.pop("cluster", {})
+    if asked or not isinstance(cluster, dict) or "profile" in cluster:
+        raise ConfigError(
+            f"{' '.join(overrides)}: expected options such as cluster.time=8:00:00; all others are of the plan. To plan anew, "
+            "cancel this launch and give the command again."
+        )
+    return overlay(options_of(spec.cluster), cluster, source="on the command line")
+
+
+def _give_new_chances(run: RunDir) -> None:
+    if run.is_training():
+        undone = [u.index for u in run.load_training_plan().units if not run.phase_done_file(u.index).exists()]
+    else:
+        done = run.finished_units()
+        undone = [unit.index for unit in run.load_plan().units if unit.index not in done]
+    for unit in undone:
+        give_new_chance(run.unit_folder(unit))

@@ -1,0 +1,133 @@
+"""A small lab whose user works on the cluster: projects, the profile of the site, and what there is to compare."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import yaml
+from cluster_user import User
+from small_cluster import SmallCluster
+from untrained import write_untrained_weights
+from videos import write_video
+
+from deg.data.labels import write_labels
+from deg.launch.launches import LaunchDir, find_launches
+from deg.project import create_project, open_project
+from deg.recordings import add_recording
+from deg.rundir import RunDir
+
+SIZE = 32
+SHORT = (
+    *("flow_generator.weights=null", "feature_extractor.weights=random", "train.num_epochs=1"),
+    *("train.steps_per_epoch.train=3", "compute.batch_size=4", "compute.num_workers=0"),
+    *("train.precision=fp32", "compute.threads=1"),
+)
+"""A training that takes a moment. In bf16 PyTorch's gradients of convolutions over a single pixel, which frames as
+small as these come down to, are not finite on CPUs."""
+
+
+def make_project(
+    folder: Path, user: User, *, videos: int, frames: int, labelled: int = 4, trained: bool = False
+) -> Path:
+    """A project of the user's; `trained`: with untrained weights of all networks."""
+    project = create_project(folder / "mice", ["groom", "rear"])
+    for number in range(videos):
+        video = write_video(folder / f"mouse{number:02d}.mp4", frames + number)
+        labels = None
+        if number < labelled:
+            labels = video.with_name(f"{video.stem}_labels.csv")
+            write_labels(labels, np.eye(3, dtype=np.int8)[np.arange(frames + number) // 5 % 3], project.class_names)
+        add_recording(project, video, labels)
+    settings = yaml.safe_load(project.config_file.read_text())
+    settings["augs"]["resize"] = [SIZE, SIZE]
+    project.config_file.write_text(yaml.safe_dump(settings))
+    if trained:
+        write_untrained_weights(project.path)
+    user.give(folder)
+    return project.path
+
+
+def write_profile(folder: Path, user: User, image: Path | None, **options: Any) -> Path:
+    """The cluster profile of a site; `options` are those that it has besides."""
+    cluster = {
+        "image": None if image is None else str(image),
+        "time": "0:20:00",
+        "merge_time": "0:10:00",
+        "gpus_per_node": 1,
+        "cpus_per_task": 1,
+        "memory_gb": 2,
+        "jobs": 6,
+    }
+    return user.give(folder / "site.yaml", yaml.safe_dump({"cluster": cluster | options}))
+
+
+def undisturbed(project: Path, command: Sequence[str], to: Path) -> Path:
+    """A copy of a project, on which the same command has run on this machine."""
+    shutil.copytree(project, to, symlinks=True)  # with its times
+    words = [sys.executable, "-m", "deg.launch.cli", *command, str(to)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return to
+
+
+def newest_launch(project: Path) -> LaunchDir:
+    return find_launches(open_project(project).model_path)[0]
+
+
+def wait_for_launch(cluster: SmallCluster, project: Path, *, seconds: float) -> LaunchDir:
+    """Until none of its jobs is left, also none that another one has submitted."""
+    launch = newest_launch(project)
+    known: set[str] = set()
+    while names := {job.job for job in launch.jobs()} - known:
+        cluster.wait(*sorted(names), seconds=seconds)
+        known |= names
+    return launch
+
+
+def verdicts(launch: LaunchDir) -> list[str | None]:
+    """What became of each stage."""
+    found = [launch.verdict(index) for index in range(len(launch.load().stages))]
+    return [verdict and verdict.state for verdict in found]
+
+
+def story(launch: LaunchDir) -> str:
+    """All that a launch has to tell, for the message of an assertion."""
+    files = [launch.jobs_file, launch.path / "events.jsonl", *sorted(launch.path.glob("stages/*/merge.json"))]
+    files += sorted(launch.jobs_folder.glob("*.err"))[-6:]
+    for stage in launch.load().stages:
+        files += sorted(launch.run_of(stage).path.glob("units/*/attempts.jsonl"))
+    return "\n".join(f"== {file.name}\n{file.read_text()[-1500:]}" for file in files if file.exists())
+
+
+def results(project: Path) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Recording, dataset and values of everything in the outputs files."""
+    for record in open_project(project).records.values():
+        assert record.outputs is not None, f"{record.key} has no results"
+        found: list[tuple[str, np.ndarray]] = []
+        with h5py.File(record.outputs) as file:
+            file.visititems(
+                lambda name, item, to=found: to.append((name, item[()])) if hasattr(item, "shape") else None
+            )
+        for name, values in found:
+            yield record.key, name, values
+
+
+def assert_same_results(one: Path, other: Path) -> int:
+    """Every dataset of every recording is the same, bit for bit; how many there are."""
+    first, second = ({(key, name): values for key, name, values in results(project)} for project in (one, other))
+    assert first.keys() == second.keys()
+    for name, values in first.items():
+        np.testing.assert_array_equal(values, second[name], err_msg=str(name))
+    return len(first)
+
+
+def unit_events(run: RunDir, kind: str = "unit_done") -> list[int]:
+    """Units by the events of a kind."""
+    return [event["unit"] for event in run.events() if event["event"] == kind]

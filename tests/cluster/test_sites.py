@@ -1,0 +1,73 @@
+"""What one site allows and another does not; and `deg cancel`, `why` and `resume` where they are needed."""
+
+from __future__ import annotations
+
+import json
+
+from cluster_lab import (
+    assert_same_results,
+    make_project,
+    newest_launch,
+    story,
+    undisturbed,
+    verdicts,
+    wait_for_launch,
+    write_profile,
+)
+from small_cluster import Site
+from test_under_fire import until
+
+from deg.attempts import read_attempts
+
+
+def test_a_site_that_forbids_almost_everything(cluster, image, user, folder):
+    """No accounting, no requeueing, arrays of ten, no --mem, GPUs by gres alone, no Python on the nodes."""
+    cluster.configure(Site(requeue=False, max_array_size=10, memory_flag=False, gpus_by="gres"))
+    project = make_project(folder, user, videos=12, frames=600, labelled=0, trained=True)
+    profile = write_profile(folder, user, image, memory_gb=None, gpu_flag="gres", requeue=False)
+    alone = undisturbed(project, ["infer", "all"], folder / "alone")
+    user.deg("infer", "all", project, "--on", "slurm", f"cluster={profile}")
+    launch = newest_launch(project)
+    arrays = [job for job in launch.jobs() if job.stage == 0 and job.role == "execute"]
+    assert [len(job.elements) for job in arrays] == [10, 2]
+    run = launch.run_of(launch.load().stages[0])
+    until("the first attempt", lambda: (run.unit_folder(0) / "attempts.jsonl").exists())
+    cluster.run("scancel", "--signal=USR2", f"{arrays[0].job}_0")  # stopped, and nobody may put it back
+    launch = wait_for_launch(cluster, project, seconds=400)
+    assert verdicts(launch) == ["done", "done"], story(launch)
+    attempts = read_attempts(run.unit_folder(0))
+    assert [attempt.end for attempt in attempts] == ["stopped", "done"]
+    assert attempts[0].job.partition("_")[0] != attempts[1].job.partition("_")[0]  # by a job of its own
+    assert_same_results(project, alone)
+
+
+def test_what_a_site_refuses_is_said_before_anything_is_left_behind(cluster, image, user, folder):
+    cluster.configure(Site(memory_flag=False))
+    project = make_project(folder, user, videos=2, frames=20, labelled=0, trained=True)
+    profile = write_profile(folder, user, image)
+    refused = user.deg("infer", "feature_extractor", project, "--on", "slurm", f"cluster={profile}", check=False)
+    assert refused.returncode == 3 and "cluster.memory_gb=null" in refused.stderr
+    assert cluster.states() == {} and not list(project.glob("models/*_launch"))
+
+
+def test_a_launch_is_cancelled_and_resumed(cluster, image, user, folder):
+    project = make_project(folder, user, videos=3, frames=1500, labelled=0, trained=True)
+    profile = write_profile(folder, user, image, jobs=1)
+    alone = undisturbed(project, ["infer", "feature_extractor"], folder / "alone")
+    user.deg("infer", "feature_extractor", project, "--on", "slurm", f"cluster={profile}")
+    launch = newest_launch(project)
+    run = launch.run_of(launch.load().stages[0])
+    refused = user.deg("infer", "feature_extractor", project, "--on", "slurm", f"cluster={profile}", check=False)
+    assert refused.returncode == 2 and "deg cancel" in refused.stderr  # the same work twice
+    until("the first result", lambda: run.result_file(0).exists())
+    user.deg("cancel", project)
+    until("an empty queue", lambda: cluster.run("squeue", "--noheader") == "", 60)
+    stamp = run.result_file(0).stat().st_mtime_ns
+    state = json.loads(user.deg("status", project, "--json").stdout)["launches"][0]["state"]
+    assert state == "stalled"
+    assert "deg resume" in user.deg("why", project).stdout
+    user.deg("resume", project, "cluster.jobs=2")
+    launch = wait_for_launch(cluster, project, seconds=200)
+    assert verdicts(launch) == ["done"], story(launch)
+    assert run.result_file(0).exists() is False or run.result_file(0).stat().st_mtime_ns == stamp
+    assert_same_results(project, alone)
