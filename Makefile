@@ -16,7 +16,7 @@ demo: $(VENV)/.train
 	$(BIN)/deg demo
 
 test: lint types
-	$(BIN)/pytest
+	tests/cluster/prepared $(abspath $(BIN)) $(BIN)/pytest
 
 test-fast: $(VENV)/.test
 	$(BIN)/pytest -m "not slow"

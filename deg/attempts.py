@@ -234,7 +234,7 @@ def hopeless(attempts: Sequence[Attempt], progress: int, most: int) -> str | Non
     late = [attempt for attempt in vain if attempt.why == "time limit"]
     if len(dead) >= MOST_DEATHS:
         hosts = ", ".join(sorted({attempt.host for attempt in dead}))
-        return f"its worker was killed {len(dead)} times (on {hosts})"
+        return f"its worker died {len(dead)} times (on {hosts})"
     if len(failed) >= MOST_FAILURES:
         return failed[-1].why
     if len(late) >= MOST_TIME_LIMITS:

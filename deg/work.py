@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -25,10 +26,22 @@ class Stopped(Exception):
 
 
 class StopFlag:
-    """Set by SIGTERM or SIGUSR2, any number of times; looked at between batches, never acted on within a handler."""
+    """Set by SIGTERM or SIGUSR2, any number of times, or when it is time.
 
-    def __init__(self) -> None:
-        self.is_set = False
+    It is looked at between batches; nothing is done within a handler.
+    """
+
+    def __init__(self, deadline: float = math.inf) -> None:
+        """`deadline`: in seconds since 1970, when it is set without a signal, which on some clusters never comes."""
+        self._was_set, self._deadline = False, deadline
+
+    @property
+    def is_set(self) -> bool:
+        return self._was_set or time.time() > self._deadline
+
+    @is_set.setter
+    def is_set(self, value: bool) -> None:
+        self._was_set = value
 
     def install(self) -> None:
         for number in (signal.SIGTERM, signal.SIGUSR2):

@@ -2,7 +2,7 @@
 # What a job does on its host when its work has ended. No Python: the nodes need none outside the image.
 #
 #   after.sh STATUS LAUNCH execute STAGE FIRST RUN REQUEUE
-#   after.sh STATUS LAUNCH merge STAGE
+#   after.sh STATUS LAUNCH merge STAGE REQUEUE
 #
 # STATUS is that of the work: 75 stopped cleanly, 143 and 140 stopped before it could heed a signal. A job that
 # computes is put back into the queue then. A merge job is followed by a new one: it may have asked for more
@@ -19,6 +19,12 @@ fi
 
 was_stopped() {
   [[ $status == 75 || $status == 143 || $status == 140 ]]
+}
+
+# Whether the job, though its work has stopped, was meant to go on: not one that somebody has cancelled, nor one whose
+# time is up or whose place another job takes, which Slurm itself puts back or which the merge job submits again.
+is_wanted() {
+  [[ $(timeout 60 squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T 2>/dev/null) == RUNNING ]]
 }
 
 # Processes of this job that the kernel killed for want of memory, or null where it does not say.
@@ -101,10 +107,22 @@ follow_up() {
   note_job "$new" merge - "$last"
   squeue --noheader --user="$(id -un)" --format='%F|%E' | sort -u |
     while IFS='|' read -r dependent waiting_for; do
-      if [[ $waiting_for =~ (^|[:,])$job[^0-9] || $waiting_for =~ (^|[:,])$job$ ]]; then
-        timeout 60 scontrol update "JobId=$dependent" "Dependency=afterok:$new"
+      # such as afterany:12_*(unfulfilled),afterok:13(unfulfilled)
+      waiting_for=$(sed 's/([^)]*)//g; s/_\*//g' <<<"$waiting_for")
+      if [[ ,$waiting_for, == *,afterok:"$job",* ]]; then
+        waiting_for=$(sed "s/afterok:$job\b/afterok:$new/" <<<"$waiting_for")
+        timeout 60 scontrol update "JobId=$dependent" "Dependency=$waiting_for"
       fi
     done
+}
+
+# Where the job kept its temporary files, on each of its nodes.
+clean_up() {
+  if [[ ${SLURM_JOB_NUM_NODES:-1} == 1 ]]; then
+    timeout 60 bash "$launch/jobs/cleanup.sh"
+  else
+    timeout 60 srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 bash "$launch/jobs/cleanup.sh"
+  fi
 }
 
 if [[ $role == execute ]]; then
@@ -112,13 +130,18 @@ if [[ $role == execute ]]; then
   element=$((first + ${SLURM_ARRAY_TASK_ID:-0}))
   unit=$(cat "$folder/at-$element" 2>/dev/null || echo "$element")
   note_exit "$unit" "$run"
-  if was_stopped && [[ $requeue == yes ]]; then
+  clean_up
+  if was_stopped && [[ $requeue == yes ]] && is_wanted; then
     timeout 60 scontrol requeue "$job" || echo "deg: this site does not requeue jobs; the merge job submits again" >&2
   fi
   exit "$status"
 fi
 
 if was_stopped; then
+  # preempted: Slurm puts it back by itself, and two would merge; or cancelled: then none is wanted
+  if [[ $5 == yes && ! -e $folder/again && $(squeue --noheader --jobs="$job" --format=%T) == COMPLETING ]]; then
+    exit "$status"
+  fi
   if follow_up; then
     exit 0
   fi

@@ -1,9 +1,9 @@
 """The command `deg`.
 
 To add a command: write a click command in the module of its kind (`project_commands`, `training_commands`,
-`inference_commands`, `report_commands`, `look_commands`), name it in COMMANDS below with its one line of help, import
-what is heavy inside the function, and show it in README.md or docs/: tests check that it is there and that `deg --help`
-stays light.
+`inference_commands`, `report_commands`, `watch_commands`, `look_commands`...), name it in COMMANDS below with its one
+line of help, import what is heavy inside the function, and show it in README.md or docs/: tests check that it is there
+and that `deg --help` stays light.
 """
 
 from __future__ import annotations

@@ -37,7 +37,6 @@ CACHES = {
     "XDG_CACHE_HOME": "/cache",
     "MPLCONFIGDIR": "/matplotlib",
     "NUMBA_CACHE_DIR": "/numba",
-    "TORCH_HOME": "/torch",
     "TORCHINDUCTOR_CACHE_DIR": "/inductor",
     "TRITON_CACHE_DIR": "/triton",
     "CUDA_CACHE_PATH": "/cuda",
@@ -62,6 +61,19 @@ _MODULE_FILES = (
 )
 
 
+_KEEP_MOUNT = (
+    "# Without root Apptainer mounts the image by a process of its own, which a signal that Slurm sends to all",
+    "# processes of a job would end, and with it the image. What is ignored here stays ignored there.",
+    "if mounts=$(command -v squashfuse_ll); then",
+    '  mkdir -p "$DEG_SCRATCH/bin"',
+    """  printf '#!/bin/sh\\ntrap "" USR1 USR2 TERM\\nexec %q "$@"\\n' "$mounts" >"$DEG_SCRATCH/bin/new.$$" &&""",
+    '    chmod 700 "$DEG_SCRATCH/bin/new.$$" && mv -f "$DEG_SCRATCH/bin/new.$$" "$DEG_SCRATCH/bin/squashfuse_ll"',
+    '  "$DEG_SCRATCH/bin/squashfuse_ll" --help >/dev/null 2>&1',
+    '  [ $? -ge 126 ] || PATH="$DEG_SCRATCH/bin:$PATH"  # more where the disk forbids programs',
+    "fi",
+)
+
+
 @dataclass(frozen=True)
 class Container:
     """How Python is run on a node. `binds` are folders, all of them seen under the same name inside and outside."""
@@ -76,6 +88,8 @@ class Container:
     environment: tuple[str, ...] = ()
     scratch: str | None = None
     nv: bool = False
+    torch_home: Path | None = None
+    """Where PyTorch finds weights that were downloaded once; None: nowhere."""
 
     @classmethod
     def of(cls, cluster: Cluster, paths: Iterable[Path | str]) -> Container:
@@ -89,9 +103,13 @@ class Container:
                     f"cluster.environment: expected names of variables, perhaps with a * at the end, found {name!r}."
                 )
         image = Path(cluster.image).expanduser().resolve() if cluster.image else None
+        downloads = Path(os.environ.get("TORCH_HOME") or "~/.cache/torch").expanduser()
+        torch_home = downloads if downloads.is_dir() else None
+        shown = [*paths, *(Path(folder).expanduser() for folder in cluster.binds), *filter(None, [torch_home])]
         return cls(
             image=image,
-            binds=bind_roots([*paths, *(Path(folder).expanduser() for folder in cluster.binds)]) if image else (),
+            torch_home=torch_home,
+            binds=bind_roots(shown) if image else (),
             apptainer=cluster.apptainer,
             options=cluster.apptainer_options,
             modules=cluster.modules,
@@ -168,11 +186,16 @@ def script(container: Container) -> str:
     lines += container.setup
     lines += _make_scratch(container.scratch)
     lines += [f'export {name}="$DEG_SCRATCH{folder}"' for name, folder in CACHES.items()]
+    lines.append(f"export TORCH_HOME={_torch_home(container)}")
     lines.append(
         '[ -n "$OMP_NUM_THREADS" ] || [ -z "$SLURM_CPUS_PER_TASK" ] || export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK'
     )
     lines += _run_in_image(container, container.image) if container.image else [_run_here()]
     return "\n".join(lines) + "\n"
+
+
+def _torch_home(container: Container) -> str:
+    return '"$DEG_SCRATCH/torch"' if container.torch_home is None else _quote(str(container.torch_home))
 
 
 def cleanup_script(container: Container) -> str:
@@ -243,6 +266,7 @@ def _run_in_image(container: Container, image: Path) -> list[str]:
         f'    {allowed}) export "APPTAINERENV_$name=${{!name}}" ;;',
         "  esac",
         "done",
+        *_KEEP_MOUNT,
         'scratch=${DEG_SCRATCH//\\"/\\"\\"}',
         "cd /  # Apptainer would show the folder that it is started in, with the home folder around it",
         " ".join(command),

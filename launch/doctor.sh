@@ -2,7 +2,8 @@
 # What the doctor's job does on its first host, beside the ranks in the image. No Python: nodes need none.
 #
 #   doctor.sh before FOLDER    while srun runs: sends the signal when the ranks are ready for it
-#   doctor.sh STATUS FOLDER    when srun has ended with STATUS: puts the job back into the queue if that is 75
+#   doctor.sh STATUS FOLDER    when srun has ended with STATUS: puts the job back into the queue if the ranks came to
+#                              their end, which is the signal, whatever that did to them
 #
 # What came of it lies in FOLDER: signal.log, signal.status, status, requeue.asked, requeue.log, requeue.status.
 set -u
@@ -19,9 +20,9 @@ if [[ $what == before ]]; then
   exit 0
 fi
 
-[[ $what != 75 ]] || : >"$folder/requeue.asked"
+[[ ! -e $folder/signal.please ]] || : >"$folder/requeue.asked"
 echo "$what" >"$folder/status"
-if [[ $what == 75 ]]; then
+if [[ -e $folder/requeue.asked ]]; then
   timeout 60 scontrol requeue "$SLURM_JOB_ID" >"$folder/requeue.log" 2>&1
   echo $? >"$folder/requeue.status" # where the site grants it, this script does not come so far
 fi

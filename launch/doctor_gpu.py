@@ -23,7 +23,7 @@ LEAST_DRIVERS = {13: 580, 12: 525, 11: 450}
 """The oldest driver for each CUDA, by major version (NVIDIA's table of minor version compatibility)."""
 TOLERANCES = {"fp32": 1e-4, "bf16": 3e-2}
 """Greatest error of a product of matrices, of its greatest value."""
-SECONDS = 300.0
+SECONDS = 120.0
 """For importing PyTorch from a slow disk and computing on every GPU."""
 NV_LIBRARIES = "/.singularity.d/libs/"
 """Where `apptainer --nv` shows the host's driver."""

@@ -35,7 +35,7 @@ def check_apptainer(cluster: Cluster) -> list[Finding]:
     if program is None:
         return [Finding("Apptainer", "not tried", NOT_HERE)]
     found = [judge_version(_output([program, "--version"]))]
-    setuid = _is_setuid(_output([program, "buildcfg"]))
+    setuid = is_setuid(_output([program, "buildcfg"]))
     namespaces = setuid or os.geteuid() == 0 or bool(_succeeds(["unshare", "--user", "--map-root-user", "true"]))
     found.append(judge_mode(setuid=setuid, root=os.geteuid() == 0, namespaces=namespaces))
     if not setuid:
@@ -130,7 +130,7 @@ def judge_start(seconds: float, status: int, errors: str) -> Finding:
     return Finding(check, "ok", found)
 
 
-def _is_setuid(build: str) -> bool:
+def is_setuid(build: str) -> bool:
     """Whether this Apptainer has its setuid helper; `build` is what `apptainer buildcfg` says."""
     values = dict(line.partition("=")[::2] for line in build.splitlines())
     if values.get("APPTAINER_SUID_INSTALL") != "1":

@@ -29,6 +29,7 @@ from deg.launch.doctor_findings import Finding
 from deg.launch.slurm import Need, Script, Submitter, gpus
 from deg.rundir import tail
 from deg.schema import Cluster
+from deg.work import STOPPED
 
 MINUTES = 5
 MOST_CORES, MOST_GIB = 4, 8.0
@@ -228,6 +229,8 @@ def read_findings(job: JobDir, submitted: Submitted, state: str) -> list[Finding
         found.append(judge_absence(job, submitted, len(files), state))
     else:
         found.insert(0, Finding("job", "ok", f"{submitted.job}, {submitted.count} ranks"))
+        if (status := job.text("status")) not in (None, str(STOPPED)):
+            found.append(doctor_ranks.lost_image(f"a rank died of the signal: srun ended with {status}"))
     found.append(
         judge_requeue(
             asked=job.is_there("requeue.asked"),

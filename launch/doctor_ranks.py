@@ -1,7 +1,7 @@
 """What each rank of the doctor's job does, in the image: the checks of a machine, and those that need company.
 
-Ranks meet through files in the job's folder, as the work does. Each leaves its findings in ranks/<number>.json and ends
-with 75, so that the job's script tries to put the job back into the queue.
+Ranks meet through files in the job's folder, as the work does. Each leaves its findings in ranks/<number>.json. The
+signal comes last: what it does to them is one of the findings.
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ SLOW_FILES = 10.0
 SIGNAL_SECONDS = 40.0
 MORE_SIGNALS_SECONDS = 3.0
 """How long to count after the first."""
+LEAVE_SECONDS = 15.0
+"""How long to wait for the others at the end; one may have died of the signal."""
 LOOK_SECONDS = 0.1
 
 COUNTER = """
-import signal, sys, time
+import signal, sys
 count = 0
 def add(*_):
     global count
     count += 1
 signal.signal(signal.SIGUSR2, add)
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print("ready", flush=True)
 sys.stdin.read()
 print(count, flush=True)
@@ -93,17 +94,24 @@ def examine(folder: str) -> None:
     counter.install()  # before all else: submitit would requeue by itself
     job, seat = Path(folder), Seat.of(os.environ)
     request = Request.from_json((job / "request.json").read_text(encoding="utf-8"))
-    findings = [replace(finding, where=seat.host) for finding in _examine(job, seat, request, counter, began)]
-    ranks = job / "ranks"
-    write_atomically(ranks / f"{seat.rank}.json", json.dumps([finding.as_dict() for finding in findings]))
-    _wait(lambda: len(list(ranks.glob("*.json"))) == seat.count, MEET_SECONDS)
+    findings = list(_examine(job, seat, request, began))
+    _write(job, seat, findings)  # now, for the signal may be the end of this process: see `judge_image_life`
+    findings += count_signals(job, seat, counter)
+    _write(job, seat, findings)
+    _say(job, f"done-{seat.rank}")
+    names = [job / "ranks" / f"done-{rank}" for rank in range(seat.count)]
+    _wait(lambda: all(name.exists() for name in names), LEAVE_SECONDS)
     if (scratch := os.environ.get("DEG_SCRATCH")) and seat.local == 0:
         shutil.rmtree(scratch, ignore_errors=True)
-    sys.stdout.flush()
-    sys.exit(STOPPED)
+    os._exit(STOPPED)  # without what Python does at its end
 
 
-def _examine(job: Path, seat: Seat, request: Request, counter: SignalCount, began: float) -> Iterator[Finding]:
+def _write(job: Path, seat: Seat, findings: Sequence[Finding]) -> None:
+    documents = [replace(finding, where=seat.host).as_dict() for finding in findings]
+    write_atomically(job / "ranks" / f"{seat.rank}.json", json.dumps(documents))
+
+
+def _examine(job: Path, seat: Seat, request: Request, began: float) -> Iterator[Finding]:
     if seat.rank == 0:
         yield doctor_image.judge_start(began - float((job / "began").read_text()), 0, "")
     gpus = 0
@@ -126,10 +134,10 @@ def _examine(job: Path, seat: Seat, request: Request, counter: SignalCount, bega
     if others is None:
         yield judge_meeting(seat.count, None)
         return
-    yield from _in_company(job, seat, others, counter)
+    yield from _in_company(job, seat, others)
 
 
-def _in_company(job: Path, seat: Seat, others: Sequence[Mapping[str, Any]], counter: SignalCount) -> Iterator[Finding]:
+def _in_company(job: Path, seat: Seat, others: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
     """Findings for which all ranks are needed; `others` is what each says of itself."""
     together = [other for other in others if other["host"] == seat.host]
     seconds = ping(job, seat)
@@ -155,7 +163,6 @@ def _in_company(job: Path, seat: Seat, others: Sequence[Mapping[str, Any]], coun
     ).answer(doctor_collective.SECONDS)
     if seat.rank == 0 or "failure" in answer:
         yield doctor_collective.judge_ranks([answer], hosts=len({other["host"] for other in others}))
-    yield count_signals(job, seat, counter)
 
 
 def meet(job: Path, seat: Seat, gpus: int) -> list[dict[str, Any]] | None:
@@ -263,14 +270,14 @@ class SignalCount:
 
     def install(self) -> None:
         signal.signal(signal.SIGUSR2, self._add)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # comes with the requeueing
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whoever cancels the job need not wait
 
     def _add(self, *_: Any) -> None:
         self.count += 1
 
 
-def count_signals(job: Path, seat: Seat, counter: SignalCount) -> Finding:
-    """Have the script on the host send a signal to the job, and count whom it reaches."""
+def count_signals(job: Path, seat: Seat, counter: SignalCount) -> list[Finding]:
+    """Have the script on the host send a signal to the job, count whom it reaches, and look what it did."""
     with subprocess.Popen(
         [sys.executable, "-S", "-c", COUNTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as child:
@@ -288,7 +295,8 @@ def count_signals(job: Path, seat: Seat, counter: SignalCount) -> Finding:
     sent = job / "signal.status"
     said = (job / "signal.log").read_text(errors="replace").strip() if sent.exists() else ""
     status = sent.read_text().strip() if sent.exists() else None
-    return judge_signal(counter.count, of_child, status, said)
+    received = judge_signal(counter.count, of_child, status, said)
+    return [received, judge_image_life(_lists(Path(sys.prefix)))] if counter.count else [received]
 
 
 def judge_signal(received: int, of_child: int, status: str | None, said: str) -> Finding:
@@ -305,6 +313,37 @@ def judge_signal(received: int, of_child: int, status: str | None, said: str) ->
         return Finding(check, "warning", f"it could not be sent from the node: {why}", expected, remedy)
     remedy = "Work goes on from its last checkpoint: ask for long time limits, and write the profile's line below."
     return Finding(check, "fault", "SIGUSR2 was sent and did not arrive", expected, remedy, {"stop_ahead": None})
+
+
+def judge_image_life(lives: bool) -> Finding:
+    """Whether the image can still be read after the signal.
+
+    Without setuid a program beside Python, squashfuse_ll, shows the image. Where the site signals all processes of a
+    job, as with SignalChildrenProcesses, the signal ends it too; Python then dies of SIGBUS at the next page it needs.
+    """
+    if lives:
+        return Finding("image after the signal", "ok", "still there")
+    return lost_image("gone: the signal ended the program that shows it (squashfuse_ll)")
+
+
+def lost_image(found: str) -> Finding:
+    """The signal took the image away from those who work in it."""
+    return Finding(
+        "image after the signal",
+        "warning",
+        found,
+        "that the signal ends nothing but the work",
+        "Jobs that are told to stop may die before they have saved. Use the image as a folder (apptainer build "
+        "--sandbox FOLDER IMAGE, cluster.image=FOLDER), or ask for an Apptainer with setuid.",
+    )
+
+
+def _lists(folder: Path) -> bool:
+    try:
+        next(folder.iterdir())
+    except OSError:
+        return False
+    return True
 
 
 def _say(job: Path, name: str, text: str = "") -> None:

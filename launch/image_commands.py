@@ -14,7 +14,11 @@ apptainer_option = click.option("--apptainer", default="apptainer", show_default
 
 @click.group()
 def image() -> None:
-    """The Apptainer image that jobs on a cluster run in: make it, fetch it, check it."""
+    """The Apptainer image that jobs on a cluster run in: make it, fetch it, check it.
+
+    \b
+    Example: deg image build --dry-run
+    """
 
 
 @image.command()

@@ -10,8 +10,8 @@ Nothing is remembered between jobs but files. It never returns: the exit status 
 from __future__ import annotations
 
 import json
+import math
 import os
-import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -25,6 +25,7 @@ from deg.errors import DegError
 from deg.launch.arguments import say
 from deg.launch.chain import may_go_on, run_quietly
 from deg.launch.launches import Launch, LaunchDir, Stage, Verdict
+from deg.merge import close_if_merged
 from deg.rundir import RunDir, read_error, steps_done
 from deg.work import STOPPED, StopFlag, Stopped
 
@@ -35,9 +36,9 @@ RANK_ZERO_SECONDS = 1800.0
 
 def work(*words: str) -> None:
     """Do what the words say, and end the process. Signals are taken over first: submitit would requeue by itself."""
-    stop = StopFlag()
-    stop.install()
     role, folder, stage, *rest = words
+    stop = StopFlag(_deadline(os.environ))
+    stop.install()
     try:
         if role == "execute":
             status = execute(LaunchDir(Path(folder)), int(stage), int(rest[0]), stop)
@@ -62,25 +63,20 @@ def execute(launch: LaunchDir, index: int, first: int, stop: StopFlag) -> int:
     spec = launch.load()
     stage = spec.stages[index]
     run = launch.run_of(stage)
-    if not run.plan_file.exists():
+    if run.done_file.exists() or not run.plan_file.exists():
         say(f"{stage.name}: there was nothing to do.")
         return 0
-    environment = os.environ
-    element = first + int(environment.get("SLURM_ARRAY_TASK_ID", 0))
-    os.environ.update(this_job(spec.cluster, environment).to_environment())
-    try:
-        if run.is_training():
-            return _train(launch, index, run, stop)
-        for unit in range(element, len(run.load_plan().units), stage.elements):
-            if not run.result_file(unit).exists():
-                _say_where(launch, index, element, unit)
-                status = door.main([str(run.path), str(unit)], stop)
-                if status not in (0, 1):  # 1: the unit is at fault, and its error.json says why
-                    return status
-        return 0
-    finally:
-        if (scratch := environment.get("DEG_SCRATCH")) and int(environment.get("SLURM_LOCALID", 0)) == 0:
-            shutil.rmtree(scratch, ignore_errors=True)
+    element = first + int(os.environ.get("SLURM_ARRAY_TASK_ID", 0))
+    os.environ.update(this_job(spec.cluster, os.environ).to_environment())
+    if run.is_training():
+        return _train(launch, index, run, stop)
+    for unit in range(element, len(run.load_plan().units), stage.elements):
+        if not run.result_file(unit).exists():
+            _say_where(launch, index, element, unit)
+            status = door.main([str(run.path), str(unit)], stop)
+            if status not in (0, 1):  # 1: the unit is at fault, and its error.json says why
+                return status
+    return 0
 
 
 def _train(launch: LaunchDir, index: int, run: RunDir, stop: StopFlag) -> int:
@@ -107,9 +103,16 @@ def this_job(cluster: Mapping[str, Any], environment: Mapping[str, str]) -> Job:
     name = environment["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in environment:
         name = f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
-    end = environment.get("DEG_JOB_END", "")
-    ends = float(end) - (cluster["stop_ahead"] or 0) if end.isdecimal() else None
-    return Job(name, int(environment.get("SLURM_RESTART_COUNT") or 0), cluster["restarts"], ends)
+    ends = _deadline(environment)
+    return Job(
+        name, int(environment.get("SLURM_RESTART_COUNT") or 0), cluster["restarts"], None if ends == math.inf else ends
+    )
+
+
+def _deadline(environment: Mapping[str, str]) -> float:
+    """When the work is to stop, ahead of its time limit, in seconds since 1970."""
+    end, ahead = environment.get("DEG_JOB_END", ""), environment.get("DEG_STOP_AHEAD", "")
+    return float(end) - float(ahead) if end.isdecimal() and ahead.isdecimal() else math.inf
 
 
 def _say_where(launch: LaunchDir, index: int, element: int, unit: int) -> None:
@@ -127,8 +130,12 @@ def merge(launch: LaunchDir, index: int, stop: StopFlag) -> int:
     stage = spec.stages[index]
     run = launch.run_of(stage)
     launch.stage_folder(index).mkdir(parents=True, exist_ok=True)
+    if index and not launch.is_done(index - 1):
+        launch.set_verdict(index, Verdict("failed", f"{spec.stages[index - 1].name} is not done", FAILED))
+        return FAILED
     if run.plan_file.exists() and (left := units_left(run, spec.cluster["restarts"])):
-        round = 1 + max((job.round for job in launch.jobs() if job.stage == index), default=0)
+        rounds = [job.round for job in launch.jobs() if job.stage == index and job.role == "execute"]
+        round = 1 + (rounds[-1] if rounds else 0)
         excluded = bad_hosts(run)
         if round <= spec.cluster["restarts"]:
             ask_again(launch, index, sorted({unit % stage.elements for unit in left}), excluded, round)
@@ -145,7 +152,8 @@ def merge(launch: LaunchDir, index: int, stop: StopFlag) -> int:
 def _merged(launch: LaunchDir, spec: Launch, index: int, stop: StopFlag) -> Verdict:
     """Merge a stage, then plan the next one or write the report; what became of that."""
     stage = spec.stages[index]
-    status, document = 0, None
+    status: int = 0
+    document: Any = None
     run = launch.run_of(stage)
     if run.plan_file.exists():
         if (reason := _untrained(run)) is not None:
@@ -156,9 +164,9 @@ def _merged(launch: LaunchDir, spec: Launch, index: int, stop: StopFlag) -> Verd
     if status and not (stage.verb == "infer" and status == FAILED and may_go_on(spec.project, stage.stage, document)):
         return Verdict("failed", _message(document), status)
     verdict = Verdict("partly", _message(document), status) if status else Verdict("done")
-    if index + 1 < len(spec.stages):
+    if index + 1 < len(spec.stages) and not launch.is_done(index + 1):
         status, document = plan_stage(launch, spec.stages[index + 1])
-    elif spec.report:
+    elif spec.report and index + 1 == len(spec.stages):
         status, document = run_quietly(("report", str(spec.project)))
     stop.check()
     return Verdict("failed", _message(document), status) if status > FAILED else verdict
@@ -191,16 +199,16 @@ def _message(document: Any) -> str:
 
 def units_left(run: RunDir, most: int) -> list[int]:
     """The units that are worth another attempt."""
+    if run.done_file.exists():
+        return []  # whose results may be cleared away
     if run.is_training():
-        plan = run.load_training_plan()
-        undone = [unit.index for unit in plan.units if not run.phase_done_file(unit.index).exists()]
+        phases = run.load_training_plan().units
+        undone = [unit.index for unit in phases if not run.phase_done_file(unit.index).exists()]
         return undone if undone and _given_up(run, undone[0], most) is None else []
-    done = run.finished_units()
-    return [
-        unit.index
-        for unit in run.load_plan().units
-        if unit.index not in done and _given_up(run, unit.index, most) is None
-    ]
+    plan, done = run.load_plan(), run.finished_units()
+    if close_if_merged(run, plan):
+        return []
+    return [unit.index for unit in plan.units if unit.index not in done and _given_up(run, unit.index, most) is None]
 
 
 def _given_up(run: RunDir, unit: int, most: int) -> str | None:

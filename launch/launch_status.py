@@ -91,7 +91,9 @@ def read_launch(launch: LaunchDir, queue: Queue) -> LaunchStatus:
     for index, stage in enumerate(what.stages):
         mine = jobs_of(queue, [job for job in jobs if job.stage == index])
         status = _read_stage(launch, stage, launch.verdict(index), mine, queue)
-        if status.state == "stalled" and any(other.state in ("failed", "stalled") for other in found):
+        broken = any(other.state in ("failed", "stalled") for other in found)
+        # its merge job may have run all the same, and found nothing to do
+        if broken and (status.state == "stalled" or (status.state == "done" and status.work is None)):
             status = replace(status, state="not begun")
         found.append(status)
     return LaunchStatus(launch.name, _state(launch, jobs, found), tuple(found), queue.problem)

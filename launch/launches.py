@@ -169,6 +169,11 @@ class LaunchDir:
         except FileNotFoundError:
             return None
 
+    def is_done(self, index: int) -> bool:
+        """Whether the jobs of a stage have done what they could."""
+        verdict = self.verdict(index)
+        return verdict is not None and verdict.state in ("done", "partly")
+
     def set_verdict(self, index: int, verdict: Verdict) -> None:
         self.stage_folder(index).mkdir(parents=True, exist_ok=True)
         write_atomically(self.merge_file(index), json.dumps(asdict(verdict)))
@@ -206,7 +211,7 @@ def require_free(run: RunDir) -> None:
         return  # no scheduler here: in an image, where the launch itself asks, or elsewhere
     if jobs:
         raise RunError(
-            f"{run.name}: {len(jobs)} jobs of {launch.name} work on this run, or wait to. Watch them with `deg status`, "
+            f"{run.name}: {len(jobs)} jobs of {launch.name} work on this run, or wait to. Watch with `deg status`, "
             "or end them first with `deg cancel`."
         )
 

@@ -46,7 +46,7 @@ def _find(path: Path) -> LaunchDir | RunDir:
     project = open_project(path)
     unfinished: list[tuple[int, LaunchDir | RunDir]] = []
     for launch in find_launches(project.model_path):
-        if first_undone(launch, launch.load()) is not None:
+        if undone(launch, launch.load()):
             unfinished.append((launch.launch_file.stat().st_mtime_ns, launch))
             break
     for run in find_runs(project.model_path):
@@ -75,13 +75,13 @@ def resume_run(run: RunDir) -> dict[str, Any]:
 def resume_launch(launch: LaunchDir, overrides: Sequence[str]) -> dict[str, Any]:
     """Submit again what is left of a launch. RunError if it is finished, or if its jobs are still at it."""
     spec = launch.load()
-    first = first_undone(launch, spec)
-    if first is None:
+    left = undone(launch, spec)
+    if not left:
         raise RunError(f"{launch.name}: it is finished.")
     _clear_queue(launch)
     spec = dataclasses.replace(spec, cluster=as_dict(_cluster(spec, overrides)))
     project = open_project(spec.project)
-    stage = spec.stages[first]
+    stage = spec.stages[left[0]]
     run = launch.run_of(stage)
     if run.plan_file.exists():
         _give_new_chances(run)
@@ -89,19 +89,21 @@ def resume_launch(launch: LaunchDir, overrides: Sequence[str]) -> dict[str, Any]
         run_or_raise((*stage.command, "--on", "slurm", "--only", "plan"))
     submit.write_scripts(project, launch, spec)
     write_atomically(launch.launch_file, spec.to_json())
-    launch.log_event("resumed", stage=first)
-    submit.submit_stages(launch, spec, range(first, len(spec.stages)))
+    launch.log_event("resumed", stages=left)
+    submit.submit_stages(launch, spec, left)
     say(f"Submitted again, from {stage.name} on: {launch.name}. Watch it with: deg status {show_path(spec.project)}")
     return submit.describe(launch, spec).as_dict()
 
 
-def first_undone(launch: LaunchDir, spec: Launch) -> int | None:
-    """The first stage that is not done; None if all are."""
-    for index in range(len(spec.stages)):
-        verdict = launch.verdict(index)
-        if verdict is None or verdict.state not in ("done", "partly"):
-            return index
-    return None
+def undone(launch: LaunchDir, spec: Launch) -> list[int]:
+    """The stages that are not done, or not whole because units were put aside."""
+    return [
+        index for index, stage in enumerate(spec.stages) if not launch.is_done(index) or _has_gaps(launch.run_of(stage))
+    ]
+
+
+def _has_gaps(run: RunDir) -> bool:
+    return run.plan_file.exists() and not run.is_training() and not run.is_merged()
 
 
 def _clear_queue(launch: LaunchDir) -> None:
@@ -123,17 +125,17 @@ def _cluster(spec: Launch, overrides: Sequence[str]) -> Cluster:
     cluster = asked.pop("cluster", {})
     if asked or not isinstance(cluster, dict) or "profile" in cluster:
         raise ConfigError(
-            f"{' '.join(overrides)}: expected options such as cluster.time=8:00:00; all others are of the plan. To plan anew, "
-            "cancel this launch and give the command again."
+            f"{' '.join(overrides)}: expected options such as cluster.time=8:00:00; all others are of the plan. To "
+            "plan anew, cancel this launch and give the command again."
         )
     return overlay(options_of(spec.cluster), cluster, source="on the command line")
 
 
 def _give_new_chances(run: RunDir) -> None:
     if run.is_training():
-        undone = [u.index for u in run.load_training_plan().units if not run.phase_done_file(u.index).exists()]
+        left = [unit.index for unit in run.load_training_plan().units if not run.phase_done_file(unit.index).exists()]
     else:
         done = run.finished_units()
-        undone = [unit.index for unit in run.load_plan().units if unit.index not in done]
-    for unit in undone:
+        left = [unit.index for unit in run.load_plan().units if unit.index not in done]
+    for unit in left:
         give_new_chance(run.unit_folder(unit))

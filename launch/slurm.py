@@ -23,6 +23,7 @@ import submitit
 from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmissionError
 from submitit.helpers import clean_env
 
+from deg.config import restore
 from deg.errors import LaunchError
 from deg.forms import sbatch_flag, time_limit_minutes
 from deg.launch.jobs import work
@@ -186,11 +187,16 @@ class Submitter(submitit.SlurmExecutor):
             **given,
             "dependency": dependency,
             "array_parallelism": self._cluster.jobs,
-            "setup": [OUTLIVE_WORK, TELL_END],
+            "setup": [OUTLIVE_WORK, *self._tell_end()],
             "teardown": ["status=$?", after],
         }
         if script.elements is not None:
             self.parameters["map_count"] = script.elements
+
+    def _tell_end(self) -> list[str]:
+        """The end of the job for its processes, which then stop by the clock too: a signal may not come."""
+        ahead = self._cluster.stop_ahead
+        return [] if ahead is None else [TELL_END, f"export DEG_STOP_AHEAD={ahead}"]
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
         lines = super()._make_submission_file_text(command, uid).splitlines()
@@ -279,4 +285,4 @@ def gpu_hours(needs: Sequence[tuple[Need, int]]) -> float | None:
 
 def options_of(cluster: Mapping[str, Any]) -> Cluster:
     """The options as launch.json holds them."""
-    return Cluster(**{name: tuple(value) if isinstance(value, list) else value for name, value in cluster.items()})
+    return restore({"cluster": cluster}).cluster

@@ -32,7 +32,7 @@ from deg.launch.slurm import Need, Script, Submitter
 from deg.plan import plan_units
 from deg.project import Project
 from deg.rundir import RunDir
-from deg.schema import Config
+from deg.schema import Cluster, Config
 from deg.version import __version__
 
 
@@ -108,7 +108,7 @@ def submit(request: Request) -> Report:
         if request.dry_run:
             return _show(request, launch, spec)
         _write(request, launch, spec)
-        submit_stages(launch, spec, range(len(stages)))
+        submit_stages(launch, spec, list(range(len(stages))))
     except BaseException:
         shutil.rmtree(launch.path, ignore_errors=True)  # nothing is in the queue
         raise
@@ -169,7 +169,9 @@ def _plan_first(request: Request, links: Sequence[Link], launch: LaunchDir) -> t
     """The stages from the first one on that has something to do, which is planned now."""
     for number, link in enumerate(links):
         options = ("--on", "slurm", "--only", "plan", *(("--dry-run",) if request.dry_run else ()))
-        _, document = run_or_raise((*link.command, *options))
+        # without a name an interrupted run is gone on with, whatever it is called
+        command = link.command if request.run_name else link.command[:-2]
+        _, document = run_or_raise((*command, *options))
         report = document if link.verb == "train" else document["stages"][0]
         if report["run"] is None and report["plan"] is None:
             continue  # all is done
@@ -247,6 +249,7 @@ def write_scripts(project: Project, launch: LaunchDir, spec: Launch) -> None:
     """The scripts that run on the nodes' hosts."""
     container = containers.Container.of(slurm.options_of(spec.cluster), _paths(project, spec))
     write_atomically(launch.jobs_folder / "container.sh", containers.script(container))
+    write_atomically(launch.jobs_folder / "cleanup.sh", containers.cleanup_script(container))
     write_atomically(launch.jobs_folder / "after.sh", (files("deg.launch") / "after.sh").read_text(encoding="utf-8"))
 
 
@@ -277,18 +280,25 @@ def scripts_of(launch: LaunchDir, spec: Launch, index: int) -> tuple[list[Script
         return Script(need, words, (folder, "execute", str(index), str(first), run, requeue), elements)
 
     if stage.verb == "train":
-        arrays = [execute(slurm.training_need(cluster, title), 0, None)]
+        arrays = [execute(training_need(cluster, stage.stage, title), 0, None)]
     else:
         firsts = range(0, stage.elements, spec.array_size)
         need = slurm.worker_need(cluster, title)
         arrays = [execute(need, first, min(spec.array_size, stage.elements - first)) for first in firsts]
     merging = Script(
-        slurm.merge_need(cluster, f"{title}-merge"), ("merge", folder, str(index)), (folder, "merge", str(index))
+        slurm.merge_need(cluster, f"{title}-merge"),
+        ("merge", folder, str(index)),
+        (folder, "merge", str(index), requeue),
     )
     return arrays, merging
 
 
-def submit_stages(launch: LaunchDir, spec: Launch, indices: Sequence[int] | range) -> None:
+def training_need(cluster: Cluster, stage: str, title: str) -> Need:
+    """A sequence network is so small that one rank trains it in minutes; more would mostly wait for each other."""
+    return slurm.worker_need(cluster, title) if stage == "sequence" else slurm.training_need(cluster, title)
+
+
+def submit_stages(launch: LaunchDir, spec: Launch, indices: Sequence[int]) -> None:
     """Submit stages in their order, each after the one before it; the first is planned already.
 
     LaunchError if the scheduler refuses one: then those before it are taken back.
@@ -313,7 +323,8 @@ def submit_stages(launch: LaunchDir, spec: Launch, indices: Sequence[int] | rang
                 elements = None if script.elements is None else tuple(range(script.elements))
                 launch.add_job(Job(jobs[-1], index, "execute", elements))
             _keep_for_again(submitter, merging, folder / "merge")
-            before = submitter.submit_script(merging, "afterany:" + ":".join(jobs))
+            waits_for = ["afterany:" + ":".join(jobs), *(() if before is None else (f"afterok:{before}",))]
+            before = submitter.submit_script(merging, ",".join(waits_for))
             submitted.append(before)
             launch.add_job(Job(before, index, "merge"))
     except BaseException:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from deg.launch import chain, submit
 from deg.launch.arguments import print_json, say
-from deg.launch.slurm import tasks_per_node
 from deg.launch.submit import Link
 from deg.project import Project, open_project
 from deg.schema import Cluster, Config
@@ -18,9 +17,10 @@ def config_words(files: Sequence[Path]) -> list[str]:
     return [word for file in files for word in ("--config", str(file.resolve()))]
 
 
-def ranks_on(cluster: Cluster) -> int:
+def ranks_on(cluster: Cluster, stage: str) -> int:
     """Ranks of a training there, on all nodes together."""
-    return (cluster.nodes or 1) * tasks_per_node(cluster)
+    need = submit.training_need(cluster, stage, "")
+    return need.nodes * need.tasks_per_node
 
 
 def link_of_inference(stage: str, project: Project, words: Sequence[str]) -> Link:
@@ -60,7 +60,8 @@ def submit_chain(request: chain.Request, *, dry_run: bool, as_json: bool) -> int
     unnamed = chain.Request(request.path, request.overrides, tuple(file.resolve() for file in request.files))
     steps = chain.steps(unnamed)
     chain.require_trainable(unnamed, steps)
-    links, report = [], False
+    links: list[Link] = []
+    report = False
     for step in steps:
         finding = step.look()
         say(f"{step.name}: {finding.why}{'' if finding.missing else ': nothing to do'}.")

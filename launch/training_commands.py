@@ -51,7 +51,7 @@ def train(
     if on == "slurm":
         from deg.launch.submit_commands import Link, config_words, ranks_on, submit_links
 
-        ranks = ranks_on(config.cluster)
+        ranks = ranks_on(config.cluster, stage)
         if only is None:
             link = Link(("train", stage, str(project.path), *overrides, *config_words(files)))
             return submit_links(project, config, (link,), run_name=run_name, dry_run=dry_run, as_json=as_json)

@@ -288,12 +288,15 @@ def cancel(path: Path, as_json: bool) -> int:
     \b
     Example: deg cancel my_project
     """
+    import shlex
+
+    from deg.errors import show_path
     from deg.launch.cancel import cancel_launch, cancel_run
     from deg.launch.watched import find_watched, is_settled
 
     watched = find_watched(path)
-    found = [cancel_launch(launch) for launch in watched.launches if not is_settled(launch)]
-    found += [cancel_run(run) for run in watched.runs]
+    found = [cancel_run(run) for run in watched.runs]  # first: a scheduler that is not there does not keep them
+    found += [cancel_launch(launch) for launch in watched.launches if not is_settled(launch)]
     touched = [one for one in found if one.ended or one.left]
     left = [one for one in touched if one.left]
     if as_json:
@@ -307,5 +310,5 @@ def cancel(path: Path, as_json: bool) -> int:
     if not touched:
         click.echo("Nothing runs or waits.")
     elif not left:
-        click.echo(f"What is done is kept. To go on: deg resume {path}")
+        click.echo(f"What is done is kept. To go on: deg resume {shlex.quote(show_path(path))}")
     return 3 if left else 0

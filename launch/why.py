@@ -41,6 +41,9 @@ ORDER = (
     *("cancelled", "preempted"),
 )
 """What is told first, and whose advice counts."""
+USUAL = ("queue", "dependency", "preempted")
+"""What happens when all is well."""
+UNEXPLAINED = {"killed", "failed", "never_started"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def explain_launch(launch: LaunchDir, queue: Queue, word: Path) -> Explanation:
         findings.append(Finding("queue", "The queue could not be asked", (queue.problem,)))
     findings.sort(key=lambda finding: ORDER.index(finding.kind))
     return Explanation(
-        launch.name, status.state, _summary(status), tuple(findings), _command(status, findings, queue, word)
+        launch.name, status.state, _summary(status, findings), tuple(findings), _command(status, findings, queue, word)
     )
 
 
@@ -148,13 +151,14 @@ def _about_merge(
         yield Finding("merge", cause, lines[-SHOWN:] or ("(none)",))
 
 
-def _summary(status: LaunchStatus) -> str:
+def _summary(status: LaunchStatus, findings: Sequence[Finding]) -> str:
     at = [stage for stage in status.stages if stage.state in ("running", "waiting")]
     if status.state == "finished":
         partly = [stage.name for stage in status.stages if stage.state == "partly"]
         return f"Done, but not every recording: {', '.join(partly)}." if partly else "All is well: it is done."
     if status.state == "running":
-        return f"All is well: running, {at[0].name}."
+        well = all(finding.kind in USUAL for finding in findings)
+        return f"{'All is well: running' if well else 'It runs, and goes on by itself'}, {at[0].name}."
     if status.state == "waiting":
         return f"It waits in the queue: {at[0].name}."
     return {
@@ -175,8 +179,11 @@ def _command(status: LaunchStatus, findings: Sequence[Finding], queue: Queue, wo
 def _advice(findings: Sequence[Finding], word: Path) -> str:
     """The first thing to do: what a finding says, or to go on with what all of them ask for."""
     options = list(dict.fromkeys(option for finding in findings for option in finding.options))
+    kinds = {finding.kind for finding in findings}
     if not options and (commands := [finding.command for finding in findings if finding.command]):
         return commands[0]
+    if not options and "put_aside" in kinds and kinds & UNEXPLAINED:
+        return f"deg logs {_quoted(word)}"  # to go on would end the same way
     return " ".join(["deg", "resume", _quoted(word), *map(shlex.quote, options)])
 
 

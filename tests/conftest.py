@@ -65,7 +65,7 @@ def one_thread():
 
 @pytest.fixture
 def fake_slurm(tmp_path, monkeypatch):
-    """Slurm's commands on PATH and a scheduler behind them that runs jobs as processes: see tests/support/fake_slurm."""
+    """Slurm's commands on PATH, and a scheduler that runs jobs as processes: see tests/support/fake_slurm."""
     cluster = FakeSlurm(tmp_path / "slurm")
     cluster.start()
     for name, value in cluster.environment.items():

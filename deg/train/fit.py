@@ -78,8 +78,19 @@ def train_phase(run: RunDir, plan: TrainingPlan, unit: Unit, stop: StopFlag, tel
     folder.mkdir(parents=True, exist_ok=True)
     phase = Phase(run, plan, config, unit.index, ranks, device)
     with open_data(plan, config, ranks, stop=stop, tell=tell, note=note) as data:
+        _require_enough(data, ranks)
         chosen = choose(folder, phase, data, note)
         _fit(phase, data, chosen, stop, tell, note)
+
+
+def _require_enough(data: PhaseData, ranks: Ranks) -> None:
+    """ConfigError if a rank would have nothing to judge: it would not wait for the others where they wait for it."""
+    for part, samples in data.parts.items():
+        if len(samples) < ranks.count:
+            raise ConfigError(
+                f"{part}: expected at least one sample for each of {ranks.count} ranks, found {len(samples)}. Set "
+                "compute.devices (on a cluster cluster.nodes, cluster.tasks_per_node) lower, or label more."
+            )
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class Host:
         run(*inside, "route", "add", "default", "via", LOGIN_ADDRESS)
 
     def turn_on(self, program: str, hosts_file: Path, hidden: tuple[Path, ...], environment: dict[str, str]) -> None:
-        """`program` is what runs there; the host is on as long as it does. What is `hidden` cannot be run or entered there."""
+        """The host is on as long as `program` runs there. What is `hidden` can neither be run nor entered there."""
         prepare = [
             "mount -t tmpfs -o mode=1777 shm /dev/shm",
             "mount -t tmpfs -o mode=1777 tmp /tmp",

@@ -49,7 +49,7 @@ class User:
         check: bool = True,
         timeout: float = 300,
     ) -> subprocess.CompletedProcess[str]:
-        """A command with this user's rights and nothing of our environment. AssertionError with all it said if it fails."""
+        """A command with this user's rights and environment. AssertionError with all it said if it fails."""
         clean = {
             "HOME": str(self.home), "USER": self.name, "LOGNAME": self.name, "SHELL": "/bin/bash", "LANG": "C.UTF-8",
             "PATH": f"{self.login}/bin:/usr/local/bin:/usr/bin:/bin", **self.environment, **environment,
@@ -129,7 +129,7 @@ def copy_sources(to: Path) -> None:
 
 
 def _install_login_deg(home: Path) -> None:
-    """As on a login node: Debian's Python, the versions of the image, no torch. Readable for all, as our own may not be."""
+    """As on a login node: Debian's Python, the image's versions, no torch. Readable for all, as our own may not be."""
     login = home / "login"
     with (home / "login.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

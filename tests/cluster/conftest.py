@@ -1,13 +1,13 @@
 """The small real cluster, as fixtures.
 
-    cluster        SmallCluster (small_cluster.py): Slurm on n1, n2, n3, of the usual Site and without jobs; after the test it
-                   is made so again. cluster.configure(Site(accounting=True, requeue=False, ...)) makes it another
-                   kind of site within two seconds; cluster.kill_node("n2"), cut_node, start_node; cluster.run("scontrol", ...)
-                   as root; cluster.states(), cluster.wait("12", "13_0", state="RUNNING", seconds=60)
-    image          Path of the real SIF, built from the checkout (cluster_image.py)
-    user           User (cluster_user.py): an ordinary user on the login node. user.run("squeue"), user.deg("run", project, ...)
-                   from her light installation without torch, user.submit("script text", "--gres=gpu:1") -> "12"
-    folder         a new folder that belongs to the user, seen by all hosts, gone after the test if that passed
+    cluster    SmallCluster (small_cluster.py): Slurm on n1, n2, n3, of the usual Site and without jobs; after the test
+               it is made so again. cluster.configure(Site(accounting=True, requeue=False, ...)) makes it another kind
+               of site within two seconds; cluster.kill_node("n2"), cut_node, start_node; cluster.run("scontrol", ...)
+               as root; cluster.states(), cluster.wait("12", "13_0", state="RUNNING", seconds=60)
+    image      Path of the real SIF, built from the checkout (cluster_image.py)
+    user       User (cluster_user.py): an ordinary user on the login node. user.run("squeue"), user.deg("run", ...) from
+               her light installation without torch, user.submit("script text", "--gres=gpu:1") -> "12"
+    folder     a new folder that belongs to the user, seen by all hosts, gone after the test if that passed
 
 All tests here are marked `cluster` and run last: the image may be in the making meanwhile. Where something is missing
 (not root, not Debian, not installed) they are skipped and say why; DEG_REQUIRE_CLUSTER=1 makes that a failure.

@@ -58,7 +58,7 @@ class Site:
 
 
 def cluster_home() -> Path:
-    """Folder of everything that the cluster needs and makes: outside /tmp, of which each node has its own, and open to all.
+    """Folder of all that the cluster needs and makes: open to all users, and outside /tmp, which each node has itself.
 
     DEG_CLUSTER_HOME, else .cluster in the checkout if other users may enter that, else /var/lib/deg-cluster.
     """
@@ -305,6 +305,8 @@ SlurmctldHost={socket.gethostname()}({LOGIN_ADDRESS})
 SlurmctldPort={PORTS["slurmctld"]}
 SlurmdPort={PORTS["slurmd"]}
 SlurmUser=root
+# no job has a number that is a small number of something else too
+FirstJobId=1001
 AuthType=auth/munge
 # a job that was put back starts again after so long at the earliest
 AuthInfo=cred_expire=5

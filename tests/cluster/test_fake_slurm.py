@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import time
@@ -10,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from fake_slurm import FakeSlurm, Site
 
 NOT_IMITATED = {
-    "SLURM_CONF", "SLURM_JOB_CPUS_PER_NODE_PACK_GROUP_0", "SLURM_NODE_ALIASES", "SLURM_PRIO_PROCESS", "SLURM_SRUN_COMM_HOST",
+    "SLURM_CONF", "SLURM_JOB_CPUS_PER_NODE_PACK_GROUP_0", "SLURM_NODE_ALIASES", "SLURM_PRIO_PROCESS",
+    "SLURM_SRUN_COMM_HOST",
     "SLURM_SRUN_COMM_PORT", "SLURM_STEP_GPUS", "SLURM_STEP_LAUNCHER_PORT", "SLURM_TOPOLOGY_ADDR_PATTERN", "SLURM_UMASK",
     "SLURM_WORKING_CLUSTER", "SLURM_TASK_PID",
 }  # fmt: skip
@@ -43,14 +46,29 @@ class Slurm:
 
 
 @pytest.fixture
-def both(cluster, user, folder, fake_slurm, tmp_path):
+def fake(tmp_path):
+    """Not the fixture `fake_slurm`, which would put its commands before the real ones."""
+    slurm = FakeSlurm(
+        tmp_path / "slurm",
+        Site(partitions={"gpu": 120, "urgent": 120, "short": 1}, accounting=False, first_job_id=7001),
+    )
+    slurm.start()
+    yield slurm
+    slurm.stop()
+
+
+@pytest.fixture
+def both(cluster, user, folder, fake, tmp_path):
     """The real one first. Numbers of jobs differ between them, so tests tell jobs by what `submit` gave."""
-    real = Slurm(folder, lambda *words: user.run(*words, folder=folder, check=False), cluster.wait)
+    jobs = tmp_path / "jobs"
+    jobs.mkdir()
 
     def of_fake(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        environment = {**os.environ, **fake.environment}
+        return subprocess.run(words, cwd=jobs, capture_output=True, text=True, timeout=60, env=environment)
 
-    return real, Slurm(tmp_path, of_fake, fake_slurm.wait)
+    real = Slurm(folder, lambda *words: user.run(*words, folder=folder, check=False), cluster.wait)
+    return real, Slurm(jobs, of_fake, fake.wait)
 
 
 def same(both, scene: Callable[[Slurm], object]) -> None:
@@ -154,7 +172,8 @@ def test_signals_and_cancelling(both):
 def test_tasks_of_which_one_fails(both):
     def scene(slurm: Slurm) -> object:
         script = """
-        srun --ntasks=3 --output=t.%t bash -c 'echo $SLURM_PROCID/$SLURM_NTASKS; exit $((SLURM_PROCID * 5))'; echo "all $?"
+        srun --ntasks=3 --output=t.%t bash -c 'echo $SLURM_PROCID/$SLURM_NTASKS; exit $((SLURM_PROCID * 5))'
+        echo "all $?"
         srun --ntasks=2 --kill-on-bad-exit=1 bash -c '[ $SLURM_PROCID = 1 ] && exit 7; sleep 60'; echo "killed"
         srun --ntasks=1 bash -c 'kill -KILL $$'; echo "signal $?"
         srun --ntasks=1 ./missing; echo "missing $?"
@@ -204,9 +223,7 @@ def test_how_the_queue_is_shown(both):
     ],
     ids=" ".join,
 )
-def test_what_is_refused_and_how(both, fake_slurm, words):
-    fake_slurm.configure(accounting=False)
-
+def test_what_is_refused_and_how(both, words):
     def scene(slurm: Slurm) -> object:
         (slurm.folder / "true.sh").write_text("#!/bin/bash\ntrue\n")
         (slurm.folder / "plain.txt").write_text("true\n")

@@ -113,7 +113,7 @@ def test_signals_once_or_many_times_give_the_same(cluster, image, user, folder, 
 
 
 def test_training_under_fire(cluster, image, user, folder):
-    """Preempted, its host without power, told to stop: what is learned in the end is what one undisturbed run learns."""
+    """Told to stop, its host without power: what is learned in the end is what one undisturbed run learns."""
     project = make_project(folder, user, videos=4, frames=60)
     profile = write_profile(folder, user, image, gpus_per_node=2)
     long = ["train.num_epochs=3", "train.steps_per_epoch.train=60", "train.checkpoint_every=0.05", "train.patience=9"]

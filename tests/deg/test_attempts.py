@@ -99,7 +99,7 @@ def tried(end: str | None = None, progress: int = 0, why: str = "", host: str = 
     [
         ([], None),
         ([tried()] * 2, None),
-        ([tried(), tried(host="n2"), tried()], "its worker was killed 3 times (on n1, n2)"),
+        ([tried(), tried(host="n2"), tried()], "its worker died 3 times (on n1, n2)"),
         ([tried(progress=-1)] * 9, None),
         ([tried("failed", why="the disk is full")], None),
         ([tried("failed", why="torn"), tried("failed", why="torn")], "torn"),
@@ -120,7 +120,7 @@ def test_a_unit_that_was_given_up_is_not_begun_until_it_has_a_new_chance(tmp_pat
         note(tmp_path, "started", job=str(number), restart=0, host="n1", progress=0)
     (tmp_path / "error.json").write_text("{}")
     in_job("4")
-    with pytest.raises(RunError, match="given up: its worker was killed 3 times"), attempt(tmp_path):
+    with pytest.raises(RunError, match="given up: its worker died 3 times"), attempt(tmp_path):
         pytest.fail("it was begun")
     give_new_chance(tmp_path)
     with attempt(tmp_path):

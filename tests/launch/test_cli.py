@@ -26,9 +26,9 @@ def raising(monkeypatch):
         def broken(as_json):
             raise error
 
-        from deg.launch import look_commands
+        from deg.launch import watch_commands
 
-        monkeypatch.setattr(look_commands, "status", broken)
+        monkeypatch.setattr(watch_commands, "status", broken)
 
     return make
 

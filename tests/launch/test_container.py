@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import stat
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,6 +88,7 @@ def test_the_whole_script():
             options=("--sharens",),
             scratch="/local/$USER",
             nv=True,
+            torch_home=Path("/lab/torch"),
         )
     )
     assert text == (Path(__file__).parent / "container.sh").read_text()
@@ -381,3 +384,27 @@ def test_roots_hold_every_path_and_not_each_other(tmp_path_factory, trees, asked
     for root in roots:
         assert not any(root.is_relative_to(other) for other in roots if other != root)
     assert bind_roots(roots) == roots
+
+
+def test_a_signal_to_all_processes_leaves_the_mount_of_the_image(node):
+    """The program by which Apptainer mounts an image without root ignores what is meant for Python."""
+    mounts = node / "bin" / "squashfuse_ll"
+    mounts.write_text('#!/bin/sh\n[ "$1" = --help ] && exit 1\nexec sleep 60\n')
+    mounts.chmod(0o755)
+    apptainer = node / "bin" / "apptainer"
+    apptainer.write_text("#!/bin/sh\nsquashfuse_ll image place & echo $!; wait\n")
+    running = subprocess.Popen(
+        ["bash", "-c", script(container(node)), "container.sh"],
+        env={"PATH": f"{node / 'bin'}:/usr/bin:/bin"},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    mount = int(running.stdout.readline())
+    time.sleep(0.5)  # until it has come to its `exec`
+    for number in (signal.SIGUSR2, signal.SIGTERM):
+        os.kill(mount, number)
+    time.sleep(0.2)
+    os.kill(mount, 0)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()

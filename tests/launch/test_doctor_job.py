@@ -13,7 +13,8 @@ from deg.launch.doctor_findings import Finding
 from deg.launch.doctor_job import JobDir, Submitted
 from deg.schema import Cluster
 
-CLUSTER = Cluster(gpus_per_node=None, cpus_per_task=1, memory_gb=None)
+# the nodes of the stand-in have names only
+CLUSTER = Cluster(gpus_per_node=None, cpus_per_task=1, memory_gb=None, setup=("export MASTER_ADDR=127.0.0.1",))
 
 
 def by_check(findings) -> dict[str, Finding]:
@@ -21,9 +22,8 @@ def by_check(findings) -> dict[str, Finding]:
 
 
 @pytest.fixture
-def run_job(fake_slurm, tmp_path, monkeypatch):
+def run_job(fake_slurm, tmp_path):
     """`run_job(cluster, seconds)` -> the job's folder, what it was submitted as, and the findings by check."""
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # the stand-in's nodes have names only
 
     def run(cluster=CLUSTER, seconds=120.0):
         (tmp_path / "project").mkdir(exist_ok=True)
@@ -64,7 +64,7 @@ def test_a_job_that_does_not_begin_is_cancelled(run_job, fake_slurm):
     assert fake_slurm.states()[submitted.job] == "CANCELLED"
 
 
-def test_ranks_that_cannot_start_are_told_in_their_own_words(run_job, tmp_path, monkeypatch):
+def test_ranks_that_cannot_start_are_told_in_their_own_words(run_job, monkeypatch):
     monkeypatch.setattr(doctor_job, "LATE_FILES_SECONDS", 0.5)
     monkeypatch.setattr(doctor_job, "ASK_SECONDS", 0.5)
     broken = replace(CLUSTER, setup=("echo no such licence >&2; exit 3",))
@@ -155,6 +155,11 @@ def test_what_was_submitted_can_be_read_again():
 )
 def test_the_signal_is_judged(received, child, status, state):
     assert doctor_ranks.judge_signal(received, child, status, "").state == state
+
+
+def test_an_image_that_the_signal_takes_away_is_told():
+    assert doctor_ranks.judge_image_life(True).state == "ok"
+    assert "--sandbox" in doctor_ranks.judge_image_life(False).remedy
 
 
 def test_a_site_without_signals_is_told_what_to_write():

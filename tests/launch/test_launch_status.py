@@ -120,6 +120,13 @@ def test_nothing_alive_and_not_done_is_stalled_and_what_comes_after_has_not_begu
     assert found.state == "stalled" and [stage.state for stage in found.stages] == ["stalled", "not begun", "not begun"]
 
 
+def test_a_merge_job_that_ran_behind_a_failed_stage_has_done_nothing(project):
+    launch = make_launch(project, CHAIN)
+    launch.set_verdict(0, Verdict("failed", "no"))
+    launch.set_verdict(2, Verdict("done"))
+    assert [stage.state for stage in look(launch).stages] == ["failed", "not begun", "not begun"]
+
+
 def test_a_launch_that_was_cancelled(project):
     launch = make_launch(project)
     launch.log_event("cancelled")

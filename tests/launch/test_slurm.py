@@ -137,7 +137,7 @@ bash '/lab/the models/x_launch/jobs/container.sh' -u -m submitit.core._submit '/
 
 # teardown
 status=$?
-bash '/lab/the models/x_launch/jobs/after.sh' "$status" '/lab/the models/x_launch' merge 4
+bash '/lab/the models/x_launch/jobs/after.sh' "$status" '/lab/the models/x_launch' merge 4 yes
 """
 
 
@@ -162,7 +162,7 @@ def script(cluster: Cluster, need: Need | None = None, **changes) -> Script:
 
 @pytest.fixture
 def flags(shims):
-    """`flags(need, option=value, ...)` gives {flag: value} of a batch script; "" is the value of a bare flag."""
+    """`flags(need, option=value, ...)` gives {flag: value} of a batch script; a bare flag has "" for value."""
 
     def flags(kind=worker_need, **options) -> dict[str, str]:
         cluster = replace(Cluster(), **options)
@@ -189,7 +189,7 @@ def test_the_script_of_an_array(shims):
 
 def test_the_script_of_a_merge_job_asks_for_no_gpu(shims):
     need = merge_need(SITE, "deg-mice-infer-sequence-merge")
-    assert submitter().text(script(SITE, need, after=(LAUNCH, "merge", "4")), "afterany:8") == MERGE
+    assert submitter().text(script(SITE, need, after=(LAUNCH, "merge", "4", "yes")), "afterany:8") == MERGE
 
 
 def test_a_script_for_later_is_without_array_and_dependency(shims):

@@ -5,17 +5,19 @@ The nodes of these clusters are down: jobs wait.
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 import yaml
 from launched import WORDS, only_launch, submitted
-from runs import add_weights, make_project
+from runs import add_weights, make_project, scripted_workers
 from training_runs import make_labelled_project
 
-from deg.launch import cli
+from deg.launch import cli, inference, submit, training
 from deg.rundir import RunDir
 
 LENGTHS = {"mouse_1": 1100, "mouse_2": 30}
@@ -47,6 +49,18 @@ def deg(capsys, monkeypatch):
     """`deg("infer", ...)` with --on slurm gives the exit status, the JSON document, and what was said."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
+    moments = itertools.count()
+
+    class Clock(datetime):
+        """Names of runs have the second in them; a test does not wait for the next one."""
+
+        @classmethod
+        def now(cls, tz=None):
+            return datetime(2026, 11, 22, 12, 0, 0) + timedelta(seconds=next(moments))
+
+    for module in (submit, inference, training):
+        monkeypatch.setattr(module, "datetime", Clock)
+
     def deg(*words: object, on: str = "slurm"):
         cluster = WORDS if on == "slurm" else ()
         status = cli.run([*map(str, words[:1]), *cluster, *map(str, words[1:]), "--on", on, "--json"])
@@ -63,7 +77,9 @@ def infer(deg, folder):
 
 
 def listed(folder: Path):
-    return sorted((str(path), path.lstat().st_mtime_ns) for path in folder.rglob("*") if not path.is_dir())
+    """All files but the logs of events, in which each look at a run leaves its trace."""
+    files = [path for path in folder.rglob("*") if not path.is_dir() and path.name != "events.jsonl"]
+    return sorted((str(path), path.lstat().st_mtime_ns) for path in files)
 
 
 def waiting(cluster) -> dict[str, dict]:
@@ -113,7 +129,7 @@ def test_only_the_first_stage_is_planned_and_the_others_wait_for_each_other(clus
 
 def test_the_whole_chain_is_submitted_at_once(cluster, deg, tmp_path):
     project = make_labelled_project(tmp_path / "mice")
-    status, report, said = deg("run", project, "feature_extractor.weights=random", "cluster.nodes=2")
+    status, report, _ = deg("run", project, "feature_extractor.weights=random", "cluster.nodes=2")
     launch = only_launch(project)
     spec = launch.load()
     assert status == 0 and spec.report
@@ -149,7 +165,7 @@ def write_some_labels(video: Path) -> None:
 
 def test_a_training_is_one_job_of_all_ranks(cluster, deg, tmp_path):
     project = make_labelled_project(tmp_path / "mice")
-    status, report, _ = deg("train", "flow_generator", project, "cluster.nodes=2", "cluster.tasks_per_node=2")
+    status, _, _ = deg("train", "flow_generator", project, "cluster.nodes=2", "cluster.tasks_per_node=2")
     launch = only_launch(project)
     (stage,) = launch.load().stages
     job, merging = (waiting(cluster)[job.job] for job in launch.jobs())
@@ -190,7 +206,7 @@ def test_a_name_that_is_given(cluster, infer, folder):
     assert status == 2 and "a launch of this name exists" in report["error"]
 
 
-# ---------------------------------------------------------------------------------------------------- what is taken along
+# ---------------------------------------------------------------------------------------------------- taken along
 
 
 def test_options_hold_as_they_were_when_it_was_submitted(cluster, infer, folder, tmp_path):
@@ -240,7 +256,7 @@ def left(folder: Path) -> list[str]:
 
 def test_a_refusal_in_the_middle_takes_everything_back(cluster, infer, folder):
     cluster.configure(max_jobs=UNITS + 2)
-    status, report, said = infer("all", "inference.units_per_device=1")
+    status, report, _ = infer("all", "inference.units_per_device=1")
     assert status == 3 and "QOSMaxSubmitJobPerUserLimit" in report["error"]
     assert waiting(cluster) == {} and len(cluster.jobs()) >= UNITS and left(folder) == []
     cluster.configure(max_jobs=None)
@@ -268,7 +284,7 @@ def test_a_missing_image_is_named(cluster, infer, folder, tmp_path):
 
 
 def test_without_slurm_nothing_is_written(infer, folder, monkeypatch):
-    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    monkeypatch.setenv("PATH", str(folder))
     status, report, _ = infer("feature_extractor")
     assert status == 3 and "login node" in report["error"] and left(folder) == []
 
@@ -276,7 +292,7 @@ def test_without_slurm_nothing_is_written(infer, folder, monkeypatch):
 def test_the_same_command_again_is_refused_while_jobs_are_alive(cluster, infer, folder):
     infer("feature_extractor")
     before = listed(folder)
-    status, report, _ = infer("feature_extractor", "--run", "again")
+    status, report, _ = infer("feature_extractor")
     assert status == 2 and "work on this run, or wait to" in report["error"]
     assert listed(folder) == before and len(waiting(cluster)) == 2
 
@@ -284,9 +300,9 @@ def test_the_same_command_again_is_refused_while_jobs_are_alive(cluster, infer, 
 @pytest.mark.parametrize("on", ["slurm", "local"])
 def test_a_training_that_jobs_are_at_is_left_to_them(cluster, deg, tmp_path, on):
     project = make_labelled_project(tmp_path / "mice")
-    words = ("flow_generator", project, "compute.devices=1")
-    deg("train", *words)
-    status, report, _ = deg("train", *words, "--run", "again", on=on)
+    words = ("train", "flow_generator", project, "compute.devices=1")
+    deg(*words)
+    status, report, _ = deg(*words, on=on)
     assert status == 2 and "work on this run, or wait to" in report["error"] and len(waiting(cluster)) == 2
 
 
@@ -299,8 +315,6 @@ def test_after_the_jobs_are_gone_the_run_is_gone_on_with(cluster, infer, folder)
 
 
 def test_when_all_is_done_nothing_is_submitted(cluster, deg, folder, infer, monkeypatch, tmp_path):
-    from runs import scripted_workers
-
     scripted_workers(monkeypatch, tmp_path)
     fixed = ("feature_extractor.weights=latest", "inference.devices=1")
     assert deg("infer", "all", folder, *fixed, on="local")[0] == 0
@@ -311,8 +325,6 @@ def test_when_all_is_done_nothing_is_submitted(cluster, deg, folder, infer, monk
 
 
 def test_what_is_done_is_left_out(cluster, deg, folder, infer, monkeypatch, tmp_path):
-    from runs import scripted_workers
-
     scripted_workers(monkeypatch, tmp_path)
     fixed = ("feature_extractor.weights=latest", "inference.devices=1")
     assert deg("infer", "feature_extractor", folder, *fixed, on="local")[0] == 0
@@ -343,7 +355,7 @@ def test_a_dry_run_shows_all_and_writes_nothing(cluster, infer, folder):
 
 def test_a_dry_run_tells_what_the_scheduler_would_refuse(cluster, infer, folder):
     before = listed(folder)
-    status, report, said = infer("feature_extractor", "--dry-run", "cluster.partition=nowhere")
+    status, report, _ = infer("feature_extractor", "--dry-run", "cluster.partition=nowhere")
     assert status == 0 and "nvalid partition" in report["test_only"]["infer feature_extractor"]
     assert listed(folder) == before and left(folder) == []
 

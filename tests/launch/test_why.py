@@ -162,6 +162,19 @@ def test_a_unit_that_was_put_aside(launch):
     assert found.findings[0].evidence == ("unit 1: its worker was killed 3 times (on n1)",)
 
 
+def test_what_dies_again_and_again_without_a_known_cause_is_to_be_looked_at(launch):
+    run = run_of(launch)
+    for restart in range(3):
+        started(run, 1, "10_1", restart=restart)
+        exited(run, 1, "10_1", 1, restart=restart)
+    output(launch, "10_1", errors="RuntimeError: something new\n")
+    assert ask(launch).command == resume(launch)
+    run.error_file(1).write_text('{"message": "its worker was killed 3 times (on n1)"}')
+    found = ask(launch)
+    assert found.command == f"deg logs {launch.load().project}"
+    assert "RuntimeError: something new" in found.findings[0].evidence
+
+
 def test_a_corrupt_video_is_told_with_its_frame(project, shims):
     launch = make_launch(project)
     run, plan = plan_stage(launch)
@@ -236,6 +249,14 @@ def test_all_is_well(launch):
     found = ask(launch, queued("10_0"), queued("11", "PENDING", "Dependency"))
     assert found.summary == "All is well: running, infer feature_extractor."
     assert (found.findings, found.command) == ((), None)
+
+
+def test_what_went_wrong_and_is_being_mended(launch):
+    started(run_of(launch), 0, "10_0")
+    exited(run_of(launch), 0, "10_0", 137, oom_kills=1)
+    found = ask(launch, queued("10_1"))
+    assert found.summary == "It runs, and goes on by itself, infer feature_extractor."
+    assert "memory" in causes(found) and found.command is None
 
 
 def test_a_queue_that_is_long(launch):

@@ -14,7 +14,7 @@ from deg.rundir import RunDir
 from deg.schema import Cluster
 from deg.version import __version__
 
-SMALL = {"image": None, "cpus_per_task": 1, "memory_gb": 1.0, "gpus_per_node": None, "jobs": 4, "stop_ahead": None}
+SMALL = {"image": None, "cpus_per_task": 1, "memory_gb": 1.0, "gpus_per_node": None, "jobs": 4, "stop_ahead": None, "time": "1:00:00"}
 """Options `cluster.*` of a job that fits anywhere and runs this Python."""
 WORDS = tuple(f"cluster.{name}={'null' if value is None else value}" for name, value in SMALL.items())
 """The same on the command line."""
@@ -26,6 +26,7 @@ def make_launch(
     *,
     name: str = "261122_120000_launch",
     array_size: int = 1000,
+    report: bool = False,
     **options: Any,
 ) -> LaunchDir:
     """A launch directory of `project` as a submission leaves it, without scripts and jobs. `options`: of the launch, or

@@ -1,4 +1,4 @@
-"""A stand-in for Slurm: the commands that people and programs type, and jobs that really run, as processes of this machine.
+"""A stand-in for Slurm: the commands that are typed, and jobs that really run, as processes of this machine.
 
     site.json    what kind of site it is: see `Site` in site.py
     bin/         sbatch, squeue, scontrol, scancel, sacct, sinfo, sacctmgr, srun: each asks the server

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 
 from fake_slurm.options import SBATCH, Refused, node_names, node_text, parse_minutes, parse_words, script_options
 from fake_slurm.scheduler import UNFINISHED, Job, Scheduler, job_name, pending_name
@@ -123,7 +124,8 @@ LONG_FIELDS = {
 
 def squeue(scheduler: Scheduler, asked: Asked) -> Answer:
     values = _words(asked.words, "hj:u:t:o:O:p:r:n:A:w:", {
-        "noheader": "h", "jobs": "j", "job": "j", "user": "u", "users": "u", "states": "t", "state": "t", "format": "o", "Format": "O",
+        "noheader": "h", "jobs": "j", "job": "j", "user": "u", "users": "u", "states": "t", "state": "t",
+        "format": "o", "Format": "O",
         "partition": "p", "array": "r", "name": "n", "me": "me", "start": "start", "account": "A", "nodelist": "w",
     }, {"h", "r", "me", "start"})  # fmt: skip
     jobs = [job for job in scheduler.jobs if job.state in UNFINISHED]
@@ -154,16 +156,19 @@ def squeue(scheduler: Scheduler, asked: Asked) -> Answer:
     )
     jobs.sort(key=lambda job: (job.state != "PENDING", -job.array_id if job.state != "PENDING" else job.array_id))
     for group in _rows(jobs, "r" in values):
-        name = group[0].name if len(group) == 1 and group[0].id is not None else _waiting_name(group, "r" in values)
-        shown = (lambda job, name: lambda letter: name if letter == "i" else SQUEUE_FIELDS[letter][1](scheduler, job))(
-            group[0], name
-        )
-        lines.append(_fill(form, shown))
+        lines.append(_fill(form, partial(_cell, scheduler, group, each="r" in values)))
     return Answer(out="".join(f"{line}\n" for line in lines))
 
 
-def _waiting_name(group: list[Job], each: bool) -> str:
-    return group[0].name if each or group[0].element is None else pending_name(group)
+def _cell(scheduler: Scheduler, group: list[Job], letter: str, *, each: bool) -> object:
+    """One column of one row; elements that never ran stand together unless `each` is for itself."""
+    job = group[0]
+    together = not each and job.element is not None and job.id is None
+    if letter == "i":
+        return pending_name(group) if together else job.name
+    if letter == "K" and together:
+        return re.sub(r".*\[(.*)\]", r"\1", pending_name(group))
+    return SQUEUE_FIELDS[letter][1](scheduler, job)
 
 
 def _rows(jobs: list[Job], each: bool) -> list[list[Job]]:
@@ -176,7 +181,7 @@ def _rows(jobs: list[Job], each: bool) -> list[list[Job]]:
     return [list(group) for _, group in itertools.groupby(jobs, key)]
 
 
-# ----------------------------------------------------------------------------------------------------- scontrol, scancel
+# ---------------------------------------------------------------------------------------------------- scontrol, scancel
 
 
 def scontrol(scheduler: Scheduler, asked: Asked) -> Answer:
@@ -204,7 +209,9 @@ def scontrol(scheduler: Scheduler, asked: Asked) -> Answer:
         if what.startswith("hostlist"):
             return Answer(out=node_text(words[2].split(",")) + "\n")
         if what.startswith("job"):
-            jobs = _known(scheduler, words[2]) if len(words) > 2 else scheduler.jobs
+            jobs = scheduler.find(words[2]) if len(words) > 2 else scheduler.jobs
+            if not jobs:
+                raise Refused("slurm_load_jobs error: Invalid job id specified")
             end, between = (" ", "\n") if one_line else ("\n   ", "\n\n")
             return Answer(out=between.join(end.join(_job_lines(scheduler, job)) for job in jobs) + between)
         if what.startswith("part"):
@@ -287,7 +294,8 @@ def _config_text(scheduler: Scheduler) -> str:
     site = scheduler.site
     storage = "accounting_storage/slurmdbd" if site.accounting else "accounting_storage/none"
     lines = {
-        "AccountingStorageType": storage, "AuthInfo": "cred_expire=5", "ClusterName": "fake", "GresTypes": "gpu" if site.gpus else "(null)",
+        "AccountingStorageType": storage, "AuthInfo": "cred_expire=5", "ClusterName": "fake",
+        "GresTypes": "gpu" if site.gpus else "(null)",
         "JobRequeue": int(site.requeue), "KillWait": f"{site.kill_wait:.0f} sec", "MaxArraySize": site.max_array_size,
         "MaxJobCount": 10000, "MinJobAge": "3600 sec", "PreemptMode": "REQUEUE", "SelectType": "select/cons_tres",
         "SelectTypeParameters": "CR_CORE", "SLURM_VERSION": VERSION.split()[1],
@@ -300,14 +308,14 @@ def _job_lines(scheduler: Scheduler, job: Job) -> list[str]:
     array = "" if job.element is None else f" ArrayJobId={job.array_id} ArrayTaskId={job.element}"
     return [
         f"JobId={job.raw_id}{array} JobName={job_name(job)}",
-        f"UserId={getpass.getuser()} QOS={job.options.get('qos', '(null)')} Account={job.options.get('account', '(null)')}",
+        f"UserId={getpass.getuser()} Account={job.options.get('account', '(null)')} QOS={job.options.get('qos')}",
         f"JobState={job.state} Reason={job.reason} Dependency={dependency_text(scheduler, job)}",
-        f"Requeue={int(scheduler.may_requeue(job))} Restarts={job.restarts} BatchFlag=1 ExitCode={job.exit[0]}:{job.exit[1]}",
+        f"Requeue={int(scheduler.may_requeue(job))} Restarts={job.restarts} ExitCode={job.exit[0]}:{job.exit[1]}",
         f"RunTime={clock_text(_elapsed(job))} TimeLimit={clock_text(job.minutes * 60)} TimeMin=N/A",
         f"SubmitTime={when(job.submitted)} EligibleTime={when(job.eligible)}",
         f"StartTime={when(job.started, 'Unknown')} EndTime={when(job.ended or _projected(job), 'Unknown')}",
         f"Partition={job.options.get('partition')} AllocNode:Sid=localhost:1",
-        f"ReqNodeList={job.options.get('nodelist', '(null)')} ExcNodeList={node_text(job.excluded) or '(null)'}",
+        f"ReqNodeList={job.options.get('nodelist', '(null)')} ExcNodeList={','.join(job.excluded) or '(null)'}",
         f"NodeList={node_text(job.nodes)}",
         f"NumNodes={job.num_nodes} NumCPUs={job.num_nodes * job.cpus_per_node} NumTasks={job.num_tasks}",
         f"WorkDir={job.cwd}",
@@ -319,7 +327,7 @@ def _partition_text(scheduler: Scheduler, name: str) -> str:
     default = "YES" if name == next(iter(site.partitions)) else "NO"
     return (
         f"PartitionName={name}\n   Default={default} MaxTime={clock_text(site.partitions[name] * 60)}\n"
-        f"   Nodes={node_text(site.nodes)}\n   State=UP TotalCPUs={len(site.nodes) * site.cpus} TotalNodes={len(site.nodes)}\n"
+        f"   Nodes={node_text(site.nodes)}\n   State=UP TotalNodes={len(site.nodes)}\n"
     )
 
 
@@ -341,7 +349,8 @@ def sinfo(scheduler: Scheduler, asked: Asked) -> Answer:
     site = scheduler.site
     heads = {
         "P": "PARTITION", "R": "PARTITION", "a": "AVAIL", "l": "TIMELIMIT", "D": "NODES", "t": "STATE", "T": "STATE",
-        "N": "NODELIST", "G": "GRES", "c": "CPUS", "m": "MEMORY", "f": "AVAIL_FEATURES", "n": "HOSTNAMES", "X": "SOCKETS",
+        "N": "NODELIST", "G": "GRES", "c": "CPUS", "m": "MEMORY", "f": "AVAIL_FEATURES", "n": "HOSTNAMES",
+        "X": "SOCKETS",
     }  # fmt: skip
     form = values.get("o", "%#N %.6D %#P %6t" if "N" in values else "%9P %.5a %.10l %.6D %.6t %N").replace("#", "")
     lines = [] if "h" in values else [_fill(form, lambda letter: heads[letter])]
@@ -359,9 +368,12 @@ def sinfo(scheduler: Scheduler, asked: Asked) -> Answer:
         for nodes in by_state.values():
             state = _node_state(scheduler, nodes[0])
             cells = {
-                "P": partition + "*" * (partition == default), "R": partition, "a": "up", "l": elapsed_text(minutes * 60),
-                "D": len(nodes), "t": state[:5].replace("alloc", "alloc").replace("mixed", "mix"), "T": state, "N": node_text(nodes),
-                "G": _gres(scheduler), "c": site.cpus, "m": site.memory_mb, "f": "(null)", "n": nodes[0], "X": site.cpus,
+                "P": partition + "*" * (partition == default), "R": partition, "a": "up",
+                "l": elapsed_text(minutes * 60),
+                "D": len(nodes), "t": state[:5].replace("mixed", "mix"), "T": state,
+                "N": node_text(nodes),
+                "G": _gres(scheduler), "c": site.cpus, "m": site.memory_mb, "f": "(null)", "n": nodes[0],
+                "X": site.cpus,
             }  # fmt: skip
             lines.append(_fill(form, cells.__getitem__))
     return Answer(out="".join(f"{line}\n" for line in lines))
@@ -448,7 +460,8 @@ def sacct(scheduler: Scheduler, asked: Asked) -> Answer:
 def _step_cell(name: str, job: Job, step: str, status: int) -> str:
     special = {
         "jobid": f"{job.name}.{step}", "jobidraw": f"{job.raw_id}.{step}", "jobname": step, "user": "", "partition": "",
-        "state": "RUNNING" if job.state == "RUNNING" else "FAILED" if status else "COMPLETED", "exitcode": f"{status}:0",
+        "state": "RUNNING" if job.state == "RUNNING" else "FAILED" if status else "COMPLETED",
+        "exitcode": f"{status}:0",
         "maxrss": "1024K", "reqmem": "", "timelimit": "", "qos": "",
     }  # fmt: skip
     return special[name] if name in special else str(SACCT_FIELDS[name](job))
@@ -499,7 +512,16 @@ def dependency_text(scheduler: Scheduler, job: Job) -> str:
     if job.state != "PENDING" or not job.dependency:
         return "(null)"
     mark = "failed" if job.reason == "DependencyNeverSatisfied" else "unfulfilled"
-    return ",".join(f"{part}({mark})" for part in job.dependency.split(","))
+    parts = []
+    for part in job.dependency.split(","):
+        kind, _, rest = part.partition(":")
+        jobs = [f"{kind}:{_in_dependency(scheduler, word)}({mark})" for word in rest.split(":") if rest]
+        parts += jobs or [f"{kind}({mark})"]
+    return ",".join(parts)
+
+
+def _in_dependency(scheduler: Scheduler, word: str) -> str:
+    return f"{word}_*" if any(job.element is not None for job in scheduler.find(word)) and "_" not in word else word
 
 
 def _elapsed(job: Job) -> float:

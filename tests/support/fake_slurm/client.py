@@ -33,7 +33,7 @@ def ask(folder, **question):
 
 
 def batch_script(words):
-    """The text that sbatch is to submit: of the first word that is no option, else of standard input; empty for --wrap."""
+    """What sbatch is to submit: the file that the first word names, else standard input; nothing for --wrap."""
     from fake_slurm.options import SBATCH, Refused, parse_words
 
     try:
@@ -59,7 +59,8 @@ def main(program, words):
         return srun(words)
     question = {"program": "sbatch" if program == "srun" else program, "words": words}
     if program == "sbatch":
-        question.update(cwd=os.getcwd(), environment=dict(os.environ), script=batch_script(words))
+        here = os.getcwd()  # noqa: PTH109
+        question.update(cwd=here, environment=dict(os.environ), script=batch_script(words))
     said = ask(folder_of_server(), ask="command", **question)
     sys.stderr.write(said["err"])
     sys.stdout.write(said["out"])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fake_slurm.client import ask
+from fake_slurm.scheduler import UNFINISHED
 from fake_slurm.site import Site
 
 PROGRAMS = ("sbatch", "squeue", "scontrol", "scancel", "sacct", "sinfo", "sacctmgr", "srun")
@@ -91,14 +92,17 @@ class FakeSlurm:
         return {job["name"]: job["state"] for job in self.jobs()}
 
     def wait(self, *names: str, state: str | None = None, seconds: float = 60) -> dict[str, str]:
-        """Until these jobs (else all) have ended, or are in `state`. RuntimeError if that takes too long."""
+        """Until these jobs (else all) have ended, or are in `state`; an array's name means all its elements.
+
+        RuntimeError if that takes too long.
+        """
 
         def there() -> bool:
             states = self.states()
-            wanted = [states.get(name, "") for name in names or states]
+            wanted = [now for job, now in states.items() if not names or job in names or job.partition("_")[0] in names]
             if state:
-                return all(one == state for one in wanted)
-            return all(one not in ("", "PENDING", "RUNNING", "COMPLETING") for one in wanted)
+                return bool(wanted) and all(now == state for now in wanted)
+            return bool(wanted) and all(now not in UNFINISHED for now in wanted)
 
         self._await(f"jobs {' '.join(names) or '(all)'} being {state or 'at an end'}", there, seconds)
         return self.states()

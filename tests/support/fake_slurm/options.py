@@ -31,10 +31,12 @@ FLAGS = {
 MAYBE = {"exclusive", "kill-on-bad-exit", "no-kill", "oversubscribe", "get-user-env"}
 """Options whose value, if any, stands behind an =."""
 COMMON = {
-    "account", "chdir", "comment", "constraint", "cpus-per-gpu", "cpus-per-task", "dependency", "error", "exclude", "exclusive",
+    "account", "chdir", "comment", "constraint", "cpus-per-gpu", "cpus-per-task", "dependency", "error", "exclude",
+    "exclusive",
     "export", "gpus", "gpus-per-node", "gpus-per-task", "gres", "hint", "input", "job-name", "licenses", "mem",
     "mem-per-cpu", "mem-per-gpu", "network", "nodelist", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output",
-    "oversubscribe", "partition", "priority", "qos", "quiet", "reservation", "signal", "threads-per-core", "time", "time-min",
+    "oversubscribe", "partition", "priority", "qos", "quiet", "reservation", "signal", "threads-per-core", "time",
+    "time-min",
     "tmp", "verbose", "wckey",
 }  # fmt: skip
 SBATCH = COMMON | {
@@ -116,7 +118,7 @@ def parse_minutes(text: str) -> float:
     """Minutes of a time limit: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S."""
     form = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
     if not form:
-        raise Refused(f"sbatch: error: Invalid --time specification")
+        raise Refused("sbatch: error: Invalid --time specification")
     days, *parts = (None if part is None else int(part) for part in form.groups())
     first, second, third = parts
     if days is not None:

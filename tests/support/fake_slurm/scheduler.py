@@ -106,7 +106,7 @@ class Scheduler:
         self.history: list[Job] = []
         """Earlier lives of jobs that were put back."""
         self.down: set[str] = set()
-        self._ids = itertools.count(1)
+        self._ids = itertools.count(site.first_job_id)
 
     # ------------------------------------------------------------------------------------------------------- asked for
 
@@ -399,8 +399,9 @@ class Scheduler:
                 job.batch.wait()
                 self._finish(job, "FAILED")
         finally:
-            for handle in {output, error} - {None}:
-                os.close(handle)
+            for handle in {output, error}:
+                if handle is not None:
+                    os.close(handle)
 
     def _open(self, job: Job, pattern: str) -> int | None:
         values = {
@@ -462,14 +463,17 @@ def batch_environment(job: Job, site: Site, folder: str) -> dict[str, str]:
         inherited = {name: value for name, value in inherited.items() if name in named or name == "PATH"}
     inherited |= dict(word.split("=", 1) for word in export.split(",") if "=" in word)
     given = {
-        "SLURM_CLUSTER_NAME": "fake", "SLURM_CPUS_ON_NODE": job.cpus_per_node, "SLURM_GTIDS": 0, "SLURM_JOBID": job.raw_id,
+        "SLURM_CLUSTER_NAME": "fake", "SLURM_CPUS_ON_NODE": job.cpus_per_node, "SLURM_GTIDS": 0,
+        "SLURM_JOBID": job.raw_id,
         "SLURM_JOB_CPUS_PER_NODE": _repeated(job.cpus_per_node, nodes), "SLURM_JOB_GID": os.getgid(),
         "SLURM_JOB_ID": job.raw_id, "SLURM_JOB_NAME": job_name(job), "SLURM_JOB_NODELIST": node_text(job.nodes),
-        "SLURM_JOB_NUM_NODES": nodes, "SLURM_JOB_PARTITION": job.options.values["partition"], "SLURM_JOB_UID": os.getuid(),
+        "SLURM_JOB_NUM_NODES": nodes, "SLURM_JOB_PARTITION": job.options.values["partition"],
+        "SLURM_JOB_UID": os.getuid(),
         "SLURM_JOB_USER": getpass.getuser(), "SLURM_LOCALID": 0, "SLURM_NNODES": nodes, "SLURM_NODEID": 0,
         "SLURM_NODELIST": node_text(job.nodes), "SLURM_PROCID": 0, "SLURM_SUBMIT_DIR": job.cwd,
         "SLURM_SUBMIT_HOST": os.uname().nodename, "SLURM_TASKS_PER_NODE": _repeated(job.tasks_per_node, nodes),
-        "SLURM_TOPOLOGY_ADDR": here, "SLURMD_NODENAME": here, MARK: f"{job.array_id}.{job.raw_id}", "FAKE_SLURM": folder,
+        "SLURM_TOPOLOGY_ADDR": here, "SLURMD_NODENAME": here, MARK: f"{job.array_id}.{job.raw_id}",
+        "FAKE_SLURM": folder,
     }  # fmt: skip
     if "ntasks" in job.options or "ntasks-per-node" in job.options:
         given |= {"SLURM_NTASKS": tasks, "SLURM_NPROCS": tasks}
@@ -477,6 +481,8 @@ def batch_environment(job: Job, site: Site, folder: str) -> dict[str, str]:
         given["SLURM_NTASKS_PER_NODE"] = job.tasks_per_node
     if "cpus-per-task" in job.options:
         given["SLURM_CPUS_PER_TASK"] = job.options.values["cpus-per-task"]
+    if "gpus-per-node" in job.options:
+        given["SLURM_GPUS_PER_NODE"] = job.options.values["gpus-per-node"]
     if "open-mode" in job.options:
         given["SLURM_OPEN_MODE"] = job.options.values["open-mode"][0]
     if job.gpus_per_node:

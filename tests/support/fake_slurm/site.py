@@ -17,6 +17,7 @@ class Site:
     memory_mb: int = 64000
     partitions: dict[str, float] = field(default_factory=lambda: {"gpu": 120, "short": 1})
     """Name -> longest time limit in minutes, which is the default as well. The first is the default partition."""
+    first_job_id: int = 1
     max_array_size: int = 1001
     max_jobs: int | None = None
     """Jobs and array elements that a user may have in the queue."""

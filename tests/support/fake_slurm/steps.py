@@ -107,7 +107,8 @@ def _wait(options: Options, running: list[subprocess.Popen[bytes]], nodes: list[
     """The greatest status of all; 128 + n for a signal."""
     kill_on_bad_exit = options.get("kill-on-bad-exit", "0") != "0"
     patience = options.number("wait", 0)
-    status, since, seen = 0, None, set()
+    status, since = 0, None
+    seen: set[int] = set()
     while len(seen) < len(running):
         time.sleep(0.01)
         for rank, task in enumerate(running):

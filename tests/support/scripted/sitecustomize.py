@@ -1,17 +1,23 @@
-"""On the PYTHONPATH of a worker: it gets the scripted engine for the real one, and no torch."""
+"""On the PYTHONPATH of a worker: it gets the scripted engine and training for the real ones, and no torch."""
 
 import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
 
+SCRIPTED = {
+    "deg.engines": "scripted_engine.py",
+    "deg.train.fit": "scripted_training.py",
+    "deg.train.ranks": "scripted_training.py",
+}
+
 
 class _Late:
     """Gives the stand-ins when they are first imported, so that other programs pay nothing for them."""
 
     def find_spec(self, name, path=None, target=None):
-        if name == "deg.engines":
-            return importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "scripted_engine.py")
+        if name in SCRIPTED:
+            return importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / SCRIPTED[name])
         if name == "deg.models.device":
             device = ModuleType(name)
             device.choose_device = lambda: "cpu"
