@@ -205,8 +205,11 @@ def require_free(run: RunDir) -> None:
     launch = launch_of(run)
     if launch is None:
         return
+    submitted = [job.job for job in launch.jobs()]
+    if os.environ.get("SLURM_JOB_ID") in submitted:
+        return  # we are its merge job, put back into the queue after it had planned this very run
     try:
-        jobs = alive([job.job for job in launch.jobs()])
+        jobs = alive(submitted)
     except LaunchError:
         return  # no scheduler here: in an image, where the launch itself asks, or elsewhere
     if jobs:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deg.attempts import give_new_chance
-from deg.config import as_dict, overlay, parse_overrides, read_run_config, restore
+from deg.config import as_dict, did_you_mean, overlay, parse_overrides, read_run_config, restore
 from deg.data.atomic import write_atomically
 from deg.errors import ConfigError, RunError, show_path
 from deg.launch import inference, submit, training
@@ -128,6 +128,8 @@ def _cluster(spec: Launch, overrides: Sequence[str]) -> Cluster:
             f"{' '.join(overrides)}: expected options such as cluster.time=8:00:00; all others are of the plan. To "
             "plan anew, cancel this launch and give the command again."
         )
+    for name in cluster.keys() - spec.cluster.keys():
+        raise ConfigError(f"cluster.{name}: there is no such option.{did_you_mean(f'cluster.{name}')}")
     return overlay(options_of(spec.cluster), cluster, source="on the command line")
 
 

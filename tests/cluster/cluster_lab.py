@@ -24,6 +24,8 @@ from deg.recordings import add_recording
 from deg.rundir import RunDir
 
 SIZE = 32
+JOBS, UNITS = 6, 6
+"""Workers at one time on the cluster, and into how many units the work is cut for each."""
 SHORT = (
     *("flow_generator.weights=null", "feature_extractor.weights=random", "train.num_epochs=1"),
     *("train.steps_per_epoch.train=3", "compute.batch_size=4", "compute.num_workers=0"),
@@ -63,15 +65,19 @@ def write_profile(folder: Path, user: User, image: Path | None, **options: Any) 
         "gpus_per_node": 1,
         "cpus_per_task": 1,
         "memory_gb": 2,
-        "jobs": 6,
+        "jobs": JOBS,
     }
     return user.give(folder / "site.yaml", yaml.safe_dump({"cluster": cluster | options}))
 
 
-def undisturbed(project: Path, command: Sequence[str], to: Path) -> Path:
-    """A copy of a project, on which the same command has run on this machine."""
+def undisturbed(project: Path, command: Sequence[str], to: Path, *, jobs: int = JOBS) -> Path:
+    """A copy of a project, on which the same command has run on this machine.
+
+    It is cut into the same units as for `jobs` on the cluster: equal to the last bit are numbers from equal batches.
+    """
     shutil.copytree(project, to, symlinks=True)  # with its times
-    words = [sys.executable, "-m", "deg.launch.cli", *command, str(to)]
+    alike = ["inference.devices=1", f"inference.units_per_device={jobs * UNITS}"] if command[0] != "train" else []
+    words = [sys.executable, "-m", "deg.launch.cli", *command, *alike, str(to)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return to

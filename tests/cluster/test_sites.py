@@ -23,13 +23,13 @@ from deg.attempts import read_attempts
 def test_a_site_that_forbids_almost_everything(cluster, image, user, folder):
     """No accounting, no requeueing, arrays of ten, no --mem, GPUs by gres alone, no Python on the nodes."""
     cluster.configure(Site(requeue=False, max_array_size=10, memory_flag=False, gpus_by="gres"))
-    project = make_project(folder, user, videos=12, frames=600, labelled=0, trained=True)
+    project = make_project(folder, user, videos=11, frames=515, labelled=0, trained=True)
     profile = write_profile(folder, user, image, memory_gb=None, gpu_flag="gres", requeue=False)
     alone = undisturbed(project, ["infer", "all"], folder / "alone")
     user.deg("infer", "all", project, "--on", "slurm", f"cluster={profile}")
     launch = newest_launch(project)
     arrays = [job for job in launch.jobs() if job.stage == 0 and job.role == "execute"]
-    assert [len(job.elements) for job in arrays] == [10, 2]
+    assert [len(job.elements) for job in arrays] == [10, 1]
     run = launch.run_of(launch.load().stages[0])
     until("the first attempt", lambda: (run.unit_folder(0) / "attempts.jsonl").exists())
     cluster.run("scancel", "--signal=USR2", f"{arrays[0].job}_0")  # stopped, and nobody may put it back
@@ -52,9 +52,9 @@ def test_what_a_site_refuses_is_said_before_anything_is_left_behind(cluster, ima
 
 
 def test_a_launch_is_cancelled_and_resumed(cluster, image, user, folder):
-    project = make_project(folder, user, videos=3, frames=1500, labelled=0, trained=True)
+    project = make_project(folder, user, videos=3, frames=600, labelled=0, trained=True)
     profile = write_profile(folder, user, image, jobs=1)
-    alone = undisturbed(project, ["infer", "feature_extractor"], folder / "alone")
+    alone = undisturbed(project, ["infer", "feature_extractor"], folder / "alone", jobs=1)
     user.deg("infer", "feature_extractor", project, "--on", "slurm", f"cluster={profile}")
     launch = newest_launch(project)
     run = launch.run_of(launch.load().stages[0])

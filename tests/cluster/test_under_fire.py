@@ -47,9 +47,9 @@ def running(cluster) -> dict[str, str]:
 def test_inference_under_fire(cluster, image, user, folder):
     """A job preempted, a host without power, a host without network, a time limit, an element cancelled, and the
     process that submitted killed."""
-    project = make_project(folder, user, videos=12, frames=1500, labelled=0, trained=True)
-    profile = write_profile(folder, user, image, jobs=6)
-    command = ["infer", "feature_extractor", "compute.threads=1", "inference.threads=1"][:2]
+    project = make_project(folder, user, videos=12, frames=600, labelled=0, trained=True)
+    profile = write_profile(folder, user, image)
+    command = ["infer", "feature_extractor"]
     alone = undisturbed(project, command, folder / "alone")
     entry = pwd.getpwnam(user.name)
     submitting = subprocess.Popen(
@@ -92,7 +92,7 @@ def test_inference_under_fire(cluster, image, user, folder):
 
 @pytest.mark.parametrize("how", ["once to one process", "many times to all"])
 def test_signals_once_or_many_times_give_the_same(cluster, image, user, folder, how):
-    project = make_project(folder, user, videos=2, frames=1500, labelled=0, trained=True)
+    project = make_project(folder, user, videos=2, frames=900, labelled=0, trained=True)
     profile = write_profile(folder, user, image)
     alone = undisturbed(project, ["infer", "feature_extractor"], folder / "alone")
     user.deg("infer", "feature_extractor", project, "--on", "slurm", f"cluster={profile}")

@@ -27,7 +27,7 @@ def shims(tmp_path, monkeypatch):
     found = Shims(tmp_path / "bin", monkeypatch)
     found("sbatch", then=COUNT)
     found("scontrol")
-    found("squeue")
+    found("squeue", "RUNNING\n")
     return found
 
 
@@ -128,6 +128,12 @@ def test_what_was_stopped_is_put_back_where_that_is_allowed(after, launch, shims
     assert shims.calls("sbatch") == []
 
 
+def test_what_somebody_cancelled_is_not_put_back(after, launch, shims):
+    shims("squeue", "COMPLETING\n")
+    assert after(75, *execute(launch)) == 75 and read_exit(unit(launch)).status == 75
+    assert shims.calls("scontrol") == []
+
+
 def test_an_element_is_put_back_by_itself(after, launch, shims):
     after(75, *execute(launch), element=2)
     assert shims.calls("scontrol") == ["requeue 40_2"]
@@ -194,12 +200,11 @@ def test_whoever_waited_for_the_merge_job_waits_for_the_new_one(after, launch, s
     assert after(75, *MERGE) == 0
     assert shims.calls("scontrol") == [
         "update JobId=51 Dependency=afterok:92",
-        "update JobId=53 Dependency=afterok:92",
+        "update JobId=53 Dependency=afterok:9,afterok:92",
     ]
 
 
 def test_a_merge_job_that_was_stopped_itself_is_only_followed_by_another(after, launch, shims):
-    shims("squeue", "RUNNING\n")
     assert after(143, *MERGE) == 0
     assert shims.calls("sbatch") == [f"--parsable --dependency= {launch.stage_folder(0)}/merge.sh"]
     assert submitted(launch) == [(0, "merge", None, 0)]

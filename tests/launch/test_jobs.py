@@ -174,23 +174,17 @@ def test_a_worker_that_cannot_begin_ends_the_job(project, run, script):
     assert run.finished_units() == set()
 
 
-def test_scratch_is_removed_by_the_first_task_of_a_node(project, run, script, environment, tmp_path):
-    for local, left in ((1, True), (0, False)):
-        scratch = tmp_path / "scratch"
-        scratch.mkdir(exist_ok=True)
-        (scratch / "cache").touch()
-        environment(7, DEG_SCRATCH=scratch, SLURM_LOCALID=local)
-        execute(launch_of(project, 1, name=f"launch_{local}"), 0, 0, StopFlag())
-        assert scratch.exists() == left
-
-
 def test_a_job_by_its_environment():
-    given = {"SLURM_JOB_ID": "41", "SLURM_ARRAY_JOB_ID": "40", "SLURM_ARRAY_TASK_ID": "3", "DEG_JOB_END": "2000"}
-    job = this_job({"stop_ahead": 120, "restarts": 5}, given)
+    given = {"SLURM_JOB_ID": "41", "SLURM_ARRAY_JOB_ID": "40", "SLURM_ARRAY_TASK_ID": "3"}
+    job = this_job({"restarts": 5}, {**given, "DEG_JOB_END": "2000", "DEG_STOP_AHEAD": "120"})
     assert (job.name, job.restart, job.most, job.ends) == ("40_3", 0, 5, 1880.0)
-    job = this_job({"stop_ahead": None, "restarts": 5}, {"SLURM_JOB_ID": "41", "SLURM_RESTART_COUNT": "2"})
+    job = this_job({"restarts": 5}, {"SLURM_JOB_ID": "41", "SLURM_RESTART_COUNT": "2"})
     assert (job.name, job.restart, job.ends) == ("41", 2, None)
-    assert this_job({"stop_ahead": None, "restarts": 5}, {"SLURM_JOB_ID": "41", "DEG_JOB_END": "N/A"}).ends is None
+
+
+@pytest.mark.parametrize("told", [{"DEG_JOB_END": "N/A", "DEG_STOP_AHEAD": "120"}, {"DEG_JOB_END": "2000"}])
+def test_a_job_that_does_not_know_its_end(told):
+    assert this_job({"restarts": 5}, {"SLURM_JOB_ID": "41", **told}).ends is None
 
 
 @pytest.fixture
@@ -283,6 +277,12 @@ def test_a_stage_that_was_not_planned_only_leads_to_the_next(project, run):
     )
     assert merge(launch, 0, StopFlag()) == 0 and launch.verdict(0).state == "done"
     assert (project / "models" / "other" / "plan.json").exists()
+
+
+def test_a_stage_whose_forerunner_failed_is_not_merged(project, run):
+    launch = launch_of(project)
+    assert merge(launch, 1, StopFlag()) == 1
+    assert launch.verdict(1).state == "failed" and "infer feature_extractor is not done" in launch.verdict(1).message
 
 
 def test_what_is_missing_is_asked_for(project, run):

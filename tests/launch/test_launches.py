@@ -222,6 +222,18 @@ def test_jobs_of_others_hold_nobody_up(launch, fake_slurm: FakeSlurm, tmp_path):
     require_free(launch.run_of(launch.load().stages[0]))
 
 
+def test_jobs_of_the_launch_itself_do_not_hold_each_other_up(launch, shims, monkeypatch):
+    shims("squeue", line("7", "PENDING") + line("8", "RUNNING"))
+    for job in ("7", "8"):
+        add_job(launch, job)
+    run = launch.run_of(launch.load().stages[0])
+    monkeypatch.setenv("SLURM_JOB_ID", "9")
+    with pytest.raises(RunError):
+        require_free(run)
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    require_free(run)
+
+
 def test_where_there_is_no_scheduler_nobody_is_held_up(launch, shims):
     add_job(launch, "7")
     with pytest.raises(LaunchError):

@@ -14,7 +14,15 @@ from deg.rundir import RunDir
 from deg.schema import Cluster
 from deg.version import __version__
 
-SMALL = {"image": None, "cpus_per_task": 1, "memory_gb": 1.0, "gpus_per_node": None, "jobs": 4, "stop_ahead": None, "time": "1:00:00"}
+SMALL = {
+    "image": None,
+    "cpus_per_task": 1,
+    "memory_gb": 1.0,
+    "gpus_per_node": None,
+    "time": "1:00:00",
+    "stop_ahead": None,
+    "jobs": 4,
+}
 """Options `cluster.*` of a job that fits anywhere and runs this Python."""
 WORDS = tuple(f"cluster.{name}={'null' if value is None else value}" for name, value in SMALL.items())
 """The same on the command line."""
