@@ -78,7 +78,8 @@ class Attempt:
     """Of one that stopped: `time limit` or `signal`; of one that failed: the message."""
     ended: float | None = None
     status: int | None = None
-    """Exit status that the host saw, 128 + n for signal n; None if the host died, or if it runs."""
+    """Exit status that the host saw, 128 + n for signal n. None if it runs, or was ended by no fault of its own: the
+    host died; the job was preempted, cancelled or out of time."""
     oom_kills: int | None = None
     """How many processes of the job the kernel killed for want of memory; None where the host does not say."""
 
@@ -229,7 +230,7 @@ def hopeless(attempts: Sequence[Attempt], progress: int, most: int) -> str | Non
     there may be at all, whatever ended them.
     """
     vain = [attempt for attempt in attempts if attempt.progress == progress and attempt.end != "done"]
-    dead = [attempt for attempt in vain if attempt.end is None]
+    dead = [attempt for attempt in vain if attempt.end is None and attempt.status is not None]
     failed = [attempt for attempt in vain if attempt.end == "failed"]
     late = [attempt for attempt in vain if attempt.why == "time limit"]
     if len(dead) >= MOST_DEATHS:

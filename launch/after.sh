@@ -50,7 +50,8 @@ note_exit() {
   fields=$(printf '"job": "%s", "restart": %d, "host": "%s", "status": %d, "oom_kills": %s, "time": %d' \
     "$job" "${SLURM_RESTART_COUNT:-0}" "$(hostname)" "$status" "$(oom_kills)" "$(date +%s)")
   printf '{%s}\n' "$fields" >"$to/.exit.json.$job" && mv -f "$to/.exit.json.$job" "$to/exit.json"
-  if [[ $status != 0 ]]; then
+  # of a job that is cancelled, preempted or out of time, the work is not to blame
+  if [[ $status != 0 ]] && is_wanted; then
     printf '{"event": "exited", %s}\n' "$fields" >>"$to/attempts.jsonl"
   fi
 }
@@ -137,6 +138,7 @@ if [[ $role == execute ]]; then
   exit "$status"
 fi
 
+clean_up
 if was_stopped; then
   # preempted: Slurm puts it back by itself, and two would merge; or cancelled: then none is wanted
   if [[ $5 == yes && ! -e $folder/again && $(squeue --noheader --jobs="$job" --format=%T) == COMPLETING ]]; then

@@ -293,8 +293,9 @@ def _absolute(request: Request) -> dict[str, Any]:
         config_file=str(project.config_file),
         data_path=str(project.data_path),
         model_path=str(project.model_path),
-        pretrained_path=None if project.pretrained_path is None else str(project.pretrained_path),
     )
+    if project.pretrained_path is not None:
+        config["project"]["pretrained_path"] = str(project.pretrained_path)
     return config
 
 

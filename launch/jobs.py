@@ -164,9 +164,12 @@ def _merged(launch: LaunchDir, spec: Launch, index: int, stop: StopFlag) -> Verd
     if status and not (stage.verb == "infer" and status == FAILED and may_go_on(spec.project, stage.stage, document)):
         return Verdict("failed", _message(document), status)
     verdict = Verdict("partly", _message(document), status) if status else Verdict("done")
-    if index + 1 < len(spec.stages) and not launch.is_done(index + 1):
-        status, document = plan_stage(launch, spec.stages[index + 1])
-    elif spec.report and index + 1 == len(spec.stages):
+    following = next(
+        (stage for number, stage in enumerate(spec.stages) if number > index and not launch.is_done(number)), None
+    )
+    if following is not None:
+        status, document = plan_stage(launch, following)
+    elif spec.report:
         status, document = run_quietly(("report", str(spec.project)))
     stop.check()
     return Verdict("failed", _message(document), status) if status > FAILED else verdict

@@ -6,6 +6,7 @@ Units that were put aside get a new chance. A launch is submitted again from its
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,7 @@ def resume_launch(launch: LaunchDir, overrides: Sequence[str]) -> dict[str, Any]
         raise RunError(f"{launch.name}: it is finished.")
     _clear_queue(launch)
     spec = dataclasses.replace(spec, cluster=as_dict(_cluster(spec, overrides)))
+    spec, left = _with_what_follows(launch, spec, left)
     project = open_project(spec.project)
     stage = spec.stages[left[0]]
     run = launch.run_of(stage)
@@ -87,6 +89,8 @@ def resume_launch(launch: LaunchDir, overrides: Sequence[str]) -> dict[str, Any]
         _give_new_chances(run)
     else:
         run_or_raise((*stage.command, "--on", "slurm", "--only", "plan"))
+    for word in launch.path.glob("stages/*/again"):
+        word.unlink()  # of a merge job that could not be followed by another
     submit.write_scripts(project, launch, spec)
     write_atomically(launch.launch_file, spec.to_json())
     launch.log_event("resumed", stages=left)
@@ -100,6 +104,20 @@ def undone(launch: LaunchDir, spec: Launch) -> list[int]:
     return [
         index for index, stage in enumerate(spec.stages) if not launch.is_done(index) or _has_gaps(launch.run_of(stage))
     ]
+
+
+def _with_what_follows(launch: LaunchDir, spec: Launch, left: list[int]) -> tuple[Launch, list[int]]:
+    """Also the inferences after the first stage that is left, which lack what it will fill in; in runs of their own."""
+    stages, again = list(spec.stages), set(left)
+    for index in range(left[0] + 1, len(stages)):
+        stage = stages[index]
+        if stage.verb == "infer" and launch.run_of(stage).plan_file.exists():
+            number = next(n for n in itertools.count(2) if not (launch.path.parent / f"{stage.run}_{n}").exists())
+            run = f"{stage.run}_{number}"
+            stages[index] = dataclasses.replace(stage, run=run, command=(*stage.command[:-1], run))
+            launch.merge_file(index).unlink(missing_ok=True)
+            again.add(index)
+    return dataclasses.replace(spec, stages=tuple(stages)), sorted(again)
 
 
 def _has_gaps(run: RunDir) -> bool:

@@ -149,9 +149,12 @@ def info_as_dict(info: VideoInfo) -> dict[str, Any]:
     return {name: value for name, value in asdict(info).items() if name != "path"}
 
 
+WARNINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""Ctrl-C and a scheduler's warnings reach every process of a job: what to do is for the parent to decide."""
+
+
 def main(threads: int, parent: int) -> None:
-    # Ctrl-C and a scheduler's warnings reach every process of a job: what to do is for the parent to decide.
-    for warning in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for warning in WARNINGS:
         signal.signal(warning, signal.SIG_IGN)
     # Whatever a library prints must not get among the answers.
     answers = os.dup(1)

@@ -10,21 +10,37 @@ import select
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from deg.data.decode_child import WARNINGS
 from deg.data.faults import REENCODE
 from deg.errors import ConfigError, VideoError
 
 PIPE_BYTES = 1 << 20
+
+FROM_OUTSIDE = (signal.SIGKILL, signal.SIGBUS)
+"""What no video does to its decoder; the second comes when the file system with the programs is gone."""
 
 Buffer = TypeVar("Buffer", bytearray, memoryview)
 
 
 class DecoderKilledError(VideoError):
     """Somebody killed the decoder, or the system when memory ran out: the video need not be at fault."""
+
+
+@contextlib.contextmanager
+def _born_deaf() -> Iterator[None]:
+    """Processes started in the block never hear a scheduler's warnings, which would end a child that cannot ignore them
+    yet: those are for this process, and its video would be taken to be at fault."""
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, WARNINGS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
 class ChildProcess:
@@ -35,9 +51,10 @@ class ChildProcess:
         # The libraries' own complaints are kept off the terminal; ours say the same in words.
         quiet = {"OPENCV_LOG_LEVEL": "SILENT", "OPENCV_FFMPEG_LOGLEVEL": "-8"}
         command = [sys.executable, "-P", "-m", "deg.data.decode_child", str(threads), str(os.getpid())]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env={**os.environ, **quiet}
-        )
+        with _born_deaf():
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env={**os.environ, **quiet}
+            )
         assert self._process.stdin is not None and self._process.stdout is not None
         self._requests, self._answers = self._process.stdin, self._process.stdout
         with contextlib.suppress(OSError):  # forbidden where the user's pipes already take much memory
@@ -106,10 +123,10 @@ class ChildProcess:
 
     def _death(self, path: Path, at: int) -> VideoError:
         status = self._process.wait()
-        if status == -signal.SIGKILL:
+        if -status in FROM_OUTSIDE:
             return DecoderKilledError(
                 path,
-                f"the decoder was killed (SIGKILL) near frame {at}",
+                f"the decoder was killed ({signal.Signals(-status).name}) near frame {at}",
                 "Memory may have run out: give the job more.",
                 frame=at,
             )

@@ -45,8 +45,8 @@ class SyncedBatchNorm(_BatchNorm):
     def _statistics(self, input: Tensor) -> tuple[Tensor, Tensor, float]:
         """Mean and variance [C] over all ranks, and how many values of each channel they have."""
         # copies: they are given only for their type, float32 beside an input of bf16; a single value would spoil them
-        running = [None if own is None else own.clone() for own in (self.running_mean, self.running_var)]
-        own_mean_C, own_var_C = torch.batch_norm_update_stats(input, *running, 0.0)
+        mean, var = (None if own is None else own.clone() for own in (self.running_mean, self.running_var))
+        own_mean_C, own_var_C = torch.batch_norm_update_stats(input, mean, var, 0.0)
         # float64: the variance is the difference of two numbers that may be large
         mean_C, square_C = own_mean_C.double(), own_var_C.double() + own_mean_C.double().square()
         count = mean_C.new_tensor([input.numel() // input.shape[1]])

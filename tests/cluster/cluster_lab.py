@@ -73,11 +73,13 @@ def write_profile(folder: Path, user: User, image: Path | None, **options: Any) 
 def undisturbed(project: Path, command: Sequence[str], to: Path, *, jobs: int = JOBS) -> Path:
     """A copy of a project, on which the same command has run on this machine.
 
-    It is cut into the same units as for `jobs` on the cluster: equal to the last bit are numbers from equal batches.
+    Cut into the same units as for `jobs` on the cluster, and done by one thread each: equal to the last bit are numbers
+    from equal batches and threads.
     """
     shutil.copytree(project, to, symlinks=True)  # with its times
-    alike = ["inference.devices=1", f"inference.units_per_device={jobs * UNITS}"] if command[0] != "train" else []
-    words = [sys.executable, "-m", "deg.launch.cli", *command, *alike, str(to)]
+    alike = ["inference.devices=2", f"inference.units_per_device={jobs * UNITS // 2}"] if command[0] != "train" else []
+    two_cores = ["taskset", "--cpu-list", "0,1"]
+    words = [*two_cores, sys.executable, "-m", "deg.launch.cli", *command, *alike, str(to)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return to

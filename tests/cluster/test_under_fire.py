@@ -47,7 +47,7 @@ def running(cluster) -> dict[str, str]:
 def test_inference_under_fire(cluster, image, user, folder):
     """A job preempted, a host without power, a host without network, a time limit, an element cancelled, and the
     process that submitted killed."""
-    project = make_project(folder, user, videos=12, frames=600, labelled=0, trained=True)
+    project = make_project(folder, user, videos=12, frames=520, labelled=0, trained=True)
     profile = write_profile(folder, user, image)
     command = ["infer", "feature_extractor"]
     alone = undisturbed(project, command, folder / "alone")
@@ -92,7 +92,7 @@ def test_inference_under_fire(cluster, image, user, folder):
 
 @pytest.mark.parametrize("how", ["once to one process", "many times to all"])
 def test_signals_once_or_many_times_give_the_same(cluster, image, user, folder, how):
-    project = make_project(folder, user, videos=2, frames=900, labelled=0, trained=True)
+    project = make_project(folder, user, videos=2, frames=600, labelled=0, trained=True)
     profile = write_profile(folder, user, image)
     alone = undisturbed(project, ["infer", "feature_extractor"], folder / "alone")
     user.deg("infer", "feature_extractor", project, "--on", "slurm", f"cluster={profile}")
@@ -107,7 +107,9 @@ def test_signals_once_or_many_times_give_the_same(cluster, image, user, folder, 
             cluster.run("scancel", "--full", f"--signal={number}", f"{job}_0")
     launch = wait_for_launch(cluster, project, seconds=200)
     assert verdicts(launch) == ["done"], story(launch)
-    assert [attempt.end for attempt in read_attempts(run.unit_folder(0))] == ["stopped", "done"], story(launch)
+    ends = [attempt.end for attempt in read_attempts(run.unit_folder(0))]
+    # at the second SIGTERM srun kills what it has started
+    assert ends in (["stopped", "done"], *([[None, "done"]] if how.startswith("many") else [])), story(launch)
     assert sorted(unit_events(run)) == list(range(len(run.load_plan().units)))
     assert_same_results(project, alone)
 

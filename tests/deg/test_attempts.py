@@ -90,8 +90,8 @@ def test_an_exit_is_read(tmp_path):
     assert vars(read_exit(tmp_path)) == exit
 
 
-def tried(end: str | None = None, progress: int = 0, why: str = "", host: str = "n1") -> Attempt:
-    return Attempt("1", 0, host, 0.0, progress, end, why)
+def tried(end: str | None = None, progress: int = 0, why: str = "", host: str = "n1", status: int = 137) -> Attempt:
+    return Attempt("1", 0, host, 0.0, progress, end, why, status=status)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +101,8 @@ def tried(end: str | None = None, progress: int = 0, why: str = "", host: str = 
         ([tried()] * 2, None),
         ([tried(), tried(host="n2"), tried()], "its worker died 3 times (on n1, n2)"),
         ([tried(progress=-1)] * 9, None),
+        ([tried(status=None)] * 9, None),  # preempted, or their hosts died
+        ([tried(status=None)] * 10, "it was begun 10 times without getting any further"),
         ([tried("failed", why="the disk is full")], None),
         ([tried("failed", why="torn"), tried("failed", why="torn")], "torn"),
         ([tried("stopped", why="signal")] * 9, None),
@@ -118,6 +120,7 @@ def test_when_a_unit_is_given_up(attempts, verdict):
 def test_a_unit_that_was_given_up_is_not_begun_until_it_has_a_new_chance(tmp_path, in_job):
     for number in range(3):
         note(tmp_path, "started", job=str(number), restart=0, host="n1", progress=0)
+        note(tmp_path, "exited", job=str(number), restart=0, host="n1", status=137)
     (tmp_path / "error.json").write_text("{}")
     in_job("4")
     with pytest.raises(RunError, match="given up: its worker died 3 times"), attempt(tmp_path):

@@ -38,7 +38,7 @@ if mounts=$(command -v squashfuse_ll); then
   printf '#!/bin/sh\ntrap "" USR1 USR2 TERM\nexec %q "$@"\n' "$mounts" >"$DEG_SCRATCH/bin/new.$$" &&
     chmod 700 "$DEG_SCRATCH/bin/new.$$" && mv -f "$DEG_SCRATCH/bin/new.$$" "$DEG_SCRATCH/bin/squashfuse_ll"
   "$DEG_SCRATCH/bin/squashfuse_ll" --help >/dev/null 2>&1
-  [ $? -ge 126 ] || PATH="$DEG_SCRATCH/bin:$PATH"  # more where the disk forbids programs
+  [ $? = 126 ] || PATH="$DEG_SCRATCH/bin:$PATH"  # so where the disk forbids programs
 fi
 scratch=${DEG_SCRATCH//\"/\"\"}
 cd /  # Apptainer would show the folder that it is started in, with the home folder around it

@@ -389,7 +389,7 @@ def test_roots_hold_every_path_and_not_each_other(tmp_path_factory, trees, asked
 def test_a_signal_to_all_processes_leaves_the_mount_of_the_image(node):
     """The program by which Apptainer mounts an image without root ignores what is meant for Python."""
     mounts = node / "bin" / "squashfuse_ll"
-    mounts.write_text('#!/bin/sh\n[ "$1" = --help ] && exit 1\nexec sleep 60\n')
+    mounts.write_text('#!/bin/sh\n[ "$1" = --help ] && exit 254\nexec sleep 60\n')
     mounts.chmod(0o755)
     apptainer = node / "bin" / "apptainer"
     apptainer.write_text("#!/bin/sh\nsquashfuse_ll image place & echo $!; wait\n")

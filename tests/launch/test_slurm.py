@@ -43,6 +43,7 @@ SETUP = f"""
 # setup
 {slurm.OUTLIVE_WORK}
 {slurm.TELL_END}
+export DEG_STOP_AHEAD=120
 
 # command
 export SUBMITIT_EXECUTOR=slurm

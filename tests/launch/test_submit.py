@@ -122,7 +122,7 @@ def test_only_the_first_stage_is_planned_and_the_others_wait_for_each_other(clus
     ]  # fmt: skip
     jobs, names = waiting(cluster), [job.job for job in launch.jobs()]
     assert [jobs[name]["dependency"] for name in names] == [
-        "", f"afterany:{names[0]}", f"afterok:{names[1]}", f"afterany:{names[2]}",
+        "", f"afterany:{names[0]}", f"afterok:{names[1]}", f"afterany:{names[2]},afterok:{names[1]}",
     ]  # fmt: skip
     assert {jobs[name]["options"]["kill-on-invalid-dep"] for name in names} == {"yes"}
 
@@ -145,7 +145,7 @@ def test_the_whole_chain_is_submitted_at_once(cluster, deg, tmp_path):
     assert "flow_generator.weights=latest" in spec.stages[1].command
     assert [role for _, role, _, _ in submitted(launch)] == ["execute", "merge"] * 5
     jobs = [waiting(cluster)[job.job] for job in launch.jobs()]
-    assert [job["options"]["nodes"] for job in jobs] == ["2", "1", "2", "1", "1", "1", "2", "1", "1", "1"]
+    assert [job["options"]["nodes"] for job in jobs] == ["2", "1", "2", "1", "1", "1", "1", "1", "1", "1"]
     assert launch.run_of(spec.stages[0]).load_training_plan().devices == 2
 
 
@@ -211,13 +211,13 @@ def test_a_name_that_is_given(cluster, infer, folder):
 
 def test_options_hold_as_they_were_when_it_was_submitted(cluster, infer, folder, tmp_path):
     (tmp_path / "more.yaml").write_text("inference: {units_per_device: 7}")
-    (tmp_path / "site.yaml").write_text(yaml.safe_dump({"cluster": {"account": "lab", "time": "30:00"}}))
+    (tmp_path / "site.yaml").write_text(yaml.safe_dump({"cluster": {"account": "lab", "qos": "high"}}))
     assert infer("all", "--config", tmp_path / "more.yaml", f"cluster={tmp_path / 'site.yaml'}")[0] == 0
     launch = only_launch(folder)
     (tmp_path / "more.yaml").unlink()
     (tmp_path / "site.yaml").unlink()
     spec = launch.load()
-    assert (spec.cluster["account"], spec.cluster["time"]) == ("lab", "30:00")
+    assert (spec.cluster["account"], spec.cluster["qos"]) == ("lab", "high")
     for stage in spec.stages:
         words = list(stage.command)
         taken = Path(words[words.index("--config") + 1])

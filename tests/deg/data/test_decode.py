@@ -223,6 +223,14 @@ def test_silence_is_not_waited_out_for_ever(mouse):
         assert decoder.probe(mouse).num_frames == 400
 
 
+def test_a_warning_that_comes_before_the_child_can_ignore_it_does_no_harm(mouse):
+    with Decoder() as decoder:
+        child = decoder._idle_child()
+        for warning in (signal.SIGTERM, signal.SIGUSR2):
+            os.kill(child._process.pid, warning)
+        assert decoder.probe(mouse) == probe(mouse) and child_of(decoder) == child._process.pid
+
+
 @pytest.mark.parametrize("warning", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_to_the_whole_job_does_not_end_a_child(decoder, mouse, warning):
     decoder.probe(mouse)
