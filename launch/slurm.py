@@ -82,6 +82,12 @@ def tasks_per_node(cluster: Cluster) -> int:
     return max(gpus(cluster), 1) if cluster.tasks_per_node == "auto" else cluster.tasks_per_node
 
 
+def stop_ahead(cluster: Cluster, need: Need) -> int:
+    """Seconds before its limit in which a job is told to stop: no more than a quarter of its time; 0 for never."""
+    ahead = cluster.stop_ahead or 0
+    return ahead if need.time is None else min(ahead, int(time_limit_minutes(need.time) * 60 / 4))
+
+
 def parameters(cluster: Cluster, need: Need) -> tuple[dict[str, Any], frozenset[str]]:
     """What submitit is to write into a batch script, and the flags that are to be taken out of it again."""
     more: dict[str, Any] = {"kill-on-invalid-dep": "yes", "requeue" if cluster.requeue else "no-requeue": True}
@@ -95,7 +101,7 @@ def parameters(cluster: Cluster, need: Need) -> tuple[dict[str, Any], frozenset[
         "nodes": need.nodes,
         "ntasks_per_node": need.tasks_per_node,
         "cpus_per_task": cluster.cpus_per_task,
-        "signal_delay_s": cluster.stop_ahead or 0,
+        "signal_delay_s": stop_ahead(cluster, need),
         "wckey": None,
         "srun_args": [f"--wait={RANKS_END_SECONDS}"],
     }
@@ -187,16 +193,16 @@ class Submitter(submitit.SlurmExecutor):
             **given,
             "dependency": dependency,
             "array_parallelism": self._cluster.jobs,
-            "setup": [OUTLIVE_WORK, *self._tell_end()],
+            "setup": [OUTLIVE_WORK, *self._tell_end(script.need)],
             "teardown": ["status=$?", after],
         }
         if script.elements is not None:
             self.parameters["map_count"] = script.elements
 
-    def _tell_end(self) -> list[str]:
+    def _tell_end(self, need: Need) -> list[str]:
         """The end of the job for its processes, which then stop by the clock too: a signal may not come."""
-        ahead = self._cluster.stop_ahead
-        return [] if ahead is None else [TELL_END, f"export DEG_STOP_AHEAD={ahead}"]
+        ahead = stop_ahead(self._cluster, need)
+        return [TELL_END, f"export DEG_STOP_AHEAD={ahead}"] if ahead else []
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
         lines = super()._make_submission_file_text(command, uid).splitlines()

@@ -188,22 +188,30 @@ def _stage(request: Request, link: Link, planned: Mapping[str, Any] | None = Non
 
 
 def _elements(request: Request, link: Link, planned: Mapping[str, Any] | None) -> int:
-    """Elements of the array of an inference: one for each unit, as far as the number of units is known."""
+    """Elements of the array of an inference: one for each unit, as far as the number of units is known; of a sequence
+    network, which takes less time than it takes to start, no more than run at one time."""
     if link.verb == "train":
         return 1
-    if planned is not None and planned["plan"] is not None:
-        return len(planned["plan"]["units"])
-    if planned is not None:
-        return len(RunDir(request.project.model_path / planned["run"]).load_plan().units)
+    if planned is None:
+        units = _units_of_all(request, whole=link.stage == "sequence")
+    elif planned["plan"] is not None:
+        units = len(planned["plan"]["units"])
+    else:
+        units = len(RunDir(request.project.model_path / planned["run"]).load_plan().units)
+    return max(min(units, request.config.cluster.jobs) if link.stage == "sequence" else units, 1)
+
+
+def _units_of_all(request: Request, *, whole: bool) -> int:
+    """Into how many units an inference of all recordings is cut."""
     records = {key: record.video for key, record in request.project.records.items() if record.video is not None}
     answers = dict(zip(records, probe_all(records.values()), strict=True))
     units = plan_units(
         {key: answer.num_frames for key, answer in answers.items() if not isinstance(answer, VideoError)},
         devices=request.config.cluster.jobs,
         units_per_device=request.config.inference.units_per_device,
-        whole=link.stage == "sequence",
+        whole=whole,
     )
-    return max(len(units), 1)
+    return len(units)
 
 
 def _require_image(request: Request) -> None:

@@ -65,7 +65,7 @@ def test_a_launch_is_cancelled_and_resumed(cluster, image, user, folder):
     until("an empty queue", lambda: cluster.run("squeue", "--noheader") == "", 60)
     stamp = run.result_file(0).stat().st_mtime_ns
     state = json.loads(user.deg("status", project, "--json").stdout)["launches"][0]["state"]
-    assert state == "stalled"
+    assert state == "cancelled"
     assert "deg resume" in user.deg("why", project).stdout
     user.deg("resume", project, "cluster.jobs=2")
     launch = wait_for_launch(cluster, project, seconds=200)

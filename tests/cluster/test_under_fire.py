@@ -48,7 +48,7 @@ def test_inference_under_fire(cluster, image, user, folder):
     """A job preempted, a host without power, a host without network, a time limit, an element cancelled, and the
     process that submitted killed."""
     project = make_project(folder, user, videos=12, frames=520, labelled=0, trained=True)
-    profile = write_profile(folder, user, image)
+    profile = write_profile(folder, user, image, stop_ahead=20)
     command = ["infer", "feature_extractor"]
     alone = undisturbed(project, command, folder / "alone")
     entry = pwd.getpwnam(user.name)
@@ -74,6 +74,7 @@ def test_inference_under_fire(cluster, image, user, folder):
     cancelled = next(job for job, host in on.items() if host == "n1")
     cluster.run("scancel", cancelled)
     limited = next(job for job, host in on.items() if host == "n1" and job != cancelled)
+    cluster.run("scancel", "--signal=STOP", limited)  # or it would be done before its time is up
     cluster.run("scontrol", "update", f"JobId={limited}", "TimeLimit=1")
     cluster.kill_node("n3")
     cluster.cut_node("n2")
