@@ -72,3 +72,18 @@ def fake_slurm(tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     yield cluster
     cluster.stop()
+
+
+MYSITE = """\
+cluster:
+  {image: null, gpus_per_node: null, cpus_per_task: 1, memory_gb: 1, time: "0:30:00", merge_time: "0:10:00", jobs: 2}
+"""
+
+
+@pytest.fixture
+def mysite(tmp_path, monkeypatch) -> None:
+    """The cluster profile that the pages name: a site without GPUs, and without the image."""
+    profiles = tmp_path / "profiles"
+    profiles.mkdir()
+    (profiles / "mysite.yaml").write_text(MYSITE)
+    monkeypatch.setenv("DEG_CLUSTERS", str(profiles))

@@ -102,7 +102,7 @@ def test_shown_command_is_understood(page, words, capsys):
 
 
 @pytest.mark.parametrize(("page", "words"), SHOWN)
-def test_shown_options_of_the_configuration_exist(page, words):
+def test_shown_options_of_the_configuration_exist(page, words, mysite):
     _, overrides = split_words(words)
     load_config(None, overrides)
 

@@ -33,20 +33,6 @@ ADDED = {
 whole."""
 
 
-MYSITE = {
-    "cluster": {"image": None, "gpus_per_node": None, "cpus_per_task": 1, "memory_gb": 1, "time": "0:30:00", "jobs": 2}
-}
-
-
-@pytest.fixture
-def mysite(tmp_path, monkeypatch) -> None:
-    """The cluster profile that the pages name."""
-    profiles = tmp_path / "config" / "deg" / "clusters"
-    profiles.mkdir(parents=True)
-    (profiles / "mysite.yaml").write_text(yaml.safe_dump(MYSITE))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-
-
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """A folder with `my_project`, of two short recordings and untrained weights of its own, and a video to add."""
