@@ -38,6 +38,8 @@ SLURM_ARRAY_SIZE = 1000
 
 
 OUTLIVE_WORK = "trap : TERM USR1 USR2  # which Slurm may send to this shell as well as to the work"
+DEAF = "trap '' TERM USR1 USR2"
+"""For what follows the work, which must not be cut short by what was meant for the work."""
 TELL_END = (
     "export DEG_JOB_END=${SLURM_JOB_END_TIME:-"
     "$(SLURM_TIME_FORMAT=%s timeout 60 squeue --noheader --jobs=$SLURM_JOB_ID --format=%e)}"
@@ -194,7 +196,7 @@ class Submitter(submitit.SlurmExecutor):
             "dependency": dependency,
             "array_parallelism": self._cluster.jobs,
             "setup": [OUTLIVE_WORK, *self._tell_end(script.need)],
-            "teardown": ["status=$?", after],
+            "teardown": ["status=$?", DEAF, after],
         }
         if script.elements is not None:
             self.parameters["map_count"] = script.elements

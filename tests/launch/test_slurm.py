@@ -76,6 +76,7 @@ bash '/lab/the models/x_launch/jobs/container.sh' -u -m submitit.core._submit '/
 
 # teardown
 status=$?
+trap '' TERM USR1 USR2
 bash '/lab/the models/x_launch/jobs/after.sh' "$status" '/lab/the models/x_launch' execute 3 0 '/lab/my run' yes
 """
 
@@ -108,6 +109,7 @@ bash '/lab/the models/x_launch/jobs/container.sh' -u -m submitit.core._submit '/
 
 # teardown
 status=$?
+trap '' TERM USR1 USR2
 bash '/lab/the models/x_launch/jobs/after.sh' "$status" '/lab/the models/x_launch' execute 4 0 '/lab/my run' yes
 """
 
@@ -138,6 +140,7 @@ bash '/lab/the models/x_launch/jobs/container.sh' -u -m submitit.core._submit '/
 
 # teardown
 status=$?
+trap '' TERM USR1 USR2
 bash '/lab/the models/x_launch/jobs/after.sh' "$status" '/lab/the models/x_launch' merge 4 yes
 """
 
