@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from deg.data.json_lines import append_line, read_lines
 from deg.errors import DegError, RunError
 from deg.work import Stopped
 
@@ -101,16 +102,8 @@ class Exit:
 def read_attempts(unit_folder: Path) -> list[Attempt]:
     """All attempts at a unit since it was last given a new chance, oldest first."""
     attempts: list[Attempt] = []
-    try:
-        lines = (unit_folder / "attempts.jsonl").read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return attempts
-    for line in lines:
-        try:
-            entry = json.loads(line)
-            kind = entry.pop("event")
-        except (ValueError, KeyError, AttributeError):
-            continue  # torn when the host died
+    for entry in read_lines(unit_folder / "attempts.jsonl"):
+        kind = entry.pop("event")
         if kind == "started":
             attempts.append(Attempt(**entry))
         elif kind == "again":
@@ -163,12 +156,7 @@ def read_exit(unit_folder: Path) -> Exit | None:
 def note(unit_folder: Path, event: str, **details: Any) -> None:
     """Append what happened to a unit."""
     unit_folder.mkdir(parents=True, exist_ok=True)
-    line = json.dumps({"event": event, "time": round(time.time(), 3), **details}) + "\n"
-    descriptor = os.open(unit_folder / "attempts.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    try:
-        os.write(descriptor, line.encode())
-    finally:
-        os.close(descriptor)
+    append_line(unit_folder / "attempts.jsonl", {"event": event, "time": round(time.time(), 3), **details})
 
 
 def give_new_chance(unit_folder: Path) -> None:

@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 import yaml
 
 from deg.data.atomic import write_atomically
+from deg.data.json_lines import append_line, read_lines
 from deg.data.lock import exclusive, is_held
 from deg.errors import RunError, show_path
 from deg.types import Span, Unit, VideoInfo
@@ -223,23 +224,13 @@ class RunDir:
         return self.done_file.exists()
 
     def log_event(self, kind: str, **details: Any) -> None:
-        """Append one line to events.jsonl. One short write, so that lines of several processes do not mix."""
-        line = json.dumps({"time": round(time.time(), 3), "pid": os.getpid(), "event": kind, **details}) + "\n"
-        descriptor = os.open(self.events_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            os.write(descriptor, line.encode())
-        finally:
-            os.close(descriptor)
+        """Append one line to events.jsonl."""
+        now = round(time.time(), 3)
+        append_line(self.events_file, {"time": now, "pid": os.getpid(), "event": kind, **details})
 
-    def events(self) -> Iterator[dict[str, Any]]:
-        """The events so far, oldest first; a last line that is still being written is left out."""
-        if not self.events_file.exists():
-            return
-        for line in self.events_file.read_text().splitlines():
-            try:
-                yield json.loads(line)
-            except ValueError:
-                continue  # torn by a crash of the machine; the state is in the unit folders
+    def events(self) -> Sequence[dict[str, Any]]:
+        """The events so far, oldest first. The state is in the unit folders, not here."""
+        return read_lines(self.events_file)
 
     @contextmanager
     def claimed(self) -> Iterator[None]:

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deg.data.atomic import replacing, write_atomically
+from deg.data.json_lines import append_line
 from deg.errors import show_path
 from deg.launch.doctor_findings import Finding, State
 from deg.launch.doctor_machine import GIB, file_system_type, gib
-from deg.launch.launches import append_line
 
 LITTLE_ROOM, NO_ROOM = 20 * GIB, GIB
 LINES = 200

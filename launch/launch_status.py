@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deg.attempts import Attempt, read_attempts
-from deg.data.metrics_file import read_lines
+from deg.data.json_lines import read_lines
 from deg.errors import RunError
 from deg.launch.launches import Job, LaunchDir, Stage, Verdict
 from deg.launch.queue import JobState, is_of

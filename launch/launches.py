@@ -14,12 +14,13 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from deg.data.atomic import write_atomically
+from deg.data.json_lines import append_line, read_lines
 from deg.errors import LaunchError, RunError, show_path
 from deg.launch.queue import alive
 from deg.rundir import RunDir
@@ -153,7 +154,7 @@ class LaunchDir:
     def jobs(self) -> list[Job]:
         """All jobs that were submitted, oldest first."""
         found = []
-        for line in _lines(self.jobs_file):
+        for line in read_lines(self.jobs_file):
             elements = line.get("elements")
             found.append(Job(**(line | {"elements": None if elements is None else tuple(elements)})))
         return found
@@ -217,21 +218,3 @@ def require_free(run: RunDir) -> None:
             f"{run.name}: {len(jobs)} jobs of {launch.name} work on this run, or wait to. Watch with `deg status`, "
             "or end them first with `deg cancel`."
         )
-
-
-def append_line(path: Path, document: Mapping[str, Any]) -> None:
-    """Append one line of JSON by one short write, so that lines of several processes of a host do not mix."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    try:
-        os.write(descriptor, (json.dumps(document) + "\n").encode())
-    finally:
-        os.close(descriptor)
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                yield json.loads(line)
-            except ValueError:
-                continue  # torn by a crash of the machine

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from deg.data.metrics_file import read_lines
+from deg.data.json_lines import read_lines
 from deg.plan import spans_by_key
 from deg.rundir import RunDir
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from deg.data.atomic import write_atomically
+from deg.data.json_lines import read_lines
 from deg.errors import RunError, show_path
 from deg.metrics import EpochMetrics, ThresholdMetrics
 
@@ -211,29 +211,6 @@ def _read_part(file: h5py.File, part: str) -> dict[str, np.ndarray]:
 def without_tables(row: Row) -> dict[str, Any]:
     """A row as metrics.jsonl has it: without the curves over thresholds; plain values, null where it is not finite."""
     return {name: _plain(value) for name, value in row.items() if not name.startswith(BY_THRESHOLD)}
-
-
-def append_line(path: Path, line: Mapping[str, Any]) -> None:
-    """Add one JSON object; one short write. After a crash that tore the last line, it begins a new one."""
-    text = json.dumps(line, allow_nan=False) + "\n"
-    with path.open("ab+") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            text = text if file.read(1) == b"\n" else "\n" + text
-        file.write(text.encode())
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All objects; a torn line is passed over, and a file that is not there has none."""
-    lines = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict):
-            lines.append(line)
-    return lines
 
 
 def truncate_lines(path: Path, epochs: int) -> None:

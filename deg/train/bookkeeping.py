@@ -18,7 +18,8 @@ import pytorch_lightning as pl
 import torch
 
 from deg.attempts import require_current
-from deg.data.metrics_file import MetricsFile, append_line, truncate_lines, without_tables
+from deg.data.json_lines import append_line
+from deg.data.metrics_file import MetricsFile, truncate_lines, without_tables
 from deg.train.checkpoint import forget_older_states, save_best, save_newest, state_path
 from deg.train.ranks import any_of
 from deg.train.tally import Row
@@ -159,6 +160,7 @@ class Bookkeeping(pl.Callback):
                 "train": without_tables(train),
                 "val": without_tables(val),
             },
+            alone=True,
         )
         save_newest(folder, state, epoch=epoch, step=step, about=about)
         if is_best:

@@ -13,7 +13,7 @@ from launches import make_launch
 from runs import make_plan, make_project, make_run
 from shims import Shims
 
-from deg.data.metrics_file import read_lines
+from deg.data.json_lines import read_lines
 from deg.errors import LaunchError
 from deg.launch import cancel, cli
 from deg.launch.cancel import cancel_launch, cancel_run

@@ -14,6 +14,7 @@ from launched import add_job, inference, make_launch, training
 from shims import Shims
 
 from deg.config import as_dict
+from deg.data.json_lines import append_line
 from deg.errors import LaunchError, RunError
 from deg.launch import queue
 from deg.launch.launches import (
@@ -22,7 +23,6 @@ from deg.launch.launches import (
     LaunchDir,
     Stage,
     Verdict,
-    append_line,
     find_launches,
     launch_of,
     require_free,

@@ -12,8 +12,9 @@ from runs import CLASSES
 from videos import write_video
 
 from deg.config import as_dict
+from deg.data.json_lines import append_line
 from deg.data.labels import write_labels
-from deg.data.metrics_file import MetricsFile, append_line
+from deg.data.metrics_file import MetricsFile
 from deg.launch.ranks import Outcome
 from deg.rundir import RunDir, TrainingPlan
 from deg.schema import Config

@@ -8,11 +8,10 @@ import h5py
 import numpy as np
 import pytest
 
+from deg.data.json_lines import append_line, read_lines
 from deg.data.metrics_file import (
     MetricsFile,
-    append_line,
     classification_row,
-    read_lines,
     truncate_lines,
     without_tables,
 )
@@ -240,14 +239,6 @@ def test_lines_are_strict_json_without_the_tables(tmp_path):
     val = json.loads(line, parse_constant=lambda name: pytest.fail(name))["val"]
     assert val["auroc_overall"] is None and len(val["f1_by_class"]) == CLASSES and val["loss"] == 1.0
     assert not any(name.startswith("metrics_by_threshold") for name in val)
-
-
-def test_a_torn_line_harms_no_other(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    append_line(path, {"epoch": 0})
-    path.write_text(path.read_text() + '{"epoch": 1, "tr')
-    append_line(path, {"epoch": 1})
-    assert read_lines(path) == [{"epoch": 0}, {"epoch": 1}]
 
 
 def test_lines_of_later_epochs_and_of_the_test_go_when_training_goes_back(tmp_path):

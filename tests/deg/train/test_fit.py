@@ -22,7 +22,8 @@ from tiny_training import (
     weights_of,
 )
 
-from deg.data.metrics_file import MetricsFile, read_lines
+from deg.data.json_lines import read_lines
+from deg.data.metrics_file import MetricsFile
 from deg.errors import RunError, WeightsError
 from deg.launch.ranks import free_port
 from deg.models.weights import read_checkpoint
