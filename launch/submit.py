@@ -8,6 +8,7 @@ before it, when the networks and features that it needs are there. What is submi
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -108,6 +109,7 @@ def submit(request: Request) -> Report:
         if request.dry_run:
             return _show(request, launch, spec)
         _write(request, launch, spec)
+        _warn(launch, spec)
         submit_stages(launch, spec, list(range(len(stages))))
     except BaseException:
         shutil.rmtree(launch.path, ignore_errors=True)  # nothing is in the queue
@@ -343,6 +345,21 @@ def submit_stages(launch: LaunchDir, spec: Launch, indices: Sequence[int]) -> No
     launch.log_event("submitted", jobs=submitted)
 
 
+def _warn(launch: LaunchDir, spec: Launch) -> None:
+    """Say what the scheduler will not do. sbatch itself takes some jobs that then wait for ever."""
+    submitter = _submitter(launch, spec)
+    scripts = [script for index in range(len(spec.stages)) for script in _all_scripts(launch, spec, index)]
+    alike = {dataclasses.replace(script.need, name=""): script for script in scripts}
+    said = {slurm.test_only(submitter.text(script)) for script in alike.values()}
+    for words in sorted(words for words in said if "to start at" not in words):
+        say(f"Warning: the scheduler may never begin a job like these: {words}")
+
+
+def _all_scripts(launch: LaunchDir, spec: Launch, index: int) -> list[Script]:
+    arrays, merging = scripts_of(launch, spec, index)
+    return [*arrays, merging]
+
+
 def _submitter(launch: LaunchDir, spec: Launch) -> Submitter:
     folder = launch.jobs_folder
     return Submitter(folder, slurm.options_of(spec.cluster), folder / "container.sh", folder / "after.sh")
@@ -368,11 +385,8 @@ def describe(launch: LaunchDir, spec: Launch) -> Report:
 
 
 def _gpu_hours(launch: LaunchDir, spec: Launch) -> float | None:
-    needs = []
-    for index in range(len(spec.stages)):
-        arrays, merging = scripts_of(launch, spec, index)
-        needs += [(script.need, script.elements or 1) for script in (*arrays, merging)]
-    return slurm.gpu_hours(needs)
+    scripts = [script for index in range(len(spec.stages)) for script in _all_scripts(launch, spec, index)]
+    return slurm.gpu_hours([(script.need, script.elements or 1) for script in scripts])
 
 
 def _show(request: Request, launch: LaunchDir, spec: Launch) -> Report:
