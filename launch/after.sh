@@ -24,7 +24,7 @@ was_stopped() {
 # Whether the job, though its work has stopped, was meant to go on: not one that somebody has cancelled, nor one whose
 # time is up or whose place another job takes, which Slurm itself puts back or which the merge job submits again.
 is_wanted() {
-  [[ $(timeout 60 squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T 2>/dev/null) == RUNNING ]]
+  [[ $(timeout 60 squeue --noheader --jobs="$job" --format=%T 2>/dev/null) == RUNNING ]]
 }
 
 # Processes of this job that the kernel killed for want of memory, or null where it does not say.

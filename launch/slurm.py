@@ -42,9 +42,10 @@ DEAF = "trap '' TERM USR1 USR2"
 """For what follows the work, which must not be cut short by what was meant for the work."""
 TELL_END = (
     "export DEG_JOB_END=${SLURM_JOB_END_TIME:-"
-    "$(SLURM_TIME_FORMAT=%s timeout 60 squeue --noheader --jobs=$SLURM_JOB_ID --format=%e)}"
+    "$(SLURM_TIME_FORMAT=%s timeout 60 squeue --noheader --format=%e "
+    "--jobs=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID})}"
 )
-"""When the time limit comes; Slurm tells it by itself from 23.02 on."""
+"""When the time limit comes; Slurm tells it by itself from 23.02 on. One element of an array has the array's number."""
 
 
 @dataclass(frozen=True)

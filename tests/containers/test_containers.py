@@ -104,7 +104,8 @@ def test_the_environment_of_the_image_only_exports():
 def test_the_image_keeps_caches_where_jobs_have_them():
     """Started by hand, without container.sh, it writes to the same places below its scratch folder."""
     exported = dict(re.findall(r'export (\w+)="\$\{\w+:-\$DEG_SCRATCH(\S*)\}"', section(definition(), "environment")))
-    assert exported == {name: folder for name, folder in CACHES.items() if name != "TMPDIR"}
+    caches = {name: folder for name, folder in CACHES.items() if name != "TMPDIR"}
+    assert exported == {**caches, "TORCH_HOME": "/torch"}
 
 
 def test_python_in_the_image_is_kept_to_its_own_packages():

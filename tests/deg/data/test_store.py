@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -288,7 +289,7 @@ def test_a_full_disk_is_said_and_leaves_the_former_file(tiny_disk, num_frames, m
 
 
 def test_what_a_killed_writer_left_is_removed(path):
-    stale = path.with_name(f".{path.name}.99999.part")
+    stale = path.with_name(f".{path.name}.{socket.gethostname()}.999999999.part")
     stale.write_bytes(b"half")
     other = path.with_name(".rat_outputs.h5.99999.part")
     other.write_bytes(b"of another video")
