@@ -53,7 +53,7 @@ def folder(tmp_path) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_all_shown_commands_run_in_the_order_of_their_page(folder, mysite, fake_slurm):
-    shown = {page: commands(read(page)) for page in pages()}
+    shown = {page: list(commands(read(page))) for page in pages()}
     assert sum(map(len, shown.values())) >= 10
     for page, lines in shown.items():
         for words in lines:
