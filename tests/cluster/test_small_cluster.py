@@ -19,7 +19,7 @@ def output(folder, job: str) -> str:
 
 def test_jobs_run_as_the_ordinary_user_on_hosts_of_their_own(cluster, user, folder):
     script = """
-    say='echo "$(hostname) $(id -un) $(ls /tmp | wc -l) $CUDA_VISIBLE_DEVICES"; cat /etc/hosts'
+    say='echo "$(hostname) $(id -un) $(ls /tmp | grep -vc ^deg-) $CUDA_VISIBLE_DEVICES"; cat /etc/hosts'
     srun -N3 -n3 --output=%t.txt bash -c "$say"
     """
     job = user.submit(script, "-N3", "--gpus-per-node=2", folder=folder)
