@@ -89,23 +89,27 @@ note_job() {
 
 # Have more computed if that was asked for, then merge again; whoever waits for this job waits for the new one instead.
 follow_up() {
-  local chunk elements excluded round new after='' last=0 options dependent waiting_for
+  local chunk elements excluded round new after='' last=0 array without dependent waiting_for
   if [[ -e $folder/again ]]; then
     while read -r chunk elements excluded round; do
-      options=()
-      [[ $elements == - ]] || options+=("--array=$elements")
-      [[ $excluded == - ]] || options+=("--exclude=$excluded")
+      array=() without=()
+      [[ $elements == - ]] || array=("--array=$elements")
+      [[ $excluded == - ]] || without=("--exclude=$excluded")
       # without a dependency: the one in the script was for the first time
-      new=$(submit_again --dependency= "${options[@]}" "$folder/execute-$chunk.sh") && [[ -n $new ]] || return 1
-      hand_over "$folder/execute-$chunk.pkl" "$new" "$elements"
+      new=$(submit_again --dependency= ${array[@]+"${array[@]}"} ${without[@]+"${without[@]}"} "$folder/execute-$chunk.sh")
+      if [[ -z $new && $excluded != - ]]; then # the scheduler knows the node by another name, or too few are left
+        new=$(submit_again --dependency= ${array[@]+"${array[@]}"} "$folder/execute-$chunk.sh")
+      fi
+      [[ -n $new ]] || return 1
       note_job "$new" execute "$elements" "$round"
+      hand_over "$folder/execute-$chunk.pkl" "$new" "$elements"
       after+=${after:+,}afterany:$new last=$round
     done <"$folder/again"
     rm -f "$folder/again"
   fi
   new=$(submit_again "--dependency=$after" "$folder/merge.sh") && [[ -n $new ]] || return 1
-  hand_over "$folder/merge.pkl" "$new" -
   note_job "$new" merge - "$last"
+  hand_over "$folder/merge.pkl" "$new" -
   squeue --noheader --user="$(id -un)" --format='%F|%E' | sort -u |
     while IFS='|' read -r dependent waiting_for; do
       # such as afterany:12_*(unfulfilled),afterok:13(unfulfilled)

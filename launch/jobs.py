@@ -21,6 +21,7 @@ from typing import Any
 from deg import execute as door
 from deg.attempts import Attempt, Job, hopeless, read_attempts
 from deg.data.atomic import write_atomically
+from deg.data.json_lines import read_lines
 from deg.errors import DegError
 from deg.launch.arguments import say
 from deg.launch.chain import may_go_on, run_quietly
@@ -126,6 +127,7 @@ def _say_where(launch: LaunchDir, index: int, element: int, unit: int) -> None:
 
 def merge(launch: LaunchDir, index: int, stop: StopFlag) -> int:
     """Merge a stage and plan the next, or ask for what is still to be computed."""
+    stop.check()
     spec = launch.load()
     stage = spec.stages[index]
     run = launch.run_of(stage)
@@ -136,17 +138,36 @@ def merge(launch: LaunchDir, index: int, stop: StopFlag) -> int:
     if run.plan_file.exists() and (left := units_left(run, spec.cluster["restarts"])):
         rounds = [job.round for job in launch.jobs() if job.stage == index and job.role == "execute"]
         round = 1 + (rounds[-1] if rounds else 0)
-        excluded = bad_hosts(run)
-        if round <= spec.cluster["restarts"]:
+        excluded, progress = bad_hosts(run), progress_of(run)
+        if rounds_in_vain(launch, index, progress) < spec.cluster["restarts"]:
             ask_again(launch, index, sorted({unit % stage.elements for unit in left}), excluded, round)
             what = f"{len(left)} of its units are still to be done"
             launch.set_verdict(index, Verdict("again", what))
-            launch.log_event("again", stage=index, units=left, excluded=excluded, round=round)
+            launch.log_event("again", stage=index, units=left, excluded=excluded, round=round, progress=progress)
             return STOPPED
     verdict = _merged(launch, spec, index, stop)
     launch.set_verdict(index, verdict)
     launch.log_event("merged", stage=index, state=verdict.state, message=verdict.message)
     return verdict.exit_status if verdict.state == "failed" else 0
+
+
+def progress_of(run: RunDir) -> int:
+    """How far a run is, as a number that grows: units done; of a training its phases, then its steps."""
+    if not run.is_training():
+        return len(run.finished_units())
+    units = run.load_training_plan().units
+    done = sum(run.phase_done_file(unit.index).exists() for unit in units)
+    return done * 10**9 + (steps_done(run.unit_folder(done) / "state") if done < len(units) else 0)
+
+
+def rounds_in_vain(launch: LaunchDir, index: int, progress: int) -> int:
+    """How many times a stage was submitted again, one after the other, that is no further now than it was then."""
+    count = 0
+    for event in reversed(read_lines(launch.path / "events.jsonl")):
+        if event["event"] == "resumed" or (event.get("stage") == index and event.get("progress", progress) != progress):
+            break
+        count += event["event"] == "again" and event["stage"] == index
+    return count
 
 
 def _merged(launch: LaunchDir, spec: Launch, index: int, stop: StopFlag) -> Verdict:
@@ -160,7 +181,8 @@ def _merged(launch: LaunchDir, spec: Launch, index: int, stop: StopFlag) -> Verd
             say(f"{run.name}: {reason}")
             return Verdict("failed", reason, FAILED)
         status, document = run_quietly((*stage.command, "--only", "merge"))
-    stop.check()
+    if status:
+        stop.check()
     if status and not (stage.verb == "infer" and status == FAILED and may_go_on(spec.project, stage.stage, document)):
         return Verdict("failed", _message(document), status)
     verdict = Verdict("partly", _message(document), status) if status else Verdict("done")
@@ -171,7 +193,8 @@ def _merged(launch: LaunchDir, spec: Launch, index: int, stop: StopFlag) -> Verd
         status, document = plan_stage(launch, following)
     elif spec.report:
         status, document = run_quietly(("report", str(spec.project)))
-    stop.check()
+    if status:
+        stop.check()
     return Verdict("failed", _message(document), status) if status > FAILED else verdict
 
 

@@ -191,7 +191,7 @@ class Submitter(submitit.SlurmExecutor):
 
     def _prepare(self, script: Script, dependency: str | None) -> None:
         given, self._dropped = parameters(self._cluster, script.need)
-        after = shlex.join(["bash", str(self._after), "STATUS", *script.after]).replace("STATUS", '"$status"')
+        after = f'bash {shlex.quote(str(self._after))} "$status" {shlex.join(script.after)}'
         self.parameters = {
             **given,
             "dependency": dependency,
