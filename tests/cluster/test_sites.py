@@ -52,18 +52,6 @@ def test_what_a_site_refuses_is_said_before_anything_is_left_behind(cluster, ima
     assert not list(project.glob("models/*_launch"))
 
 
-def test_a_job_that_would_wait_for_ever_is_told(cluster, image, user, folder):
-    """A partition of a minute takes longer jobs into its queue, and never lets them begin."""
-    project = make_project(folder, user, videos=2, frames=20, labelled=0, trained=True)
-    profile = write_profile(folder, user, image, partition="short")
-    words = ["infer", "feature_extractor", project, "--on", "slurm", f"cluster={profile}"]
-    said = user.deg(*words).stderr
-    assert "may never begin" in said and "Submitted" in said
-    user.deg("cancel", project)
-    good = user.deg(*words, "cluster.time=0:01:00", "cluster.merge_time=0:01:00").stderr
-    assert "may never begin" not in good
-
-
 def test_a_launch_is_cancelled_and_resumed(cluster, image, user, folder):
     project = make_project(folder, user, videos=3, frames=600, labelled=0, trained=True)
     profile = write_profile(folder, user, image, jobs=1)

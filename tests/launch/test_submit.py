@@ -103,6 +103,16 @@ def test_an_inference_is_an_array_and_a_job_that_merges(cluster, infer, folder):
     assert f"Submitted {launch.name}" in said and "deg status" in said
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [("sbatch: Job 7 to start at 2026-11-22T12:00:00", False), ("allocation failure: More processors requested", True)],
+)
+def test_what_the_scheduler_says_it_will_never_begin_is_told(cluster, infer, monkeypatch, words, told):
+    monkeypatch.setattr("deg.launch.slurm.test_only", lambda text: words)
+    status, _, said = infer("feature_extractor")
+    assert status == 0 and ("may never begin" in said and words in said) is told
+
+
 def test_the_run_is_planned_at_once_and_its_units_are_shared_out(cluster, infer, folder):
     infer("feature_extractor", "cluster.jobs=2")
     (stage,) = only_launch(folder).load().stages
