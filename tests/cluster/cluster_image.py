@@ -22,6 +22,7 @@ from cluster_user import SOURCES, copy_sources, fingerprint
 from small_cluster import ROOT, cluster_home, what_is_missing
 
 IN_NAMESPACE = Path(__file__).resolve().with_name("in_user_namespace")
+MIRROR = IN_NAMESPACE.with_name("debian_mirror")
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 """By which this machine trusts package indexes; there may be a proxy between."""
 SITE_PACKAGES = "/opt/deg/lib/python3.11/site-packages"
@@ -65,21 +66,12 @@ def _base(home: Path) -> Path:
     if not base.exists():
         part = home / "base.part"
         shutil.rmtree(part, ignore_errors=True)
-        run("debootstrap", "--variant=minbase", "bookworm", part, _mirror(), timeout=900)
+        run("debootstrap", "--variant=minbase", "bookworm", part, run(MIRROR).strip(), timeout=900)
         # device files cannot be copied in a user namespace, and every container has its own
         shutil.rmtree(part / "dev")
         (part / "dev").mkdir()
         part.rename(base)
     return base
-
-
-def _mirror() -> str:
-    for file in (Path("/etc/apt/sources.list.d/debian.sources"), Path("/etc/apt/sources.list")):
-        if file.exists() and (
-            found := re.search(r"^(?:URIs: *|deb (?:\[[^]]*\] )?)(\S+)", file.read_text(), re.MULTILINE)
-        ):
-            return found[1]
-    raise ClusterError("apt's sources name no mirror for debootstrap")
 
 
 def _build(image: Path, base: Path) -> None:
