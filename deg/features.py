@@ -21,8 +21,9 @@ import torch
 from torch import nn
 
 from deg.errors import RunError
-from deg.models.device import PRECISIONS, is_out_of_memory, resolve_precision
+from deg.models.device import is_out_of_memory
 from deg.models.fold import fold_batchnorm
+from deg.models.precision import PRECISIONS, resolve_precision
 from deg.models.sliding import SlidingTwoStream, slides
 from deg.models.two_stream import build_two_stream
 from deg.models.weights import load_two_stream

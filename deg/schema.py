@@ -264,7 +264,7 @@ class Train:
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
         "auto",
-        "Numbers to compute with; weights are kept in fp32. auto: bf16 where the device is fast at it, else fp32.",
+        "Numbers to compute with; weights are kept in fp32. auto: bf16 where it is faster, as `inference.precision` tells.",
     )
     gradient_clip: float | None = option(None, "Gradients longer than this are shortened to it. null: never.", above=0)
     accumulate: int = option(
@@ -400,7 +400,8 @@ class Inference:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
         "fp32",
         "Numbers to compute with. fp32 equals DeepEthogram's results; bf16 rounds more coarsely "
-        "and is much faster. auto: bf16 where the device is fast at it, else fp32.",
+        "and is often much faster. auto: bf16 where it is faster (on a GPU from Ampere on; on a CPU one convolution "
+        "is timed in both), else fp32.",
     )
     batch_size: Literal["auto", 1, 2, 4, 8, 16, 32, 64, 128, 256] = option(
         "auto",

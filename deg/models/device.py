@@ -1,4 +1,4 @@
-"""The device that networks run on: which one, how precise, and settings that hold for the whole process."""
+"""The device that networks run on, and settings that hold for the whole process."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ import ctypes
 
 import torch
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 def choose_device() -> torch.device:
     """The first GPU that this process may see, else the CPU."""
-    import torch
-
     return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 
 
@@ -42,19 +38,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return any(words in str(error) for words in ("can't allocate memory", "out of memory", "ALLOC_FAILED"))
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """`auto` is bf16 where the device computes it at several times the speed of fp32, else fp32."""
-    if precision != "auto":
-        return precision
-    return "bf16" if has_fast_bf16(device) else "fp32"
-
-
-def has_fast_bf16(device: torch.device) -> bool:
-    """Whether the device has matrix units for bf16: NVIDIA GPUs from Ampere on, CPUs with AMX or AVX-512 BF16."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    # private names: torch has no public ones; without them fp32 is right everywhere
-    asked = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
-    return any(is_supported is not None and is_supported() for is_supported in asked)

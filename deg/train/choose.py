@@ -1,7 +1,7 @@
-"""What `auto` stands for: the batch size that fits into memory, the learning rate that learns fastest.
+"""What `auto` stands for: the faster precision, the batch size that fits into memory, the best learning rate.
 
 Found once per phase, by its first rank, with a copy of the network; written beside the state, so that a training that
-goes on does so with the same numbers, and so that all ranks have them.
+goes on does so with the same numbers, and so that all ranks have them, on whatever processors they run.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ class Chosen:
     batch_size: int
     """Samples of one pass through the network, all ranks together: a step has `train.accumulate` of them."""
     lr: float
+    precision: str
+    """fp32, bf16 or fp16."""
 
 
 def choose(folder: Path, phase: Phase, data: PhaseData, note: Callable[[str], None]) -> Chosen:
@@ -44,27 +46,35 @@ def choose(folder: Path, phase: Phase, data: PhaseData, note: Callable[[str], No
     file = folder / "chosen.json"
     if not phase.ranks.is_first:
         return _wait_for(file)
-    if not file.exists():
-        batch_size = _batch_size(phase, data, note)
-        lr = phase.config.train.lr
-        chosen = Chosen(batch_size, _lr(phase, data, batch_size, note) if lr == "auto" else lr)
+    known = _read(file)
+    precision = known.get("precision") or phase.choose_precision()  # runs of before it was written down have none
+    batch_size = known.get("batch_size") or _batch_size(phase, data, precision, note)
+    lr = known.get("lr") or phase.config.train.lr
+    chosen = Chosen(batch_size, _lr(phase, data, batch_size, precision, note) if lr == "auto" else lr, precision)
+    if known != asdict(chosen):
         write_atomically(file, json.dumps(asdict(chosen)))
-    return Chosen(**json.loads(file.read_text()))
+    return chosen
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def _wait_for(file: Path) -> Chosen:
     deadline = time.monotonic() + PEER_SECONDS
-    while not file.exists():
+    while "precision" not in (known := _read(file)):
         if time.monotonic() > deadline:
-            raise RunError(f"Waited {PEER_SECONDS:.0f} s for the first rank to choose batch size and learning rate.")
+            raise RunError(
+                f"Waited {PEER_SECONDS:.0f} s for the first rank to choose precision, batch size and learning rate."
+            )
         time.sleep(0.2)
-    return Chosen(**json.loads(file.read_text()))
+    return Chosen(**known)
 
 
 # ---------------------------------------------------------------------------------------------------- batch size
 
 
-def _batch_size(phase: Phase, data: PhaseData, note: Callable[[str], None]) -> int:
+def _batch_size(phase: Phase, data: PhaseData, precision: str, note: Callable[[str], None]) -> int:
     compute, accumulate, ranks = phase.config.compute, phase.config.train.accumulate, phase.ranks.count
     wanted = compute.batch_size
     if wanted == "auto":
@@ -72,7 +82,7 @@ def _batch_size(phase: Phase, data: PhaseData, note: Callable[[str], None]) -> i
         if phase.device.type == "cpu":
             size = min(CPU_BATCH, most)
         else:
-            size = min(_largest_that_fits(phase, data, compute.min_batch_size, most // ranks) * ranks, most)
+            size = min(_largest_that_fits(phase, data, precision, compute.min_batch_size, most // ranks) * ranks, most)
         size = max(size // ranks, 1) * ranks
         note(f"compute.batch_size=auto: {size} on {ranks} device(s).")
         return size
@@ -85,12 +95,12 @@ def _batch_size(phase: Phase, data: PhaseData, note: Callable[[str], None]) -> i
     return min(size, max(len(data.train), ranks))
 
 
-def _largest_that_fits(phase: Phase, data: PhaseData, low: int, high: int) -> int:
+def _largest_that_fits(phase: Phase, data: PhaseData, precision: str, low: int, high: int) -> int:
     """The largest power of two times `low` of which two real training steps fit into the GPU's memory, per rank."""
     size, fits = max(low, 1), 0
     while size <= max(high, 1):
         try:
-            _try_steps(phase, data, size)
+            _try_steps(phase, data, precision, size)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -106,16 +116,16 @@ def _largest_that_fits(phase: Phase, data: PhaseData, low: int, high: int) -> in
     return fits
 
 
-def _try_steps(phase: Phase, data: PhaseData, size: int) -> None:
+def _try_steps(phase: Phase, data: PhaseData, precision: str, size: int) -> None:
     task = phase.build(data, size, 1e-6, lambda message: None, alone=True)
-    trainer = phase.trainer([], alone=True, max_steps=TRIAL_STEPS, logger=False, limit_val_batches=0)
+    trainer = phase.trainer([], precision, alone=True, max_steps=TRIAL_STEPS, logger=False, limit_val_batches=0)
     trainer.fit(task, data.train_loader(size, first=lambda: 0, alone=True))
 
 
 # ---------------------------------------------------------------------------------------------------- learning rate
 
 
-def _lr(phase: Phase, data: PhaseData, batch_size: int, note: Callable[[str], None]) -> float:
+def _lr(phase: Phase, data: PhaseData, batch_size: int, precision: str, note: Callable[[str], None]) -> float:
     """Where the loss falls fastest as the learning rate rises step by step.
 
     Smith, "Cyclical learning rates for training neural networks", WACV 2017, section 3.3.
@@ -125,7 +135,7 @@ def _lr(phase: Phase, data: PhaseData, batch_size: int, note: Callable[[str], No
     # of one rank's share: the loss as a function of the learning rate hardly depends on the size of the batch
     share = max(batch_size // phase.ranks.count, 1)
     task = phase.build(data, share, LOWEST_LR, lambda message: None, alone=True)
-    trainer = phase.trainer([], alone=True, max_epochs=LR_STEPS, logger=False, limit_val_batches=0)
+    trainer = phase.trainer([], precision, alone=True, max_epochs=LR_STEPS, logger=False, limit_val_batches=0)
     loader = data.train_loader(share, first=lambda: task.batches_done, alone=True)
     found: Any = Tuner(trainer).lr_find(
         task, loader, min_lr=LOWEST_LR, max_lr=HIGHEST_LR, num_training=LR_STEPS, update_attr=False

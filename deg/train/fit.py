@@ -28,7 +28,8 @@ from deg.config import as_dict, restore
 from deg.data.atomic import write_atomically
 from deg.data.metrics_file import MetricsFile
 from deg.errors import ConfigError, RunError, show_path
-from deg.models.device import keep_freed_memory, prepare_torch, resolve_precision
+from deg.models.device import keep_freed_memory, prepare_torch
+from deg.models.precision import resolve_precision
 from deg.models.weights import load_weights
 from deg.rundir import RunDir, TrainingPlan
 from deg.train.batchnorm import synchronise
@@ -122,8 +123,8 @@ class Phase:
             return self.run.path
         return self.run.path / "curriculum" / self.plan.phases[index]
 
-    @property
-    def precision(self) -> str:
+    def choose_precision(self) -> str:
+        """What this rank would compute with. ConfigError for fp16 on a CPU."""
         wanted = "fp16" if self.config.compute.fp16 else self.config.train.precision
         if wanted == "auto" and self.plan.stage == "sequence":
             return "fp32"  # a small network, that gains nothing from less
@@ -160,7 +161,9 @@ class Phase:
             synchronise(task.model, leave=task.model.flow_generator if isinstance(task, ClipTask) else None)
         return task
 
-    def trainer(self, callbacks: list[pl.Callback], *, alone: bool = False, **options: Any) -> pl.Trainer:
+    def trainer(
+        self, callbacks: list[pl.Callback], precision: str, *, alone: bool = False, **options: Any
+    ) -> pl.Trainer:
         """A Trainer on this rank's device, with all ranks or `alone`; nothing is printed, nothing saved by itself."""
         train, ranks = self.config.train, self.ranks
         together = ranks.count > 1 and not alone
@@ -183,7 +186,7 @@ class Phase:
                 SLURMEnvironment(auto_requeue=False) if under_slurm else LightningEnvironment(),
                 AtomicCheckpoints(),
             ],
-            precision=LIGHTNING_PRECISIONS[self.precision],  # type: ignore[arg-type]
+            precision=LIGHTNING_PRECISIONS[precision],  # type: ignore[arg-type]
             accumulate_grad_batches=train.accumulate,
             gradient_clip_val=train.gradient_clip,
             benchmark=self.device.type == "cuda",  # batches are of one size, but for the last of validation
@@ -221,13 +224,14 @@ def _fit(
     )
     trainer = phase.trainer(
         [bookkeeping],
+        chosen.precision,
         max_epochs=config.train.num_epochs,
         logger=TensorBoardLogger(folders.results, "lightning_logs", 0) if ranks.is_first else False,
     )
     state = newest_state(folders.state)
     if state is not None:
         note(f"Going on from {state.name}.")
-    tell.say("ready", device=str(phase.device), precision=phase.precision, ranks=ranks.count, **asdict(chosen))
+    tell.say("ready", device=str(phase.device), ranks=ranks.count, **asdict(chosen))
     started = time.monotonic()
     with warnings.catch_warnings():
         _hush_lightning()

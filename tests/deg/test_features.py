@@ -15,8 +15,6 @@ from torch import nn
 from deg import features
 from deg.errors import RunError
 from deg.features import FeatureEngine, FeatureTask, choose_batch_size
-from deg.models import device
-from deg.models.device import has_fast_bf16, resolve_precision
 from deg.models.two_stream import TwoStreamOutput, build_two_stream
 from deg.plan import GRAIN
 from deg.schema import FeatureExtractor, FlowGenerator
@@ -280,21 +278,6 @@ def test_bf16_reaches_the_network():
     engine = FeatureEngine(Typed(), task(precision="bf16"), CPU)
     run(engine, video(20), 0, 20)
     assert engine.network.dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize(("fast", "chosen"), [(True, "bf16"), (False, "fp32")])
-def test_auto_precision_is_bf16_only_where_it_is_fast(monkeypatch, fast, chosen):
-    monkeypatch.setattr(device, "has_fast_bf16", lambda device: fast)
-    assert resolve_precision("auto", CPU) == chosen
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_named_precision_is_obeyed(precision):
-    assert resolve_precision(precision, CPU) == precision
-
-
-def test_this_machine_knows_whether_it_is_fast_at_bf16():
-    assert has_fast_bf16(CPU) in (True, False)
 
 
 def test_a_task_comes_back_from_plain_values():

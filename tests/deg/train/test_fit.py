@@ -22,11 +22,15 @@ from tiny_training import (
     weights_of,
 )
 
+from deg.config import restore
 from deg.data.json_lines import read_lines
 from deg.data.metrics_file import MetricsFile
 from deg.errors import RunError, WeightsError
 from deg.launch.ranks import free_port
 from deg.models.weights import read_checkpoint
+from deg.train.choose import Chosen, choose
+from deg.train.fit import Phase
+from deg.train.ranks import Ranks
 from deg.trained import read_thresholds, scan, weight_files
 from deg.work import STOPPED, Stopped
 
@@ -49,6 +53,17 @@ def same_metrics(one, other):
     left, right = rows(one), rows(other)
     assert left.keys() == right.keys()
     return [name for name in left if not np.array_equal(left[name], right[name], equal_nan=True)] == []
+
+
+def choose_as_rank(run, rank):
+    """What the rank, one of two, goes by; only the first may measure, with data that are not needed here."""
+    plan = run.load_training_plan()
+    return choose(
+        run.unit_folder(0),
+        Phase(run, plan, restore(plan.config), 0, Ranks(rank, 2, rank, 1), torch.device("cpu")),
+        data=None,
+        note=lambda message: None,
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- what it leaves
@@ -382,6 +397,23 @@ def test_batch_size_and_learning_rate_can_be_found_by_trial(tmp_path):
     chosen = json.loads((run.unit_folder(0) / "chosen.json").read_text())
     assert 1 <= chosen["batch_size"] <= 40 and 1e-6 < chosen["lr"] < 1e-2
     assert any("train.lr=auto" in event.get("message", "") for event in said)
+
+
+def test_the_first_rank_chooses_the_precision_for_all(tmp_path):
+    """The others may run on a processor that is fast at another."""
+    run = make_sequence_run(tmp_path, "train.precision=auto")
+    file = run.unit_folder(0) / "chosen.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"batch_size": 4, "lr": 1e-3, "precision": "bf16"}))
+    assert choose_as_rank(run, 1).precision == choose_as_rank(run, 0).precision == "bf16"
+
+
+def test_what_was_chosen_before_precisions_were_written_down_stays(tmp_path):
+    run = make_sequence_run(tmp_path, "compute.batch_size=auto", "train.lr=auto")
+    file = run.unit_folder(0) / "chosen.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"batch_size": 7, "lr": 0.25}))
+    assert choose_as_rank(run, 0) == Chosen(7, 0.25, "fp32") == choose_as_rank(run, 1)
 
 
 def test_pieces_of_a_batch_make_the_step_of_the_whole(tmp_path):
