@@ -1,7 +1,8 @@
 # Everything runs from .venv, which is made here from python3 (3.11 or newer) and what setup.cfg asks for.
 #
 #   make demo        a small project with moving shapes: made, trained, inferred and reported on, in minutes
-#   make test        style, types and the whole test suite
+#   make test        style, types and the test suite, in two processes side by side
+#   make test-all    the same in one process, and the tests of the test tools too
 #   make test-fast   the tests that take less than ten seconds each
 #   make lint | types | format
 
@@ -10,12 +11,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-fast lint types format
+.PHONY: demo test test-all test-fast lint types format
 
 demo: $(VENV)/.train
 	$(BIN)/deg demo
 
 test: lint types
+	tests/cluster/prepared $(abspath $(BIN)) tests/side_by_side $(BIN)/pytest
+
+test-all: lint types
 	tests/cluster/prepared $(abspath $(BIN)) $(BIN)/pytest
 
 test-fast: $(VENV)/.test

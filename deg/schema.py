@@ -264,7 +264,7 @@ class Train:
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
         "auto",
-        "Numbers to compute with; weights are kept in fp32. auto: bf16 where it is faster, as `inference.precision` tells.",
+        "Numbers to compute with; weights are kept in fp32. auto: bf16 where it is faster, see `inference.precision`.",
     )
     gradient_clip: float | None = option(None, "Gradients longer than this are shortened to it. null: never.", above=0)
     accumulate: int = option(

@@ -29,6 +29,9 @@ HERE = Path(__file__).resolve().parent
 MOST_SECONDS = 1500
 """Of a test with its fixtures: the first waits for the image."""
 
+TESTS_OF_TOOLS = {"test_fake_slurm.py", "test_small_cluster.py"}
+"""Run by `make test-all` alone, and by whoever changes these tools or the image."""
+
 RESULT = pytest.StashKey[bool]()
 
 
@@ -37,6 +40,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.is_relative_to(HERE):
             item.add_marker("cluster")
             item.add_marker("slow")
+            if item.path.name in TESTS_OF_TOOLS:
+                item.add_marker("tools")
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(MOST_SECONDS))
     items.sort(key=lambda item: item.path.is_relative_to(HERE))
