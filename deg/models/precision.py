@@ -63,8 +63,7 @@ def time_convolution() -> tuple[float, float]:
 
 
 def _convolution(dtype: torch.dtype) -> functools.partial[torch.Tensor]:
-    layer = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False)
-    layer = layer.to(dtype=dtype, memory_format=torch.channels_last)
+    layer = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False, dtype=dtype).to(memory_format=torch.channels_last)
     images = torch.ones(1, CHANNELS, SIZE, SIZE, dtype=dtype).contiguous(memory_format=torch.channels_last)
     return functools.partial(layer, images)
 
