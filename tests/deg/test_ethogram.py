@@ -167,10 +167,10 @@ def test_golden_traces(golden):
 
 
 def golden_case(arrays, name):
-    labels = [arrays[f"labels_{i}"] for i in range(3)]
+    labels = [array for key, array in arrays.items() if key.startswith("labels_")]
     kind, value = name.rsplit("_", 1) if "_" in name else (None, 0)
     kind = {"per_behavior": "min_bout_per_behavior"}.get(kind, kind)
-    return Postprocessor.from_labels(kind, float(value), labels, num_classes=4)
+    return Postprocessor.from_labels(kind, float(value), labels, num_classes=len(arrays["thresholds"]))
 
 
 def test_golden_predictions(golden):

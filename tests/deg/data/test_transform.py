@@ -17,11 +17,13 @@ def noise(height, width):
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("size", [(64, 96), (128, 160), (90, 122), (45, 61)])
-def test_resizing_equals_the_original(golden, size):
+def test_resizing_equals_the_original(golden):
     arrays, _ = golden("frames")
-    resized = FrameTransform(resize=size)(arrays["image"])
-    assert np.array_equal(resized.transpose(2, 0, 1), arrays[f"resize_{size[0]}x{size[1]}"])
+    expected = {name: array for name, array in arrays.items() if name.startswith("resize_")}
+    assert expected
+    for name, array in expected.items():
+        resized = FrameTransform(resize=array.shape[1:])(arrays["image"])
+        np.testing.assert_array_equal(resized.transpose(2, 0, 1), array, err_msg=name)
 
 
 def test_no_settings_change_nothing():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -100,14 +101,15 @@ def golden_clip(clip_uint8: np.ndarray, about: dict[str, Any], stacks_frames: bo
 @pytest.fixture(scope="session")
 def golden_model(golden):
     """`golden_model("deg_f")`: the filled network, the prepared clip, and the original's arrays."""
-    networks: dict[str, TwoStream] = {}
+
+    @cache
+    def filled(preset: str, num_classes: int, salt: int, **sizes: int) -> TwoStream:
+        return fill(make_two_stream(preset, num_classes, **sizes), salt)
 
     def load(name: str) -> tuple[TwoStream, torch.Tensor, dict[str, np.ndarray]]:
         arrays, about = golden(name)
-        preset = about["preset"]
-        if preset not in networks:
-            networks[preset] = fill(make_two_stream(preset, about["classes"]), about["salt"])
-        network = networks[preset]
+        sizes = {"n_rgb": about["arch"]["num_rgb"], "n_flows": about["num_flows"]}
+        network = filled(about["preset"], about["classes"], about["salt"], **sizes)
         return network, golden_clip(arrays["clip"], about, network.stacks_frames), arrays
 
     return load
