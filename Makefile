@@ -1,8 +1,9 @@
 # Everything runs from .venv, which is made here from python3 (3.11 or newer) and what setup.cfg asks for.
 #
-#   make demo        a small project with moving shapes: made, trained, inferred and reported on, in minutes
-#   make test        style, types and the test suite, in two processes side by side
-#   make test-all    the same in one process, and the tests of the test tools too
+#   make demo        a small project with moving shapes: made, trained, inferred and reported on, in 4 minutes
+#   make test        style, types and the test suite, side by side; tests of the test tools if these have changed
+#   make test-all    style, types and all tests, one after another
+#   make test-tools  the tests of the test tools: the imitated Slurm and the small cluster
 #   make test-fast   the tests that take less than ten seconds each
 #   make lint | types | format
 
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-all test-fast lint types format
+.PHONY: demo test test-all test-tools test-fast lint types format
 
 demo: $(VENV)/.train
 	$(BIN)/deg demo
@@ -21,9 +22,14 @@ test: lint types
 
 test-all: lint types
 	tests/cluster/prepared $(abspath $(BIN)) $(BIN)/pytest
+	$(BIN)/python tests/cluster/proved_tools.py --record
+
+test-tools: $(VENV)/.test
+	tests/cluster/prepared $(abspath $(BIN)) $(BIN)/pytest -m tools
+	$(BIN)/python tests/cluster/proved_tools.py --record
 
 test-fast: $(VENV)/.test
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check

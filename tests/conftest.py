@@ -11,9 +11,19 @@ import numpy as np
 import pytest
 from fake_slurm import FakeSlurm
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # before torch is imported: beside other tests, more threads than cores cost more than they bring
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 """Large test data beside the checkout; not part of the project, and absent on a user's machine."""
+
+
+@pytest.hookimpl(tryfirst=True)  # those of the real cluster are sorted last
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest, so that no process is left alone with one of them in the end."""
+    items.sort(key=lambda item: (item.get_closest_marker("timeout") is None, item.get_closest_marker("slow") is None))
 
 
 def golden_folder() -> Path:

@@ -23,14 +23,12 @@ from pathlib import Path
 import pytest
 from cluster_image import given_image, image_of_checkout, live_deg
 from cluster_user import make_user
+from proved_tools import TESTS_OF_TOOLS
 from small_cluster import SmallCluster, cluster_home, what_is_missing
 
 HERE = Path(__file__).resolve().parent
 MOST_SECONDS = 1500
 """Of a test with its fixtures: the first waits for the image."""
-
-TESTS_OF_TOOLS = {"test_fake_slurm.py", "test_small_cluster.py"}
-"""Run by `make test-all` alone, and by whoever changes these tools or the image."""
 
 RESULT = pytest.StashKey[bool]()
 

@@ -22,7 +22,7 @@ from deg.launch.launches import LaunchDir
 from deg.rundir import RunDir
 
 LENGTHS = {"mouse_1": 1100, "mouse_2": 30}
-PATIENCE = 60
+PATIENCE = 300
 
 
 @pytest.fixture(scope="module")
