@@ -88,6 +88,10 @@ def what_is_missing() -> str | None:
     )
     if missing := [name for name in programs if shutil.which(name) is None]:
         return f"the cluster tests need {', '.join(missing)}: run tests/cluster/install"
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR))
+    except OSError as error:
+        return f"the cluster tests need /dev/fuse, which cannot be opened ({error}): see tests/cluster/install"
     return None
 
 

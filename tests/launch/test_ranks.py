@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -70,10 +71,11 @@ def events_of(run, devices=TWO, signal_at_step=None):
 
 def alone(run) -> bool:
     """Whether no process works on the run any more, nor one that a rank has started."""
-    asked = subprocess.run(["ps", "-wweo", "ppid,args"], capture_output=True, text=True, check=True).stdout
-    return str(run.path) not in asked and not any(
-        line.split()[1:] == ["sleep", "61.25"] for line in asked.splitlines()[1:]
-    )
+    living = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            living.append(file.read_bytes())
+    return not any(str(run.path).encode() in words or words == b"sleep\x0061.25\x00" for words in living)
 
 
 def send_later(seconds: float, number: signal.Signals) -> None:
