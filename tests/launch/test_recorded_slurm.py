@@ -47,7 +47,7 @@ def test_squeue_shows_the_same(both, tmp_path):
     for flags in ("--array=0-2%2", "--dependency=afterany:1", ""):
         (tmp_path / "job.sh").write_text(f"#!/bin/sh\n#SBATCH {flags}\n")
         both("sbatch", tmp_path / "job.sh")
-    for step in (("scancel", "2"), ("scancel", "1")):
+    for step in (("scancel", "2", "1_1"), ("scancel", "1"), ("true",)):
         seen = [parse_squeue(said) for _, said in both(*SQUEUE, "--jobs=1,2,3,99")]
         states = [{job: state.state for job, state in found.items()} for found in seen]
         assert states[0] == states[1] and len(states[0]) == 5

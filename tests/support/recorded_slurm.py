@@ -58,7 +58,10 @@ echo 'slurm_load_jobs error: Invalid job id specified' >&2
 exit 1
 """
 SCANCEL = r"""
-for job; do [ -e $job/squeue ] && sed -i 's/|\(PENDING\|RUNNING\)|/|CANCELLED|/' $job/squeue; done
+for job; do
+    file=${job%_*}/squeue
+    [ -e $file ] && sed -i "s/^\($job\(_[0-9]*\)\?\)|\(PENDING\|RUNNING\)|/\1|CANCELLED|/" $file
+done
 """
 
 
@@ -121,6 +124,10 @@ class RecordedSlurm(Shims):
         """All that was submitted, by number."""
         folders = sorted(self._jobs.iterdir(), key=lambda folder: int(folder.name))
         return {folder.name: self._read(folder) for folder in folders}
+
+    def states(self) -> dict[str, str]:
+        """Of all jobs and elements of arrays."""
+        return {name: state for job in self.jobs().values() for name, state in job.states.items()}
 
     def waiting(self) -> dict[str, Recorded]:
         """Those of which something waits."""
