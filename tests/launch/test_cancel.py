@@ -1,4 +1,4 @@
-"""Ending launches on a scheduler that runs real processes, and runs of this machine."""
+"""Ending launches of a scheduler, and runs of this machine."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def short(monkeypatch):
     monkeypatch.setattr(cancel, "LOOK_SECONDS", 0.2)
 
 
-def submit(fake_slurm, tmp_path, *flags: str, line: str = "sleep 300") -> str:
+def submit(tmp_path, *flags: str) -> str:
     script = tmp_path / "job.sh"
-    script.write_text(f"#!/bin/bash\n{line}\n")
-    return fake_slurm.run("sbatch", "--parsable", *flags, str(script)).strip()
+    script.write_text("\n".join(["#!/bin/bash", *(f"#SBATCH {flag}" for flag in flags), "sleep 300"]))
+    return subprocess.run(["sbatch", str(script)], check=True, capture_output=True, text=True).stdout.split()[-1]
 
 
 def launch_of(project, *jobs: str):
@@ -45,11 +45,11 @@ def launch_of(project, *jobs: str):
     return launch
 
 
-def test_all_that_runs_or_waits_is_ended_and_nothing_else(fake_slurm, project, tmp_path):
-    array = submit(fake_slurm, tmp_path, "--array=0-2%1")
-    merge = submit(fake_slurm, tmp_path, f"--dependency=afterany:{array}")
-    other = submit(fake_slurm, tmp_path)
-    fake_slurm.wait(f"{array}_0", state="RUNNING")
+def test_all_that_runs_or_waits_is_ended_and_nothing_else(recorder, project, tmp_path):
+    array = submit(tmp_path, "--array=0-2%1")
+    merge = submit(tmp_path, f"--dependency=afterany:{array}")
+    other = submit(tmp_path)
+    recorder.tell("RUNNING", f"{array}_0", other)
     launch = launch_of(project, array, merge)
     found = cancel_launch(launch)
     assert set(found.ended) == {f"{array}_0", f"{array}_1", f"{array}_2", merge} and not found.left

@@ -66,10 +66,11 @@ def test_what_is_no_folder_is_refused(tmp_path, capsys):
     assert "expected a PROJECT or a folder" in capsys.readouterr().err
 
 
-def test_no_job_is_submitted_while_the_login_node_has_a_fault(fake_slurm, tmp_path, capsys):
+def test_no_job_is_submitted_while_the_login_node_has_a_fault(recorder, tmp_path, capsys):
+    recorder.refuse("partition=nowhere", "Invalid partition name specified")
     assert cli.run(["doctor", str(tmp_path), "--on", "slurm", "cluster.partition=nowhere"]) == 3
     assert "what is at fault above comes first" in capsys.readouterr().out
-    assert fake_slurm.jobs() == []
+    assert recorder.jobs() == {}
 
 
 def test_a_job_can_be_left_alone_and_looked_at_later(fake_slurm, tmp_path, monkeypatch, capsys):
@@ -81,7 +82,7 @@ def test_a_job_can_be_left_alone_and_looked_at_later(fake_slurm, tmp_path, monke
     assert "out of order" in capsys.readouterr().out
 
 
-def test_a_refused_job_is_a_finding(fake_slurm, tmp_path, monkeypatch, capsys):
+def test_a_refused_job_is_a_finding(recorder, tmp_path, monkeypatch, capsys):
     def refuse(*_):
         raise doctor.LaunchError("sbatch refused the job")
 

@@ -1,4 +1,4 @@
-"""What `deg doctor` makes of a scheduler, by a stand-in for Slurm and by words of a real one."""
+"""What `deg doctor` makes of a scheduler, by answers of a recorder and by words of a real one."""
 
 from __future__ import annotations
 
@@ -14,43 +14,44 @@ def findings(cluster: Cluster = CLUSTER) -> dict:
     return {found.check: found for found in doctor_slurm.check_scheduler(cluster)}
 
 
-def test_a_scheduler_that_takes_what_is_asked_for_is_fit(fake_slurm):
+def test_a_scheduler_that_takes_what_is_asked_for_is_fit(recorder):
     found = findings()
     assert {name: one.state for name, one in found.items()} == dict.fromkeys(found, "ok")
     assert len(found) == 6 and "22.05.8" in found["Slurm"].found
 
 
-def test_a_site_that_wants_gpus_by_gres_is_found_out(fake_slurm):
-    fake_slurm.configure(forbidden=["gpus-per-node", "gpus"])
+def test_a_site_that_wants_gpus_by_gres_is_found_out(recorder):
+    recorder.forbid("gpus-per-node", "gpus")
     found = findings()
     assert found["how to ask for GPUs"].profile == {"gpu_flag": "gres"}
     assert found["request of a training"].profile == {"gpu_flag": "gres"}
     assert found["how to ask for GPUs"].state == "fault"
 
 
-def test_a_site_that_forbids_memory_is_found_out(fake_slurm):
-    fake_slurm.configure(forbidden=["mem", "mem-per-cpu", "gpus-per-node", "gpus"])
+def test_a_site_that_forbids_memory_is_found_out(recorder):
+    recorder.forbid("mem", "mem-per-cpu", "gpus-per-node", "gpus")
     assert findings()["request of a training"].profile == {"gpu_flag": "gres", "memory_gb": None}
 
 
-def test_a_site_that_wants_memory_by_core_is_found_out(fake_slurm):
-    fake_slurm.configure(forbidden=["mem"])
+def test_a_site_that_wants_memory_by_core_is_found_out(recorder):
+    recorder.forbid("mem")
     assert findings()["request of a training"].profile == {"memory_flag": "mem_per_cpu"}
 
 
-def test_a_request_that_nothing_helps_is_told_in_the_words_of_the_scheduler(fake_slurm):
+def test_a_request_that_nothing_helps_is_told_in_the_words_of_the_scheduler(recorder):
+    recorder.refuse("partition=nowhere", "Invalid partition name specified")
     found = findings(Cluster(partition="nowhere"))["request of a training"]
     assert found.state == "fault" and "invalid partition" in found.found.lower() and found.profile == {}
 
 
-def test_a_site_without_accounts_is_fit(fake_slurm):
-    fake_slurm.configure(accounting=False)
+def test_a_site_without_accounts_is_fit(recorder):
+    recorder("sacct", errors="Slurm accounting storage is disabled", status=1)
     found = findings()["accounting"]
     assert found.state == "ok" and found.found.startswith("none")
 
 
-def test_arrays_larger_than_the_site_takes_are_a_fault(fake_slurm):
-    fake_slurm.configure(max_array_size=10)
+def test_arrays_larger_than_the_site_takes_are_a_fault(recorder):
+    recorder.configure(MaxArraySize=10)
     found = findings(Cluster(max_array_size=50))["array size"]
     assert found.state == "fault" and found.profile == {"max_array_size": 10}
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
-from fake_slurm import FakeSlurm
 from hypothesis import given
 from hypothesis import strategies as st
 from launched import add_job, inference, make_launch, training
@@ -216,8 +216,10 @@ def test_jobs_that_have_ended_hold_nobody_up(launch, shims, state):
     require_free(launch.run_of(launch.load().stages[0]))
 
 
-def test_jobs_of_others_hold_nobody_up(launch, fake_slurm: FakeSlurm, tmp_path):
-    fake_slurm.run("sbatch", "--wrap", "sleep 60")
+def test_jobs_of_others_hold_nobody_up(launch, recorder, tmp_path):
+    (tmp_path / "other.sh").write_text("#!/bin/sh\n")
+    subprocess.run(["sbatch", str(tmp_path / "other.sh")], check=True)
+    recorder.tell("RUNNING")
     add_job(launch, "999")
     require_free(launch.run_of(launch.load().stages[0]))
 

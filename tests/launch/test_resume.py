@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -10,11 +11,15 @@ import h5py
 import pytest
 from launched import WORDS, attempted, only_launch, submitted
 from runs import frame_numbers, make_project, scripted_workers
+from scripted_engine import FeatureSpans, SequenceSpans
 from training_runs import ScriptedRanks, make_labelled_project
 
+from deg import execute as door
 from deg.attempts import read_attempts
-from deg.launch import cli, training
+from deg.launch import cli, jobs, training
+from deg.launch.queue import NEVER, array_of
 from deg.rundir import RunDir
+from deg.work import StopFlag
 
 LENGTHS = {"mouse_1": 1100, "mouse_2": 30}
 FIXED = ("feature_extractor.weights=latest", "inference.devices=1")
@@ -112,7 +117,7 @@ def test_a_run_of_this_machine_keeps_the_options_of_its_plan(deg, folder, script
 
 
 @pytest.fixture
-def launched(fake_slurm, deg, folder):
+def launched(deg, folder):
     """Submits both stages of an inference."""
 
     def launched(*words: str):
@@ -123,26 +128,52 @@ def launched(fake_slurm, deg, folder):
     return launched
 
 
-def down(fake_slurm) -> None:
-    for node in fake_slurm.site.nodes:
-        fake_slurm.kill_node(node)
+@pytest.fixture
+def finish(monkeypatch, capsys):
+    """`finish(launch, 0, 1)` does in this process what the jobs of two stages do."""
 
+    def make_engine(plan):
+        return (FeatureSpans if plan.stage == "feature_extractor" else SequenceSpans)(plan)
 
-def up(fake_slurm) -> None:
-    for node in fake_slurm.site.nodes:
-        fake_slurm.start_node(node)
+    def finish_one(launch, index: int) -> None:
+        array, merging = [job for job in launch.jobs() if job.stage == index][-2:]
+        for element in array.elements:
+            os.environ.update(SLURM_JOB_ID="99", SLURM_ARRAY_JOB_ID=array.job, SLURM_ARRAY_TASK_ID=str(element))
+            jobs.execute(launch, index, 0, StopFlag())
+        os.environ["SLURM_JOB_ID"] = merging.job
+        assert jobs.merge(launch, index, StopFlag()) == 0
+
+    def finish(launch, *indices: int) -> None:
+        before = dict(os.environ)
+        for index in indices:
+            finish_one(launch, index)
+        os.environ.clear()
+        os.environ.update(before)
+        capsys.readouterr()
+
+    monkeypatch.setattr(door, "make_engine", make_engine)
+    return finish
 
 
 def state_of(launch, index: int) -> str:
     return launch.verdict(index).state
 
 
+def put_aside(run: RunDir, unit: int) -> None:
+    """The worker of a unit has died three times."""
+    for job in ("1", "2", "3"):
+        attempted(run, unit, {"event": "started", "job": job}, {"event": "exited", "job": job})
+    run.error_file(unit).write_text('{"message": "given up: its worker died 3 times"}')
+
+
 def test_a_cancelled_launch_is_submitted_again_with_other_options(fake_slurm, launched, deg, folder):
-    down(fake_slurm)
-    launch = launched()
+    for node in fake_slurm.site.nodes:
+        fake_slurm.kill_node(node)
+    launch = launched("cluster.jobs=1")
     fake_slurm.run("scancel", "--me")
+    for node in fake_slurm.site.nodes:
+        fake_slurm.start_node(node)
     before = launch.jobs()
-    up(fake_slurm)
     status, report, said = deg("resume", folder, "cluster.account=other", "cluster.time=20:00")
     assert status == 0 and report["launch"] == launch.name and "Submitted again" in said
     fake_slurm.wait()
@@ -155,76 +186,66 @@ def test_a_cancelled_launch_is_submitted_again_with_other_options(fake_slurm, la
         assert sorted(file) == ["resnet18", "tgmj"]
 
 
-def test_only_the_stages_that_are_not_done_are_submitted(fake_slurm, launched, deg, folder):
+def test_only_the_stages_that_are_not_done_are_submitted(recorder, launched, finish, deg, folder):
     launch = launched()
-    merging = launch.jobs()[1].job
-    fake_slurm.wait(merging)
-    fake_slurm.run("scancel", "--me")
-    fake_slurm.wait()
+    finish(launch, 0)
+    recorder.tell("CANCELLED")
     assert launch.verdict(0).state == "done"
     count = len(launch.jobs())
-    if launch.verdict(1) is not None:
-        launch.merge_file(1).unlink()  # too quick for us
     assert deg("resume", folder)[0] == 0
     assert {job.stage for job in launch.jobs()[count:]} == {1}
-    fake_slurm.wait()
+    finish(launch, 1)
     assert state_of(launch, 1) == "done"
 
 
-def test_jobs_that_are_alive_are_not_disturbed(fake_slurm, launched, deg, folder):
-    down(fake_slurm)
+def test_jobs_that_are_alive_are_not_disturbed(recorder, launched, deg, folder):
     launch = launched()
     before = launch.jobs()
     status, report, _ = deg("resume", folder)
     assert status == 2 and "still at it" in report["error"] and "deg cancel" in report["error"]
-    assert launch.jobs() == before and set(fake_slurm.states().values()) == {"PENDING"}
+    assert launch.jobs() == before and {*recorder.states().values()} == {"PENDING"}
 
 
-def test_a_launch_that_is_finished(fake_slurm, launched, deg, folder):
+def test_a_launch_that_is_finished(recorder, launched, finish, deg, folder):
     launch = launched()
-    fake_slurm.wait()
+    finish(launch, 0, 1)
     status, report, _ = deg("resume", launch.path)
     assert status == 2 and "it is finished" in report["error"]
 
 
-def test_jobs_that_wait_in_vain_are_taken_out_of_the_queue(fake_slurm, launched, deg, folder):
-    down(fake_slurm)
+def test_jobs_that_wait_in_vain_are_taken_out_of_the_queue(recorder, launched, finish, deg, folder):
     launch = launched("cluster.sbatch=[kill-on-invalid-dep=null]")
     execute, merging, *others = [job.job for job in launch.jobs()]
-    fake_slurm.run("scancel", merging)
-    fake_slurm.run("scancel", execute)
-    fake_slurm.wait(merging)
-    up(fake_slurm)
+    recorder.tell("CANCELLED", execute, merging)
+    recorder.tell("PENDING", *others, reason=NEVER)
     assert deg("resume", folder)[0] == 0
-    fake_slurm.wait()
-    ended = {name.partition("_")[0]: state for name, state in fake_slurm.states().items()}
-    assert [ended[job] for job in others] == ["CANCELLED"] * 2 and state_of(launch, 1) == "done"
+    states = recorder.states()
+    assert {state for job, state in states.items() if array_of(job) in others} == {"CANCELLED"}
+    finish(launch, 0, 1)
+    assert state_of(launch, 1) == "done"
 
 
-def test_what_was_put_aside_gets_a_new_chance(fake_slurm, launched, deg, folder, script):
-    down(fake_slurm)
+def test_what_was_put_aside_gets_a_new_chance(recorder, launched, finish, deg, folder):
     launch = launched()
     run = launch.run_of(launch.load().stages[0])
-    fake_slurm.run("scancel", "--me")
-    for job in ("1", "2", "3"):
-        attempted(run, 1, {"event": "started", "job": job}, {"event": "exited", "job": job})
-    run.error_file(1).write_text('{"message": "given up: its worker died 3 times"}')
-    up(fake_slurm)
+    recorder.tell("CANCELLED")
+    put_aside(run, 1)
     assert deg("resume", folder)[0] == 0
-    fake_slurm.wait()
+    finish(launch, 0, 1)
     assert state_of(launch, 0) == state_of(launch, 1) == "done" and run.is_merged()
     assert [attempt.end for attempt in read_attempts(run.unit_folder(1))] == ["done"]
     assert [entry[3] for entry in submitted(launch)] == [0] * 8
 
 
-def test_a_unit_that_was_put_aside_is_done_in_all_stages(fake_slurm, launched, deg, folder, script):
-    script(deaths={"mouse_2": 3})
+def test_a_unit_that_was_put_aside_is_done_in_all_stages(recorder, launched, finish, deg, folder):
     launch = launched()
-    fake_slurm.wait()
-    assert state_of(launch, 0) == "partly"
-    script()
+    run = launch.run_of(launch.load().stages[0])
+    put_aside(run, 2)
+    finish(launch, 0, 1)
+    assert state_of(launch, 0) == "partly" and not outputs(folder, "mouse_2").exists()
+    recorder.tell("COMPLETED")
     assert deg("resume", folder)[0] == 0
-    fake_slurm.wait()
+    finish(launch, 0, 1)
     assert state_of(launch, 0) == "done"
     with h5py.File(outputs(folder, "mouse_2")) as file:
         assert sorted(file) == ["resnet18", "tgmj"]
@@ -239,25 +260,22 @@ def test_a_unit_that_was_put_aside_is_done_in_all_stages(fake_slurm, launched, d
         ("cluster.tiem=8:00:00", "cluster.tiem"),
     ],
 )
-def test_options_that_a_launch_cannot_change(fake_slurm, launched, deg, folder, word, named):
-    down(fake_slurm)
+def test_options_that_a_launch_cannot_change(recorder, launched, deg, folder, word, named):
     launch = launched()
-    fake_slurm.run("scancel", "--me")
+    recorder.tell("CANCELLED")
     before = launch.launch_file.read_bytes()
     status, report, _ = deg("resume", folder, word)
     assert status == 2 and named in report["error"]
     assert launch.launch_file.read_bytes() == before and len(launch.jobs()) == 4
 
 
-def test_a_refusal_leaves_the_launch_to_be_resumed(fake_slurm, launched, deg, folder):
-    down(fake_slurm)
+def test_a_refusal_leaves_the_launch_to_be_resumed(recorder, launched, finish, deg, folder):
     launch = launched()
-    fake_slurm.run("scancel", "--me")
-    fake_slurm.configure(max_jobs=4)
+    recorder.tell("CANCELLED")
+    recorder.refuse("", "Job violates accounting/QOS policy", from_job=6)
     assert deg("resume", folder)[0] == 3
-    assert "PENDING" not in fake_slurm.states().values()
-    fake_slurm.configure(max_jobs=None)
-    up(fake_slurm)
+    assert {*recorder.states().values()} == {"CANCELLED"} and len(recorder.jobs()) == 5
+    recorder.refuse_nothing()
     assert deg("resume", folder)[0] == 0
-    fake_slurm.wait()
+    finish(launch, 0, 1)
     assert state_of(launch, 1) == "done"

@@ -349,36 +349,34 @@ def jobs(tmp_path):
 SMALL = Cluster(cpus_per_task=1, memory_gb=0.5, gpus_per_node=None, time="5:00")
 
 
-def test_an_array_is_submitted_and_each_element_finds_its_work(fake_slurm, jobs):
+def test_an_array_is_submitted_and_each_element_finds_its_work(recorder, jobs):
     number = submitter(SMALL, jobs).submit_script(script(SMALL, elements=3))
-    fake_slurm.wait()
-    assert [job["name"] for job in fake_slurm.jobs()] == [f"{number}_{element}" for element in range(3)]
+    assert list(recorder.jobs()[number].states) == [f"{number}_{element}" for element in range(3)]
     pickles = sorted(path.name for path in jobs.iterdir() if path.suffix == ".pkl")
     assert pickles == [f"{number}_{element}_submitted.pkl" for element in range(3)]
     assert len({(jobs / name).read_bytes() for name in pickles}) == 1
     assert not [path.name for path in jobs.iterdir() if path.suffix == ".sh" and path.name.startswith(".")]
 
 
-def test_a_job_waits_for_those_before_it(fake_slurm, jobs):
+def test_a_job_waits_for_those_before_it(recorder, jobs):
     first = submitter(SMALL, jobs).submit_script(script(SMALL))
     second = submitter(SMALL, jobs).submit_script(script(SMALL), f"afterok:{first}")
-    fake_slurm.wait()
-    before, after = fake_slurm.jobs()
-    assert (before["name"], after["name"]) == (first, second) and after["dependency"] == f"afterok:{first}"
+    assert list(recorder.jobs()) == [first, second] and recorder.jobs()[second].dependency == f"afterok:{first}"
 
 
-def test_a_refusal_says_what_the_scheduler_said_and_what_it_was_asked_for(fake_slurm, jobs):
-    fake_slurm.configure(forbidden=["mem"])
+def test_a_refusal_says_what_the_scheduler_said_and_what_it_was_asked_for(recorder, jobs):
+    recorder.forbid("mem")
     with pytest.raises(LaunchError, match="--mem is not allowed on this cluster") as refused:
         submitter(SMALL, jobs).submit_script(script(SMALL))
     assert "--mem=512M" in str(refused.value) and "cluster.memory_gb=null" in str(refused.value)
-    assert refused.value.exit_status == 3 and fake_slurm.jobs() == []
+    assert refused.value.exit_status == 3 and recorder.jobs() == {}
     fitting = replace(SMALL, memory_gb=None)
     submitter(fitting, jobs).submit_script(script(fitting))
-    assert len(fake_slurm.jobs()) == 1
+    assert len(recorder.jobs()) == 1
 
 
-def test_a_refusal_leaves_no_files(fake_slurm, jobs):
+def test_a_refusal_leaves_no_files(recorder, jobs):
+    recorder.refuse("partition=nowhere", "Invalid partition name specified")
     with pytest.raises(LaunchError, match="Invalid partition"):
         submitter(SMALL, jobs).submit_script(script(replace(SMALL, partition="nowhere")))
     assert sorted(path.name for path in jobs.iterdir()) == ["after.sh", "container.sh"]
@@ -396,11 +394,12 @@ def test_the_job_that_we_may_be_in_has_no_say(shims, jobs, monkeypatch, tmp_path
     assert os.environ["SLURM_JOB_ID"] == "1"
 
 
-def test_a_dry_run_asks_the_scheduler_and_submits_nothing(fake_slurm, jobs):
+def test_a_dry_run_asks_the_scheduler_and_submits_nothing(recorder, jobs):
+    recorder.refuse("ntasks-per-node=99", "Requested node configuration is not available")
     text = submitter(SMALL, jobs).text(script(SMALL))
     assert "to start at" in slurm.test_only(text)
     assert "allocation failure" in slurm.test_only(text.replace("--ntasks-per-node=1", "--ntasks-per-node=99"))
-    assert fake_slurm.jobs() == []
+    assert recorder.jobs() == {}
 
 
 @pytest.mark.parametrize("missing", ["sbatch", "srun"])
@@ -430,8 +429,8 @@ def test_the_largest_index_is_one_less_than_the_sites_array_size(shims, told, si
     assert array_size(Cluster()) == size
 
 
-def test_an_array_as_long_as_the_site_allows_is_taken(fake_slurm, jobs):
-    fake_slurm.configure(max_array_size=4)
+def test_an_array_as_long_as_the_site_allows_is_taken(recorder, jobs):
+    recorder.configure(MaxArraySize=4)
     longest = array_size(SMALL)
     submitter(SMALL, jobs).submit_script(script(SMALL, elements=longest))
     with pytest.raises(LaunchError, match="Invalid job array specification"):

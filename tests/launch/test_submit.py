@@ -1,7 +1,4 @@
-"""`--on slurm`: what is planned, written and handed to the scheduler, and that nothing is left of what it refuses.
-
-The nodes of these clusters are down: jobs wait.
-"""
+"""`--on slurm`: what is planned, written and handed to the scheduler, and that nothing is left of what it refuses."""
 
 from __future__ import annotations
 
@@ -22,14 +19,6 @@ from deg.rundir import RunDir
 
 LENGTHS = {"mouse_1": 1100, "mouse_2": 30}
 UNITS = 3
-
-
-@pytest.fixture
-def cluster(fake_slurm):
-    """A scheduler that takes jobs and starts none."""
-    for node in fake_slurm.site.nodes:
-        fake_slurm.kill_node(node)
-    return fake_slurm
 
 
 @pytest.fixture(scope="module")
@@ -82,24 +71,19 @@ def listed(folder: Path):
     return sorted((str(path), path.lstat().st_mtime_ns) for path in files)
 
 
-def waiting(cluster) -> dict[str, dict]:
-    """Jobs in the queue, arrays as one, by number."""
-    return {str(job["array_id"]): job for job in cluster.jobs() if job["state"] == "PENDING"}
-
-
 # ---------------------------------------------------------------------------------------------------- what is submitted
 
 
-def test_an_inference_is_an_array_and_a_job_that_merges(cluster, infer, folder):
+def test_an_inference_is_an_array_and_a_job_that_merges(recorder, infer, folder):
     status, report, said = infer("feature_extractor")
     launch = only_launch(folder)
     assert status == report["exit_status"] == 0 and report["launch"] == launch.name
     assert submitted(launch) == [(0, "execute", tuple(range(UNITS)), 0), (0, "merge", None, 0)]
     array, merging = (job.job for job in launch.jobs())
-    jobs = waiting(cluster)
+    jobs = recorder.waiting()
     assert list(jobs) == [array, merging] and [job["job"] for job in report["jobs"]] == [array, merging]
-    assert jobs[array]["options"]["array"] == f"0-{UNITS - 1}%{UNITS}" and jobs[array]["dependency"] == ""
-    assert jobs[merging]["dependency"] == f"afterany:{array}"
+    assert jobs[array].options["array"] == f"0-{UNITS - 1}%{UNITS}" and jobs[array].dependency == ""
+    assert jobs[merging].dependency == f"afterany:{array}"
     assert f"Submitted {launch.name}" in said and "deg status" in said
 
 
@@ -107,22 +91,22 @@ def test_an_inference_is_an_array_and_a_job_that_merges(cluster, infer, folder):
     ("words", "told"),
     [("sbatch: Job 7 to start at 2026-11-22T12:00:00", False), ("allocation failure: More processors requested", True)],
 )
-def test_what_the_scheduler_says_it_will_never_begin_is_told(cluster, infer, monkeypatch, words, told):
+def test_what_the_scheduler_says_it_will_never_begin_is_told(recorder, infer, monkeypatch, words, told):
     monkeypatch.setattr("deg.launch.slurm.test_only", lambda text: words)
     status, _, said = infer("feature_extractor")
     assert status == 0 and ("may never begin" in said and words in said) is told
 
 
-def test_the_run_is_planned_at_once_and_its_units_are_shared_out(cluster, infer, folder):
+def test_the_run_is_planned_at_once_and_its_units_are_shared_out(recorder, infer, folder):
     infer("feature_extractor", "cluster.jobs=2")
     (stage,) = only_launch(folder).load().stages
     run = RunDir(folder / "models" / stage.run)
     assert len(run.load_plan().units) == stage.elements == UNITS
     (array, _) = (job.job for job in only_launch(folder).jobs())
-    assert waiting(cluster)[array]["options"]["array"] == f"0-{UNITS - 1}%2"
+    assert recorder.waiting()[array].options["array"] == f"0-{UNITS - 1}%2"
 
 
-def test_only_the_first_stage_is_planned_and_the_others_wait_for_each_other(cluster, infer, folder):
+def test_only_the_first_stage_is_planned_and_the_others_wait_for_each_other(recorder, infer, folder):
     assert infer("all")[0] == 0
     launch = only_launch(folder)
     features, sequence = launch.load().stages
@@ -130,14 +114,14 @@ def test_only_the_first_stage_is_planned_and_the_others_wait_for_each_other(clus
     assert [(role, stage) for stage, role, _, _ in submitted(launch)] == [
         ("execute", 0), ("merge", 0), ("execute", 1), ("merge", 1),
     ]  # fmt: skip
-    jobs, names = waiting(cluster), [job.job for job in launch.jobs()]
-    assert [jobs[name]["dependency"] for name in names] == [
+    jobs, names = recorder.waiting(), [job.job for job in launch.jobs()]
+    assert [jobs[name].dependency for name in names] == [
         "", f"afterany:{names[0]}", f"afterok:{names[1]}", f"afterany:{names[2]},afterok:{names[1]}",
     ]  # fmt: skip
-    assert {jobs[name]["options"]["kill-on-invalid-dep"] for name in names} == {"yes"}
+    assert {jobs[name].options["kill-on-invalid-dep"] for name in names} == {"yes"}
 
 
-def test_the_whole_chain_is_submitted_at_once(cluster, deg, tmp_path):
+def test_the_whole_chain_is_submitted_at_once(recorder, deg, tmp_path):
     project = make_labelled_project(tmp_path / "mice")
     status, report, _ = deg("run", project, "feature_extractor.weights=random", "cluster.nodes=2")
     launch = only_launch(project)
@@ -154,12 +138,12 @@ def test_the_whole_chain_is_submitted_at_once(cluster, deg, tmp_path):
     assert [launch.run_of(stage).plan_file.exists() for stage in spec.stages] == [True, False, False, False, False]
     assert "flow_generator.weights=latest" in spec.stages[1].command
     assert [role for _, role, _, _ in submitted(launch)] == ["execute", "merge"] * 5
-    jobs = [waiting(cluster)[job.job] for job in launch.jobs()]
-    assert [job["options"]["nodes"] for job in jobs] == ["2", "1", "2", "1", "1", "1", "1", "1", "1", "1"]
+    jobs = [recorder.waiting()[job.job] for job in launch.jobs()]
+    assert [job.options["nodes"] for job in jobs] == ["2", "1", "2", "1", "1", "1", "1", "1", "1", "1"]
     assert launch.run_of(spec.stages[0]).load_training_plan().devices == 2
 
 
-def test_what_is_trained_is_left_out_of_the_chain(cluster, deg, folder):
+def test_what_is_trained_is_left_out_of_the_chain(recorder, deg, folder):
     for video in folder.glob("DATA/*/*.mp4"):
         write_some_labels(video)
     status, report, said = deg("run", folder)
@@ -173,33 +157,33 @@ def write_some_labels(video: Path) -> None:
     video.with_name(f"{video.stem}_labels.csv").write_text("\n".join(lines) + "\n")
 
 
-def test_a_training_is_one_job_of_all_ranks(cluster, deg, tmp_path):
+def test_a_training_is_one_job_of_all_ranks(recorder, deg, tmp_path):
     project = make_labelled_project(tmp_path / "mice")
     status, _, _ = deg("train", "flow_generator", project, "cluster.nodes=2", "cluster.tasks_per_node=2")
     launch = only_launch(project)
     (stage,) = launch.load().stages
-    job, merging = (waiting(cluster)[job.job] for job in launch.jobs())
+    job, merging = (recorder.waiting()[job.job] for job in launch.jobs())
     assert status == 0 and submitted(launch) == [(0, "execute", None, 0), (0, "merge", None, 0)]
-    assert (job["options"]["nodes"], job["options"]["ntasks-per-node"]) == ("2", "2")
-    assert merging["dependency"] == f"afterany:{job['name']}"
+    assert (job.options["nodes"], job.options["ntasks-per-node"]) == ("2", "2")
+    assert merging.dependency == f"afterany:{launch.jobs()[0].job}"
     assert launch.run_of(stage).load_training_plan().devices == 4
 
 
 @pytest.mark.parametrize(("max_array_size", "arrays"), [(10, [3]), (3, [3]), (2, [2, 1]), (1, [1, 1, 1])])
-def test_arrays_are_no_longer_than_the_site_allows(cluster, infer, folder, max_array_size, arrays):
-    cluster.configure(max_array_size=max_array_size)
+def test_arrays_are_no_longer_than_the_site_allows(recorder, infer, folder, max_array_size, arrays):
+    recorder.configure(MaxArraySize=max_array_size)
     assert infer("feature_extractor")[0] == 0
     launch = only_launch(folder)
     jobs = [job for job in launch.jobs() if job.role == "execute"]
     assert [len(job.elements) for job in jobs] == arrays
-    merging = waiting(cluster)[launch.jobs()[-1].job]
-    assert merging["dependency"] == "afterany:" + ":".join(job.job for job in jobs)
+    merging = recorder.waiting()[launch.jobs()[-1].job]
+    assert merging.dependency == "afterany:" + ":".join(job.job for job in jobs)
     # the batch script tells each array the number of its first element
     firsts = [(launch.stage_folder(0) / f"execute-{chunk}.sh").read_text().split() for chunk in range(len(arrays))]
     assert [int(words[words.index("execute") + 2]) for words in firsts] == [sum(arrays[:i]) for i in range(len(arrays))]
 
 
-def test_what_is_needed_to_submit_again_lies_beside(cluster, infer, folder):
+def test_what_is_needed_to_submit_again_lies_beside(recorder, infer, folder):
     infer("feature_extractor")
     stage = only_launch(folder).stage_folder(0)
     assert {path.name for path in stage.iterdir()} == {"execute-0.sh", "execute-0.pkl", "merge.sh", "merge.pkl"}
@@ -207,7 +191,7 @@ def test_what_is_needed_to_submit_again_lies_beside(cluster, infer, folder):
     assert "--dependency" not in (stage / "merge.sh").read_text()
 
 
-def test_a_name_that_is_given(cluster, infer, folder):
+def test_a_name_that_is_given(recorder, infer, folder):
     status, report, _ = infer("all", "--run", "try")
     assert status == 0 and report["launch"] == "try_launch"
     runs = [stage.run for stage in only_launch(folder).load().stages]
@@ -219,7 +203,7 @@ def test_a_name_that_is_given(cluster, infer, folder):
 # ---------------------------------------------------------------------------------------------------- taken along
 
 
-def test_options_hold_as_they_were_when_it_was_submitted(cluster, infer, folder, tmp_path):
+def test_options_hold_as_they_were_when_it_was_submitted(recorder, infer, folder, tmp_path):
     (tmp_path / "more.yaml").write_text("inference: {units_per_device: 7}")
     (tmp_path / "site.yaml").write_text(yaml.safe_dump({"cluster": {"account": "lab", "qos": "high"}}))
     assert infer("all", "--config", tmp_path / "more.yaml", f"cluster={tmp_path / 'site.yaml'}")[0] == 0
@@ -238,16 +222,16 @@ def test_options_hold_as_they_were_when_it_was_submitted(cluster, infer, folder,
     assert cli.run([*sequence[:-1], "--dry-run", "--on", "slurm", "--only", "plan"]) in (0, 1)
 
 
-def test_two_files_of_one_name(cluster, infer, folder, tmp_path):
+def test_two_files_of_one_name(recorder, infer, folder, tmp_path):
     for number, text in enumerate(("{}", "inference: {}")):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "more.yaml").write_text(text)
     files = [word for number in "01" for word in ("--config", tmp_path / number / "more.yaml")]
     status, report, _ = infer("feature_extractor", *files)
-    assert status == 2 and "two files of options have this name" in report["error"] and cluster.jobs() == []
+    assert status == 2 and "two files of options have this name" in report["error"] and recorder.jobs() == {}
 
 
-def test_files_and_the_project_are_named_in_full(cluster, deg, folder, tmp_path, monkeypatch):
+def test_files_and_the_project_are_named_in_full(recorder, deg, folder, tmp_path, monkeypatch):
     weights = add_weights(folder, "feature_extractor", "resnet18", "210101_000000") / "checkpoint.pt"
     monkeypatch.chdir(tmp_path)
     relative = weights.relative_to(tmp_path)
@@ -264,33 +248,33 @@ def left(folder: Path) -> list[str]:
     return [path.name for path in (folder / "models").glob("*launch*")]
 
 
-def test_a_refusal_in_the_middle_takes_everything_back(cluster, infer, folder):
-    cluster.configure(max_jobs=UNITS + 2)
+def test_a_refusal_in_the_middle_takes_everything_back(recorder, infer, folder):
+    recorder.refuse("", "Job violates accounting/QOS policy", "QOSMaxSubmitJobPerUserLimit", from_job=3)
     status, report, _ = infer("all", "inference.units_per_device=1")
     assert status == 3 and "QOSMaxSubmitJobPerUserLimit" in report["error"]
-    assert waiting(cluster) == {} and len(cluster.jobs()) >= UNITS and left(folder) == []
-    cluster.configure(max_jobs=None)
+    assert recorder.waiting() == {} and len(recorder.jobs()) == 2 and left(folder) == []
+    recorder.refuse_nothing()
     status, report, _ = infer("all", "inference.units_per_device=1")
-    assert status == 0 and len(waiting(cluster)) == 4
+    assert status == 0 and len(recorder.waiting()) == 4
 
 
-def test_a_flag_that_the_site_forbids_is_named(cluster, infer, folder):
-    cluster.configure(forbidden=["mem"])
+def test_a_flag_that_the_site_forbids_is_named(recorder, infer, folder):
+    recorder.forbid("mem")
     status, report, _ = infer("feature_extractor")
     assert status == 3 and "--mem is not allowed on this cluster" in report["error"] and left(folder) == []
     assert infer("feature_extractor", "cluster.memory_gb=null")[0] == 0
 
 
-def test_a_mistake_in_the_first_stage_is_told_at_once(cluster, infer, folder):
+def test_a_mistake_in_the_first_stage_is_told_at_once(recorder, infer, folder):
     status, report, _ = infer("feature_extractor", "feature_extractor.weights=nowhere.pt")
     assert status == 2 and "nowhere.pt" in report["error"]
-    assert cluster.jobs() == [] and left(folder) == []
+    assert recorder.jobs() == {} and left(folder) == []
 
 
-def test_a_missing_image_is_named(cluster, infer, folder, tmp_path):
+def test_a_missing_image_is_named(recorder, infer, folder, tmp_path):
     status, report, _ = infer("feature_extractor", f"cluster.image={tmp_path / 'deg.sif'}")
     assert status == 2 and str(tmp_path / "deg.sif") in report["error"] and "deg image" in report["error"]
-    assert cluster.jobs() == [] and left(folder) == []
+    assert recorder.jobs() == {} and left(folder) == []
 
 
 def test_without_slurm_nothing_is_written(infer, folder, monkeypatch):
@@ -299,42 +283,42 @@ def test_without_slurm_nothing_is_written(infer, folder, monkeypatch):
     assert status == 3 and "login node" in report["error"] and left(folder) == []
 
 
-def test_the_same_command_again_is_refused_while_jobs_are_alive(cluster, infer, folder):
+def test_the_same_command_again_is_refused_while_jobs_are_alive(recorder, infer, folder):
     infer("feature_extractor")
     before = listed(folder)
     status, report, _ = infer("feature_extractor")
     assert status == 2 and "work on this run, or wait to" in report["error"]
-    assert listed(folder) == before and len(waiting(cluster)) == 2
+    assert listed(folder) == before and len(recorder.waiting()) == 2
 
 
 @pytest.mark.parametrize("on", ["slurm", "local"])
-def test_a_training_that_jobs_are_at_is_left_to_them(cluster, deg, tmp_path, on):
+def test_a_training_that_jobs_are_at_is_left_to_them(recorder, deg, tmp_path, on):
     project = make_labelled_project(tmp_path / "mice")
     words = ("train", "flow_generator", project, "compute.devices=1")
     deg(*words)
     status, report, _ = deg(*words, on=on)
-    assert status == 2 and "work on this run, or wait to" in report["error"] and len(waiting(cluster)) == 2
+    assert status == 2 and "work on this run, or wait to" in report["error"] and len(recorder.waiting()) == 2
 
 
-def test_after_the_jobs_are_gone_the_run_is_gone_on_with(cluster, infer, folder):
+def test_after_the_jobs_are_gone_the_run_is_gone_on_with(recorder, infer, folder):
     infer("feature_extractor", "--run", "first")
-    cluster.run("scancel", "--me")
+    recorder.tell("CANCELLED")
     status, report, said = infer("feature_extractor")
     assert status == 0 and "Going on with the interrupted run first_feature_extractor_inference" in said
     assert [stage["run"] for stage in report["stages"]] == ["first_feature_extractor_inference"]
 
 
-def test_when_all_is_done_nothing_is_submitted(cluster, deg, folder, infer, monkeypatch, tmp_path):
+def test_when_all_is_done_nothing_is_submitted(recorder, deg, folder, infer, monkeypatch, tmp_path):
     scripted_workers(monkeypatch, tmp_path)
     fixed = ("feature_extractor.weights=latest", "inference.devices=1")
     assert deg("infer", "all", folder, *fixed, on="local")[0] == 0
     before = listed(folder)
     status, report, said = infer("all")
     assert status == 0 and report["launch"] is None and "Nothing to do" in said
-    assert listed(folder) == before and cluster.jobs() == []
+    assert listed(folder) == before and recorder.jobs() == {}
 
 
-def test_what_is_done_is_left_out(cluster, deg, folder, infer, monkeypatch, tmp_path):
+def test_what_is_done_is_left_out(recorder, deg, folder, infer, monkeypatch, tmp_path):
     scripted_workers(monkeypatch, tmp_path)
     fixed = ("feature_extractor.weights=latest", "inference.devices=1")
     assert deg("infer", "feature_extractor", folder, *fixed, on="local")[0] == 0
@@ -345,10 +329,10 @@ def test_what_is_done_is_left_out(cluster, deg, folder, infer, monkeypatch, tmp_
 # ---------------------------------------------------------------------------------------------------- dry runs
 
 
-def test_a_dry_run_shows_all_and_writes_nothing(cluster, infer, folder):
+def test_a_dry_run_shows_all_and_writes_nothing(recorder, infer, folder):
     before = listed(folder)
     status, report, said = infer("all", "--dry-run", "cluster.gpus_per_node=1", "cluster.time=2:00:00")
-    assert status == 0 and listed(folder) == before and cluster.jobs() == []
+    assert status == 0 and listed(folder) == before and recorder.jobs() == {}
     assert list(report["scripts"]) == [
         "container.sh",
         "infer feature_extractor",
@@ -363,16 +347,17 @@ def test_a_dry_run_shows_all_and_writes_nothing(cluster, infer, folder):
     assert "exec " in report["scripts"]["container.sh"] and "GPU hours at most" in said
 
 
-def test_a_dry_run_tells_what_the_scheduler_would_refuse(cluster, infer, folder):
+def test_a_dry_run_tells_what_the_scheduler_would_refuse(recorder, infer, folder):
     before = listed(folder)
+    recorder.refuse("partition=nowhere", "Invalid partition name specified")
     status, report, _ = infer("feature_extractor", "--dry-run", "cluster.partition=nowhere")
     assert status == 0 and "nvalid partition" in report["test_only"]["infer feature_extractor"]
     assert listed(folder) == before and left(folder) == []
 
 
-def test_a_dry_run_of_the_chain(cluster, deg, tmp_path):
+def test_a_dry_run_of_the_chain(recorder, deg, tmp_path):
     project = make_labelled_project(tmp_path / "mice")
     before = listed(project)
     status, report, _ = deg("run", project, "feature_extractor.weights=random", "--dry-run")
     assert status == 0 and len(report["scripts"]) == 1 + 2 * 5
-    assert listed(project) == before and cluster.jobs() == [] and left(project) == []
+    assert listed(project) == before and recorder.jobs() == {} and left(project) == []

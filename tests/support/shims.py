@@ -18,7 +18,7 @@ class Shims:
         monkeypatch.setenv("PATH", f"{folder}{os.pathsep}/usr/bin{os.pathsep}/bin")
 
     def __call__(self, name: str, prints: str = "", *, errors: str = "", status: int = 0, then: str = "") -> None:
-        """`then` is a line of shell that it ends with."""
+        """`then` is what it does in the end, in the language of the shell."""
         script = self._folder / name
         log = shlex.quote(str(self._folder / f"{name}.calls"))
         script.write_text(

@@ -91,8 +91,9 @@ def serve(folder: Path) -> None:
 def _answer_until_told(scheduler: Scheduler, folder: Path) -> None:
     os.chdir(folder)  # the name of a socket may have 107 bytes only
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind("socket")
+    listener.bind("socket.new")
     listener.listen(64)
+    Path("socket.new").rename("socket")  # between bind and listen, who connects is refused
     with selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ)
         selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
