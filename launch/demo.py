@@ -20,7 +20,7 @@ from deg.launch.cli import run
 from deg.yamlfile import read_yaml, yaml_text
 
 VIDEOS = 4
-FRAMES = 240
+FRAMES = 200
 SEED = 1
 OPTIONS: dict[str, dict[str, Any]] = {
     "augs": {"resize": [48, 64], "LR": 0.0, "grayscale": 0.0, "degrees": 0},  # to the left is not to the right
@@ -29,7 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "train": {
         "lr": 1e-3,
         "num_epochs": 2,
-        "steps_per_epoch": {"train": 24},
+        "steps_per_epoch": {"train": 20},
         "stopping_type": "num_epochs",
         "scheduler": None,
     },
