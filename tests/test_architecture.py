@@ -9,7 +9,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -109,41 +110,85 @@ def row_of(module: str) -> int | None:
     return next((index for index, row in enumerate(LAYERS) if matches(module, row.modules)), None)
 
 
-def imports(module: str) -> Iterator[tuple[int, str]]:
+@cache
+def tree(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"), str(MODULES[module]))
+
+
+@cache
+def imports(module: str) -> list[tuple[int, str]]:
     """(line, name) of everything that a module imports, wherever in the file; names of deg's own modules in full."""
-    path = MODULES[module]
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                above = package.split(".")[: len(package.split(".")) - node.level + 1]
-                base = ".".join([*above, *filter(None, [node.module])])
-            for alias in node.names:
-                inner = f"{base}.{alias.name}"
-                yield node.lineno, inner if inner in MODULES else base
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
-            match node.args:
-                case [ast.Constant(value=str(name)), *_]:
-                    yield node.lineno, name
+    package = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
+    return [found for node in ast.walk(tree(module)) for found in imported(node, package)]
+
+
+def imported(node: ast.AST, package: str) -> Iterator[tuple[int, str]]:
+    """(line, name) of what one statement or call in a module of `package` imports."""
+    if isinstance(node, ast.Import):
+        yield from ((node.lineno, alias.name) for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        base = node.module or ""
+        if node.level:
+            above = package.split(".")[: len(package.split(".")) - node.level + 1]
+            base = ".".join([*above, *filter(None, [node.module])])
+        for alias in node.names:
+            inner = f"{base}.{alias.name}"
+            yield node.lineno, inner if inner in MODULES else base
+    elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+        match node.args:
+            case [ast.Constant(value=str(name)), *_]:
+                yield node.lineno, name
 
 
 def is_own(name: str) -> bool:
-    return name.partition(".")[0] == "deg"
+    return library_of(name) == "deg"
+
+
+def library_of(name: str) -> str:
+    return name.partition(".")[0]
+
+
+class Import(NamedTuple):
+    """One import in the source: `module`, of row `row`, imports `name` at `where`."""
+
+    module: str
+    row: int
+    where: str
+    name: str
+
+
+def place(module: str, line: int) -> str:
+    return f"{MODULES[module].relative_to(ROOT)}:{line}"
+
+
+def all_imports(patterns: str | None = None) -> Iterator[Import]:
+    """Every import of the modules that match, or of all; modules without a row are left to their own test."""
+    for module in sorted(MODULES):
+        row = row_of(module)
+        if row is not None and (patterns is None or matches(module, patterns)):
+            for line, name in imports(module):
+                yield Import(module, row, place(module, line), name)
+
+
+def assert_none(offences: Iterable[str], rule: str) -> None:
+    """Fail with all offences, one a line."""
+    listed = list(offences)
+    assert not listed, f"{rule}:\n" + "\n".join(listed)
 
 
 def test_the_layers_are_found():
     """Guards the tests below against a moved folder: they would be content with nothing."""
     assert {"deg", "deg.errors", "deg.windows", "deg.data", "deg.launch", "deg.configs"} <= MODULES.keys()
+    assert {"cv2", "deg.errors"} <= {found.name for found in all_imports("data.*")}
+    for patterns in (LAYERS[1].modules, WITHOUT_GPU_STACK):
+        assert set(patterns.replace(".*", "").split()) <= {module.removeprefix("deg.") for module in MODULES}
 
 
-@pytest.mark.parametrize("module", sorted(MODULES))
-def test_module_stands_in_the_table(module):
-    assert row_of(module) is not None, (
-        f"{module} is in no layer: add it to the row of LAYERS in {Path(__file__).name} whose imports it needs, "
-        f"the lowest that will do ({', '.join(row.name for row in LAYERS)})"
+def test_every_module_stands_in_the_table():
+    assert_none(
+        (str(MODULES[module].relative_to(ROOT)) for module in sorted(MODULES) if row_of(module) is None),
+        f"in no layer; add each to the row of LAYERS in {Path(__file__).name} whose imports it needs, "
+        f"the lowest that will do ({', '.join(row.name for row in LAYERS)})",
     )
 
 
@@ -153,59 +198,62 @@ def test_the_table_is_the_one_in_the_documentation():
         assert f"| {row.name} | `{row.modules}` |" in page
 
 
-@pytest.mark.parametrize("module", sorted(MODULES))
-def test_module_imports_only_from_its_own_layer_and_lower_ones(module):
-    own = row_of(module)
-    if own is None:
-        pytest.skip("in no layer")
-    for line, name in imports(module):
-        where = f"{MODULES[module].relative_to(ROOT)}:{line}"
+def test_modules_import_only_from_their_own_layer_and_lower_ones():
+    offences = []
+    for module, own, where, name in all_imports():
         if is_own(name):
             row = row_of(name)
-            assert row is not None, f"{where}: imports {name}, which is in no layer"
-            assert row <= own, f"{where}: {module} ({LAYERS[own].name}) may not import {name} ({LAYERS[row].name})"
+            if row is None:
+                offences.append(f"{where}: imports {name}, which is in no layer")
+            elif row > own:
+                offences.append(f"{where}: {module} ({LAYERS[own].name}) may not import {name} ({LAYERS[row].name})")
+    assert_none(offences, "imports from a higher layer")
 
 
-@pytest.mark.parametrize("module", sorted(MODULES))
-def test_module_uses_only_the_libraries_of_its_layer(module):
-    own = row_of(module)
-    if own is None:
-        pytest.skip("in no layer")
-    row = LAYERS[own]
-    for line, name in imports(module):
-        library = name.partition(".")[0]
-        if not is_own(name) and library not in sys.stdlib_module_names:
-            where = f"{MODULES[module].relative_to(ROOT)}:{line}"
-            assert library in row.libraries, (
-                f"{where}: {module} ({row.name}) may use {sorted(row.libraries)}, not {library}"
-            )
+def test_modules_use_only_the_libraries_of_their_layer():
+    offences = []
+    for module, own, where, name in all_imports():
+        row, library = LAYERS[own], library_of(name)
+        if not is_own(name) and library not in sys.stdlib_module_names and library not in row.libraries:
+            offences.append(f"{where}: {module} ({row.name}) may use {sorted(row.libraries)}, not {library}")
+    assert_none(offences, "libraries that the layer may not use")
 
 
-@pytest.mark.parametrize("module", sorted(name for name in MODULES if not matches(name, "launch.*")))
-def test_nothing_below_knows_that_launch_exists(module):
-    for line, name in imports(module):
-        assert not matches(name, "launch.*"), f"{MODULES[module].relative_to(ROOT)}:{line}: imports {name}"
+def test_nothing_below_knows_that_launch_exists():
+    assert_none(
+        (
+            f"{where}: imports {name}"
+            for module, _, where, name in all_imports()
+            if matches(name, "launch.*") and not matches(module, "launch.*")
+        ),
+        "only deg.launch may import deg.launch",
+    )
 
 
-@pytest.mark.parametrize("module", sorted(name for name in MODULES if matches(name, LAYERS[1].modules)))
-def test_arithmetic_is_pure(module):
-    for line, name in imports(module):
-        where = f"{MODULES[module].relative_to(ROOT)}:{line}"
-        assert name.partition(".")[0] not in PURE, f"{where}: arithmetic has no files, no clock, no chance; {name} has"
-    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call):
-            called = ast.unparse(node.func)
-            where = f"{MODULES[module].relative_to(ROOT)}:{node.lineno}"
-            assert called not in {"open", "print", "input"}, f"{where}: {called}() in arithmetic"
-            assert not called.startswith(("np.random.", "numpy.random.")), f"{where}: pass a Generator, not {called}()"
+def test_arithmetic_is_pure():
+    offences = [
+        f"{where}: imports {name}" for _, _, where, name in all_imports(LAYERS[1].modules) if library_of(name) in PURE
+    ]
+    for module in sorted(name for name in MODULES if matches(name, LAYERS[1].modules)):
+        for node in ast.walk(tree(module)):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                if called in {"open", "print", "input"}:
+                    offences.append(f"{place(module, node.lineno)}: {called}()")
+                elif called.startswith(("np.random.", "numpy.random.")):
+                    offences.append(f"{place(module, node.lineno)}: pass a Generator, not {called}()")
+    assert_none(offences, "arithmetic has no files, no clock, no chance")
 
 
-@pytest.mark.parametrize("module", sorted(name for name in MODULES if matches(name, WITHOUT_GPU_STACK)))
-def test_verbs_of_the_login_node_never_use_the_gpu_stack(module):
-    for line, name in imports(module):
-        where = f"{MODULES[module].relative_to(ROOT)}:{line}"
-        assert name.partition(".")[0] not in GPU_STACK, f"{where}: {module} must do without {name}"
-        assert not matches(name, "models.* train.*"), f"{where}: {module} must do without {name}"
+def test_verbs_of_the_login_node_never_use_the_gpu_stack():
+    assert_none(
+        (
+            f"{where}: {module} must do without {name}"
+            for module, _, where, name in all_imports(WITHOUT_GPU_STACK)
+            if library_of(name) in GPU_STACK or matches(name, "models.* train.*")
+        ),
+        "not even late",
+    )
 
 
 def light_modules() -> list[str]:
@@ -232,19 +280,28 @@ def python(code: str, *arguments: str, cwd: Path = ROOT) -> subprocess.Completed
     )
 
 
-def test_light_modules_import_without_the_gpu_stack():
-    """One process, each module in turn; all failures are told, not only the first."""
+@pytest.fixture(scope="module")
+def light_process():
+    """What a process without the GPU stack says that imports each light module in turn, and loads all it can."""
     code = FORBID_GPU_STACK + (
         "import traceback\n"
+        "from collections import Counter\n"
         "for name in sys.argv[1:]:\n"
         "    try:\n"
         "        importlib.import_module(name)\n"
         "    except ImportError:\n"
         "        print(f'--- import {name}')\n"
         "        traceback.print_exc(file=sys.stdout)\n"
+        "loaded = Counter(getattr(module, '__file__', None) for module in list(sys.modules.values()))\n"
+        f"print('twice:', [file for file in {[str(path) for path in MODULES.values()]!r} if loaded[file] > 1])\n"
     )
     done = python(code, *light_modules())
-    assert done.returncode == 0 and not done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_light_modules_import_without_the_gpu_stack(light_process):
+    assert light_process.startswith("twice:"), light_process
 
 
 def test_the_gpu_stack_is_really_forbidden_there():
@@ -272,14 +329,6 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.rstrip().endswith("heavy: []"), done.stdout
 
 
-def test_every_file_is_loaded_as_one_module():
+def test_every_file_is_loaded_as_one_module(light_process):
     """Two modules of one file would have two of every class, and `except DegError` would miss half of them."""
-    code = FORBID_GPU_STACK + (
-        "from collections import Counter\n"
-        "for name in sys.argv[1:]:\n"
-        "    importlib.import_module(name)\n"
-        "loaded = Counter(getattr(module, '__file__', None) for module in list(sys.modules.values()))\n"
-        f"print([file for file in {[str(path) for path in MODULES.values()]!r} if loaded[file] > 1])\n"
-    )
-    done = python(code, *light_modules())
-    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+    assert light_process.endswith("twice: []\n"), light_process

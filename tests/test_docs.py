@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator
+from pathlib import Path
 
-import pytest
 from checkout import ROOT, files
 from pages import FENCE, commands, pages, read
 
 from deg.config import load_config
+from deg.errors import DegError
 from deg.launch import cli
 from deg.launch.arguments import split_words
 
@@ -75,43 +77,59 @@ def test_commands_are_found():
     assert list(commands(PAGE)) == [["check", "PROJECT", "--json"], ["run", "PROJECT", "--on", "slurm"], ["status"]]
 
 
-@pytest.mark.parametrize("page", pages(), ids=str)
-def test_relative_links_lead_somewhere(page):
+def dead_links(page: Path) -> Iterator[str]:
+    """The relative links of a page that lead nowhere, each with what is missing."""
     for link in links(read(page)):
         if re.match(r"[a-z]+:", link):
             continue
         target, _, anchor = link.partition("#")
         path = (ROOT / page).parent / target if target else ROOT / page
-        assert path.exists(), f"{page}: there is no {target}"
-        if anchor and path.suffix == ".md":
-            assert anchor in anchors(path.read_text(encoding="utf-8")), f"{page}: no heading for {link}"
+        if not path.exists():
+            yield f"{page}: there is no {target}"
+        elif anchor and path.suffix == ".md" and anchor not in anchors(path.read_text(encoding="utf-8")):
+            yield f"{page}: no heading for {link}"
 
 
-SHOWN = [
-    pytest.param(page, words, id=f"{page}: deg {shlex.join(words)}")
-    for page in pages()
-    for words in commands(read(page))
-]
+def shown() -> list[tuple[str, list[str]]]:
+    """Every command that a page shows: where, as it is written; and its words."""
+    return [(f"{page}: deg {shlex.join(words)}", words) for page in pages() for words in commands(read(page))]
 
 
-@pytest.mark.parametrize(("page", "words"), SHOWN)
-def test_shown_command_is_understood(page, words, capsys):
+def test_pages_and_commands_are_there():
+    """Guards the tests below, that would be content with nothing."""
+    assert {Path("README.md"), Path("docs/training.md")} <= set(pages())
+    assert len(shown()) > 20
+
+
+def test_relative_links_lead_somewhere():
+    dead = [fault for page in pages() for fault in dead_links(page)]
+    assert not dead, "\n".join(dead)
+
+
+def test_shown_commands_are_understood(capsys):
     """Parsed by the real command line with --help added, which does nothing and still refuses what is unknown."""
-    status = cli.run([*words, "--help"])
-    assert status == 0, f"{page}: deg {shlex.join(words)}\n{capsys.readouterr().err}"
+    refused = []
+    for where, words in shown():
+        status = cli.run([*words, "--help"])
+        said = capsys.readouterr().err
+        if status != 0:
+            refused.append(f"{where}\n{said}")
+    assert not refused, "\n".join(refused)
 
 
-@pytest.mark.parametrize(("page", "words"), SHOWN)
-def test_shown_options_of_the_configuration_exist(page, words, mysite):
-    _, overrides = split_words(words)
-    load_config(None, overrides)
+def test_shown_options_of_the_configuration_exist(mysite):
+    refused = []
+    for where, words in shown():
+        try:
+            load_config(None, split_words(words)[1])
+        except DegError as error:
+            refused.append(f"{where}\n{error}")
+    assert not refused, "\n".join(refused)
 
 
-@pytest.mark.parametrize("command", cli.COMMANDS)
-def test_command_is_documented(command):
-    assert any(words[:1] == [command] for page in pages() for words in commands(read(page))), (
-        f"show `deg {command}` in README.md or docs/"
-    )
+def test_every_command_is_documented():
+    missing = set(cli.COMMANDS) - {words[0] for _, words in shown() if words}
+    assert not missing, "show in README.md or docs/: " + ", ".join(f"`deg {command}`" for command in sorted(missing))
 
 
 def test_private_places_are_recognised():

@@ -1,8 +1,23 @@
 """Bad files of every kind, met by the real commands."""
 
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterable
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
 import pytest
+import small_lab
 from runs import scripted_workers
-from small_lab import models
+from small_lab import Answer, models
+
+from deg.data.video import probe
+from deg.errors import VideoError
+from deg.launch import cli
+from deg.types import VideoInfo
 
 __all__ = ["models"]
 
@@ -11,3 +26,34 @@ __all__ = ["models"]
 def scripted(monkeypatch, tmp_path):
     """Workers of commands started from here on compute nothing; `scripted(pause=0.1, ...)` gives them a script."""
     return scripted_workers(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Commands run in this process and look at videos in it, for speed. `in_process("add", ...)` gives an Answer."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(small_lab, "deg", deg_here)
+    for module in ("check", "infer", "trainable"):
+        monkeypatch.setattr(f"deg.{module}.probe_all", probe_here)
+    return deg_here
+
+
+def deg_here(*words: object) -> Answer:
+    """As `small_lab.deg`, without a process."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        status = cli.run(list(map(os.fspath, words)))
+    told = err.getvalue()
+    assert "Traceback" not in told and status in (0, 1, 2), f"exit status {status}\n{told}"
+    return Answer(status, json.loads(out.getvalue()) if "--json" in words else None, told)
+
+
+def probe_here(paths: Iterable[Path], **options) -> list[VideoInfo | VideoError]:
+    """As `probe_all`, without decoders."""
+    found: list[VideoInfo | VideoError] = []
+    for path in paths:
+        try:
+            found.append(probe(path, **options))
+        except VideoError as error:
+            found.append(error)
+    return found

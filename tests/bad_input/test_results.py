@@ -12,7 +12,10 @@ from pathlib import Path
 import h5py
 import pytest
 from runs import frame_numbers, make_project
-from small_lab import CLASSES, add_good, check, deg, infer, make_lab, write_results
+from small_lab import CLASSES, add_good, check, infer, make_lab, write_results
+
+pytestmark = pytest.mark.usefixtures("in_process")
+"""Commands; their workers are processes, and so is whoever has a file open."""
 
 FRAMES = 40
 HOLD = """
@@ -132,9 +135,21 @@ def test_a_sequence_network_says_which_features_it_lacks(lab):
 # ------------------------------------------------------------------------------------------------------- full disks
 
 
+@contextmanager
+def files_limited_to(size: int):
+    """This process and those it starts can write no larger file."""
+    _, most = before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def test_a_limit_on_the_size_of_files_is_told_and_the_run_goes_on_without_it(tmp_path, scripted):
     lab = make_project(tmp_path / "lab", {"a": FRAMES, "b": FRAMES})
-    answer = infer(lab, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)))
+    with files_limited_to(100_000):
+        answer = infer(lab)
     assert answer.status == 1 and set(answer.json["failed"]) == set(answer.json["waiting"]) == {"a", "b"}
     assert "File too large. Make sure that there is room" in answer.json["failed"]["a"]
     finishes(lab, "a", "b")
@@ -217,7 +232,7 @@ def finishes(lab: Path, *keys: str, words=()) -> None:
 # ----------------------------------------------------------------------------------------------------------- export
 
 
-def test_export_leaves_out_results_of_other_classes_and_bad_files(tmp_path):
+def test_export_leaves_out_results_of_other_classes_and_bad_files(tmp_path, in_process):
     lab = make_lab(tmp_path / "lab")
     for key in ("good", "reordered", "other_names", "fewer", "truncated", "absent"):
         add_good(lab, key, 9)
@@ -229,7 +244,7 @@ def test_export_leaves_out_results_of_other_classes_and_bad_files(tmp_path):
     os.truncate(outputs(lab, "truncated"), 3000)
 
     said = check(lab)
-    answer = deg("export", lab, "--json", "postprocessor.type=null")
+    answer = in_process("export", lab, "--json", "postprocessor.type=null")
     assert answer.status == 1 and set(answer.json["written"]) == {"good", "reordered"}
     rows = {key: Path(path).read_text().splitlines() for key, path in answer.json["written"].items()}
     assert rows["good"][:3] == [",background,groom,rear", "0,1,0,0", "1,0,1,0"]

@@ -23,6 +23,8 @@ from deg.errors import DegError
 from deg.project import open_project
 from deg.training import Prepared, commit, describe, prepare
 
+pytestmark = pytest.mark.usefixtures("in_process")
+
 FRAMES = 12
 LABELS = np.eye(3, dtype=int)[np.arange(FRAMES) // 2 % 3]
 """Bouts of two frames: background, groom, rear and over again."""

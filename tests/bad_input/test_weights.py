@@ -8,15 +8,27 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-import yaml
-from small_lab import CLASSES, add_good, infer, make_lab, write_results
+import torch
+from runs import CLASSES, make_project
+from small_lab import infer, write_results
+
+from deg.errors import WeightsError
+from deg.features import FeatureEngine, FeatureTask
+from deg.models.sequence import build_sequence
+from deg.models.two_stream import FLOW_GENERATORS
+from deg.schema import FeatureExtractor, FlowGenerator, Sequence
+from deg.sequences import SequenceEngine, SequenceTask
+from deg.types import NUM_FEATURES
+
+pytestmark = pytest.mark.usefixtures("in_process")
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def lab(tmp_path, models):
+def lab(tmp_path):
     """A project with one recording, that has results."""
-    lab = make_lab(tmp_path / "lab", models)
-    write_results(add_good(lab, "mouse").with_name("mouse_outputs.h5"), 12)
+    lab = make_project(tmp_path / "lab", {"mouse": 12})
+    write_results(lab / "DATA" / "mouse" / "mouse_outputs.h5", 12)
     return lab
 
 
@@ -31,9 +43,7 @@ def refused(lab: Path, *words: str, stage: str = "feature_extractor") -> str:
     return answer.json["error"]
 
 
-def newest(models: Path, model: str) -> Path:
-    (run,) = models.glob(f"*_{model}_train_untrained")
-    return run / "checkpoint.pt"
+# ------------------------------------------------------------------------------------------------ found when planning
 
 
 def test_no_such_file(lab):
@@ -47,19 +57,16 @@ def test_no_weights_of_this_network(lab):
     assert "architectures found: resnet18" in message
 
 
-def test_truncated(lab, models, tmp_path):
-    path = tmp_path / "truncated.pt"
-    path.write_bytes(newest(models, "sequence").read_bytes()[:100_000])
-    message = refused(lab, f"sequence.weights={path}", stage="sequence")
-    assert f"{path}: not a readable checkpoint (100000 bytes)" in message and "Copy it again" in message
+def test_thresholds_of_other_classes(lab):
+    run = lab / "models" / "200101_000001_feature_extractor_train"
+    with h5py.File(run / "classification_metrics.h5", "w") as file:
+        file["threshold_curves/val/optimum"] = np.full((1, len(CLASSES) + 1), 0.5)
+    message = refused(lab)
+    assert f"{run}/classification_metrics.h5: thresholds of 4 behaviours, but 3 were expected" in message
+    assert "train again, or take others" in message
 
 
-def test_of_another_network(lab, models):
-    path = newest(models, "flow_generator")
-    message = refused(lab, f"sequence.weights={path}", stage="sequence")
-    assert f"{path}: only 0 of" in message and "Expected sequence network tgmj" in message
-    assert "the file looks like flow generator TinyMotionNet" in message
-    assert "Choose weights of this architecture" in message
+# -------------------------------------------------------------------------------------------- found when they are read
 
 
 class _Touches:
@@ -73,8 +80,7 @@ class _Touches:
 
 
 def test_that_would_run_code(lab, tmp_path):
-    import torch
-
+    """By the whole command, with a worker that reads them as it reads all weights."""
     path, made = tmp_path / "evil.pt", tmp_path / "code was run"
     torch.save({"state_dict": {}, "hyperparameters": _Touches(made)}, path)
     message = refused(lab, f"sequence.weights={path}", stage="sequence")
@@ -82,23 +88,50 @@ def test_that_would_run_code(lab, tmp_path):
     assert not made.exists()
 
 
-def test_of_other_classes(lab):
-    project = yaml.safe_load((lab / "project_config.yaml").read_text())
-    project["project"]["class_names"].append("sleep")
-    (lab / "project_config.yaml").write_text(yaml.safe_dump(project))
-    message = refused(lab)
-    assert "the weights have 3 classes, the project 4 (background included)" in message
+@pytest.fixture
+def unloadable(tmp_path):
+    """`unloadable(network, size)`: why a sequence network cannot take these weights, of which `size` bytes are left."""
+    path = tmp_path / "checkpoint.pt"
+
+    def read(network: torch.nn.Module, size: int | None = None) -> str:
+        torch.save({"epoch": 0, "state_dict": network.state_dict()}, path)
+        path.write_bytes(path.read_bytes()[:size])
+        with pytest.raises(WeightsError) as raised:
+            SequenceEngine.load(SequenceTask(Sequence(), 3, str(path), "resnet18"), CPU)
+        message = str(raised.value)
+        assert message.startswith(f"{path}: ") and "\n" not in message
+        return message
+
+    return read
+
+
+def sequence_network(num_classes: int) -> torch.nn.Module:
+    return build_sequence(Sequence(), NUM_FEATURES, num_classes)
+
+
+def test_truncated(unloadable):
+    message = unloadable(sequence_network(3), 100_000)
+    assert "not a readable checkpoint (100000 bytes)" in message and "Copy it again" in message
+
+
+def test_of_another_network(unloadable):
+    message = unloadable(FLOW_GENERATORS["TinyMotionNet"](11))
+    assert "only 0 of" in message and "Expected sequence network tgmj" in message
+    assert "the file looks like flow generator TinyMotionNet" in message
+    assert "Choose weights of this architecture" in message
+
+
+def test_of_other_classes(unloadable):
+    message = unloadable(sequence_network(4))
+    assert "the weights have 4 classes, the project 3 (background included)" in message
     assert "Choose weights trained with this project's classes" in message
 
 
-def test_thresholds_of_other_classes(lab, models):
-    run = lab / "models" / "200101_000000_feature_extractor_train"
-    run.mkdir()
-    source = newest(models, "feature_extractor")
-    (run / "checkpoint.pt").symlink_to(source)
-    (run / "config.yaml").write_bytes(source.with_name("config.yaml").read_bytes())
-    with h5py.File(run / "classification_metrics.h5", "w") as file:
-        file["threshold_curves/val/optimum"] = np.full((1, len(CLASSES) + 1), 0.5)
-    message = refused(lab)
-    assert f"{run}/classification_metrics.h5: thresholds of 4 behaviours, but 3 were expected" in message
-    assert "train again, or take others" in message
+def test_a_feature_extractor_of_other_classes(models):
+    (weights,) = models.glob("*_feature_extractor_train_untrained/checkpoint.pt")
+    networks = (FeatureExtractor(), FlowGenerator())
+    task = FeatureTask(*networks, 4, str(weights), None, None, None, None, mean=(0.4,) * 3, std=(0.2,) * 3)
+    with pytest.raises(WeightsError) as raised:
+        FeatureEngine.load(task, CPU)
+    assert f"{weights}: the weights have 3 classes, the project 4 (background included)" in str(raised.value)
+    assert "Choose weights trained with this project's classes" in str(raised.value)

@@ -199,27 +199,85 @@ def test_a_mistake_in_a_profile_is_answered_with_its_file(places):
     )
 
 
+NONSENSE = {
+    b"cluster:\n  partition: gpu\n time: 1\n": "line 3",
+    b"cluster: [partition\n": "not valid YAML",
+    b"- partition\n": "expected `key: value` lines",
+    b"\x7fELF\x02\x01\x01\x00\xff": "not UTF-8 text",
+    b"cluster: {partition: gpu\x00}\n": "not valid YAML",
+    b"cluster: {profile: site}\n": "cannot name another one",
+    b"cluster: {partiton: gpu}\n": "Did you mean cluster.partition",
+    b"partition: gpu\n": "Did you mean cluster.partition?",
+    b"cluster: {time: 4 hours}\n": "expected a time limit",
+    b"cluster: {memory_gb: 32G}\n": "cluster.memory_gb = 32G",
+    b"cluster: {gpus_per_node: a100:2}\n": "expected a whole number or null",
+    b"cluster: {gpu_flag: null}\n": "expected gpus_per_node, gres or gpus",
+    b"cluster: {modules: apptainer}\n": "expected a list of texts",
+    b"cluster: {requeue: 1}\n": "expected true or false",
+    b"cluster: {sbatch: [--mem=0]}\n": "without their dashes",
+    b"cluster: {sbatch: [mail-type: END]}\n": "expected a list of texts",
+    b"cluster: {setup: ['export X=${HOME}']}\n": "a reference ${...} that cannot be resolved",
+    b"!!python/object/apply:os.system ['true']\n": "not valid YAML",
+}
+"""Profiles, and what is said of them."""
+
+
+def test_nonsense_in_a_profile_is_answered_with_what_is_wrong(places):
+    path = places("own", "site", "")
+    answers = {}
+    for content in NONSENSE:
+        path.write_bytes(content)
+        answers[content] = message(None, ["cluster=site"])
+    wrong = [f"{content!r}: {answer}" for content, answer in answers.items() if NONSENSE[content] not in answer]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_a_profile_that_is_not_there_is_answered_with_its_name_and_a_remedy(places):
+    places("named", "site", "cluster: {}")
+    names = ("", "sites", "../named/no.yaml", "named", "no.yaml", "~nobody/x.yaml")
+    answers = {name: message(None, [f"cluster={name}" if name else "cluster=''"]) for name in names}
+    wrong = [
+        f"{name!r}: {answer}"
+        for name, answer in answers.items()
+        if f"cluster = {name!r}: " not in answer or "deg cluster init" not in answer
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda path: path.symlink_to("gone.yaml")])
+def test_a_profile_that_is_no_file_is_named(places, make):
+    path = places("named", "site", "")
+    path.unlink()
+    make(path)
+    assert "site.yaml: cannot be read" in message(None, ["cluster=site"])
+
+
 # ---------------------------------------------------------------------------------------------------- forms
 
 
-@pytest.mark.parametrize(
-    ("text", "minutes"),
-    [
-        ("90", 90),
-        ("90:30", 90.5),
-        ("1:30:00", 90),
-        ("01:30:30", 90.5),
-        ("0-1", 60),
-        ("2-12", 3600),
-        ("1-00:30", 1470),
-        ("1-2:3:30", 1563.5),
-        ("120:00:00", 7200),
-        ("0:30", 0.5),
-    ],
-)
-def test_time_limits_are_read_as_slurm_does(text, minutes):
-    assert time_limit_minutes(text) == minutes
-    assert load_config(None, [f"cluster.time={text}"]).cluster.time == text
+TIME_LIMITS = {
+    "90": 90,
+    "90:30": 90.5,
+    "1:30:00": 90,
+    "01:30:30": 90.5,
+    "0-1": 60,
+    "2-12": 3600,
+    "1-00:30": 1470,
+    "1-2:3:30": 1563.5,
+    "120:00:00": 7200,
+    "0:30": 0.5,
+}
+"""Texts, and their minutes."""
+
+
+def test_time_limits_are_read_as_slurm_does():
+    found = {text: (time_limit_minutes(text), load_config(None, [f"cluster.time={text}"])) for text in TIME_LIMITS}
+    wrong = [
+        f"{text}: {minutes} minutes, {config.cluster.time}"
+        for text, (minutes, config) in found.items()
+        if minutes != TIME_LIMITS[text] or config.cluster.time != text
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize("text", ["", "0", "0:00", "-5", "1:2:3:4", "1-", "4h", "1.5", "UNLIMITED", "soon", "\u0663"])

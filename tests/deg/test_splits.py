@@ -34,25 +34,27 @@ def flat(parts) -> list[str]:
 # ---- sizes
 
 
-@pytest.mark.parametrize(
-    ("wanted", "n", "sizes"),
-    [
-        ((0.8, 0.2, 0.0), 10, (8, 2, 0)),
-        ((0.6, 0.3, 0.1), 10, (6, 3, 1)),
-        ((0.7, 0.2, 0.1), 10, (7, 2, 1)),
-        ((0.8, 0.2, 0.0), 7, (5, 2, 0)),
-        ((0.333, 0.333, 0.334), 3, (0, 1, 2)),
-        ((1.0, 0.0, 0.0), 10, (10, 0, 0)),
-        ((0, 1, 0), 10, (0, 10, 0)),
-        ((6, 2, 1), 10, (6, 2, 1)),
-        ((-1, 2, 1), 10, (7, 2, 1)),
-        ((5.0, -1.0, 0.0), 10, (5, 5, 0)),
-        ((1, -1, 0), 10, (1, 9, 0)),
-        ((0.8, 0.2, 0.0), 0, (0, 0, 0)),
-    ],
-)
-def test_sizes(wanted, n, sizes):
-    assert part_sizes(wanted, n) == sizes
+SIZES = [
+    ((0.8, 0.2, 0.0), 10, (8, 2, 0)),
+    ((0.6, 0.3, 0.1), 10, (6, 3, 1)),
+    ((0.7, 0.2, 0.1), 10, (7, 2, 1)),
+    ((0.8, 0.2, 0.0), 7, (5, 2, 0)),
+    ((0.333, 0.333, 0.334), 3, (0, 1, 2)),
+    ((1.0, 0.0, 0.0), 10, (10, 0, 0)),
+    ((0, 1, 0), 10, (0, 10, 0)),
+    ((6, 2, 1), 10, (6, 2, 1)),
+    ((-1, 2, 1), 10, (7, 2, 1)),
+    ((5.0, -1.0, 0.0), 10, (5, 5, 0)),
+    ((1, -1, 0), 10, (1, 9, 0)),
+    ((0.8, 0.2, 0.0), 0, (0, 0, 0)),
+]
+"""What is wanted, of how many recordings, and how many come into each part."""
+
+
+def test_sizes():
+    found = [(wanted, n, part_sizes(wanted, n)) for wanted, n, _ in SIZES]
+    wrong = [f"{row}, not {right[-1]}" for row, right in zip(found, SIZES, strict=True) if row != right]
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize(

@@ -39,10 +39,14 @@ def test_help_names_every_command(capsys):
     assert all(name in out for name in cli.COMMANDS)
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
-def test_every_command_explains_itself_with_an_example(name, capsys):
-    assert cli.run([name, "--help"]) == 0
-    assert f"Example: deg {name}" in capsys.readouterr().out
+def test_every_command_explains_itself_with_an_example(capsys):
+    silent = []
+    for name in cli.COMMANDS:
+        status = cli.run([name, "--help"])
+        said = capsys.readouterr()
+        if status != 0 or f"Example: deg {name}" not in said.out:
+            silent.append(f"deg {name}: status {status}\n{said.out}{said.err}")
+    assert not silent, "\n".join(silent)
 
 
 def test_the_version(capsys):

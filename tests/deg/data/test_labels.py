@@ -212,6 +212,71 @@ def test_files_that_cannot_be_read_for_certain_are_refused(csv, content, words):
     assert (issue.key, issue.severity, issue.message) == ("mouse", "error", str(error.value))
 
 
+BOUTS = np.eye(3, dtype=int)[np.arange(12) // 2 % 3]
+"""Bouts of two frames: background, groom, rear and over again."""
+
+
+def table(labels_TK=BOUTS, names=CLASSES, **options) -> bytes:
+    """A CSV as pandas writes it."""
+    return pd.DataFrame(labels_TK, columns=list(names)).to_csv(**options).encode()
+
+
+MESSAGES = {
+    "one short": (table(BOUTS[:-1]), "has 12 frames, its labels have 11 rows", "add some (-1 where nobody has looked)"),
+    "one long": (table(np.vstack([BOUTS, BOUTS[:1]])), "has 12 frames, its labels have 13 rows", "delete rows there"),
+    "half": (table(BOUTS[::2]), "has 12 frames, its labels have 6 rows", "if one frame in 2 was labelled"),
+    "missing column": (table(BOUTS[:, :2], CLASSES[:2]), "`rear` missing", "a column of -1"),
+    "extra column": (
+        table(BOUTS[:, [0, 1, 2, 2]], [*CLASSES, "sleep"]),
+        "`sleep` unknown",
+        "Rename or remove columns",
+    ),
+    "no names": (table(header=False), "line 1 holds numbers where the names", "Put a line with the names in front"),
+    "probabilities": (
+        table(BOUTS * 0.7),
+        "line 2, column `background`: expected 1, 0 or -1, found 0.7",
+        "a threshold",
+    ),
+    "NaN": (
+        table(np.where(BOUTS == 1, BOUTS, np.nan), na_rep="NaN"),
+        "line 4, column `background`: no value",
+        "Write 1, 0, or -1",
+    ),
+    "gap": (table().replace(b"\n7,", b"\n8,"), "frame number 8 follows 6", "Sort the rows"),
+    "cut short": (table()[:-4], "line 13, column `groom`: no value", "Write 1, 0, or -1"),
+    "UTF-16": (table().decode().encode("utf-16"), "not UTF-8 text", "Save it as CSV UTF-8"),
+    "zeros": (table()[:60] + bytes(60), "it was not written to the end", "Restore it from a copy"),
+    "empty": (b"", "the file is empty", "Label the video"),
+}
+"""File, problem and remedy."""
+
+
+def test_every_refusal_names_file_problem_and_remedy_in_one_line(csv):
+    wrong = []
+    for name, (content, problem, remedy) in MESSAGES.items():
+        path = csv(content)
+        labels_TK, issues = inspect_labels(path, CLASSES, 12)
+        said = "\n".join(f"{issue.severity}: {issue.message}" for issue in issues)
+        right = said.startswith(f"error: {path}: ") and problem in said and remedy in said and "\n" not in said
+        if not right or labels_TK is not None:
+            wrong.append(f"{name}: {said}")
+    assert not wrong, "\n".join(wrong)
+
+
+NOTES = {
+    "reordered": (table(BOUTS[:, [2, 0, 1]], ["rear", "background", "groom"]), "put them in the project's order"),
+    "transposed": (pd.DataFrame(BOUTS, columns=list(CLASSES)).T.to_csv().encode(), "wants one row per frame"),
+    "semicolons": (table(sep=";"), "DeepEthogram wants commas"),
+}
+"""File, and what its owner is told."""
+
+
+def test_every_warning_tells_what_deepethogram_wants_or_deg_does(csv):
+    said = {name: notes(csv(content), num_frames=12) for name, (content, _) in NOTES.items()}
+    wrong = [f"{name}: {told}" for name, told in said.items() if len(told) != 1 or NOTES[name][1] not in told[0]]
+    assert not wrong, "\n".join(wrong)
+
+
 @pytest.mark.parametrize(
     ("num_frames", "word"),
     [(5, "at the end"), (3, "at the end"), (8, "one frame in 2 "), (900, "one frame in 225 "), (7, "belong")],
