@@ -1,8 +1,8 @@
 """Bad files of every kind, met by the real commands."""
 
 import pytest
-from runs import scripted_workers
-from small_lab import models
+from scenes.project import models
+from scenes.run import scripted_workers
 
 __all__ = ["models"]
 

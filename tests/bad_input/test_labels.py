@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from small_lab import CLASSES, add_good, check, deg, make_lab, place, write_results
+from command import check, deg
+from scenes.project import CLASSES, add_good, make_project, place, write_results
 
 FRAMES = 12
 LABELS = np.eye(3, dtype=int)[np.arange(FRAMES) // 2 % 3]
@@ -55,7 +56,7 @@ READ = {
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     """A project with a recording for each file, labelled as it came."""
-    lab = make_lab(tmp_path_factory.mktemp("labels") / "lab")
+    lab = make_project(tmp_path_factory.mktemp("labels") / "lab")
     video = add_good(lab, "unlabelled", FRAMES)
     for key, (content, *_) in {**REFUSED, **READ}.items():
         shutil.copy(video, place(lab, key))
@@ -71,7 +72,7 @@ def checked(lab):
 @pytest.fixture(scope="module")
 def added(tmp_path_factory, lab):
     """A project to which all were added by one command, and its answer."""
-    project = make_lab(tmp_path_factory.mktemp("added") / "lab")
+    project = make_project(tmp_path_factory.mktemp("added") / "lab")
     words: list[object] = []
     for key in {**REFUSED, **READ}:
         words += [place(lab, key), "--labels", lab / "DATA" / key / f"{key}_labels.csv"]

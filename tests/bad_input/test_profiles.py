@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from runs import make_project
+from scenes.project import make_project
 
 from deg.launch import cli
 

@@ -9,13 +9,14 @@ import h5py
 import numpy as np
 import pytest
 import yaml
-from small_lab import CLASSES, add_good, infer, make_lab, write_results
+from command import infer
+from scenes.project import CLASSES, add_good, make_project, write_results
 
 
 @pytest.fixture
 def lab(tmp_path, models):
     """A project with one recording, that has results."""
-    lab = make_lab(tmp_path / "lab", models)
+    lab = make_project(tmp_path / "lab", models=models)
     write_results(add_good(lab, "mouse").with_name("mouse_outputs.h5"), 12)
     return lab
 
