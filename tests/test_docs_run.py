@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from pages import commands, pages, read
-from untrained import write_untrained_weights
+from scenes.project import write_untrained_weights
 from videos import write_video
 
 from deg.data.labels import write_labels

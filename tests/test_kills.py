@@ -14,7 +14,8 @@ import h5py
 import numpy as np
 import pytest
 from kills import kill_inference
-from runs import CLASSES, do_units, make_plan, make_run, scripted_workers
+from scenes.project import CLASSES
+from scenes.run import do_units, make_plan, make_run, scripted_workers
 from watching import Expected, differences, parts_of, read_outputs
 
 from deg import execute, merge, rundir

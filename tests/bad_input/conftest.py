@@ -9,10 +9,11 @@ from collections.abc import Iterable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import command
 import pytest
-import small_lab
-from runs import scripted_workers
-from small_lab import Answer, models
+from command import Answer
+from scenes.project import models
+from scenes.run import scripted_workers
 
 from deg.data.video import probe
 from deg.errors import VideoError
@@ -32,14 +33,14 @@ def scripted(monkeypatch, tmp_path):
 def in_process(monkeypatch):
     """Commands run in this process and look at videos in it, for speed. `in_process("add", ...)` gives an Answer."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr(small_lab, "deg", deg_here)
+    monkeypatch.setattr(command, "deg", deg_here)
     for module in ("check", "infer", "trainable"):
         monkeypatch.setattr(f"deg.{module}.probe_all", probe_here)
     return deg_here
 
 
 def deg_here(*words: object) -> Answer:
-    """As `small_lab.deg`, without a process."""
+    """As `command.deg`, without a process."""
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         status = cli.run(list(map(os.fspath, words)))

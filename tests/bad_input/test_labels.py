@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from small_lab import CLASSES, add_good, check, make_lab, place, write_results
+from command import check
+from scenes.project import CLASSES, add_good, make_project, place, write_results
 
 FRAMES = 12
 LABELS = np.eye(3, dtype=int)[np.arange(FRAMES) // 2 % 3]
@@ -44,7 +45,7 @@ READ = {
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     """A project with a recording for each file, labelled as it came."""
-    lab = make_lab(tmp_path_factory.mktemp("labels") / "lab")
+    lab = make_project(tmp_path_factory.mktemp("labels") / "lab")
     video = add_good(lab, "unlabelled", FRAMES)
     for key, (content, *_) in {**REFUSED, **READ}.items():
         shutil.copy(video, place(lab, key))
@@ -66,7 +67,7 @@ def test_check_names_file_problem_and_remedy_and_what_is_odd(lab, in_process):
 
 
 def test_add_names_the_bad_ones_and_takes_the_others_as_deepethogram_reads_them(lab, in_process, tmp_path):
-    project = make_lab(tmp_path / "lab")
+    project = make_project(tmp_path / "lab")
     words: list[object] = []
     for key in {**REFUSED, **READ}:
         words += [place(lab, key), "--labels", label_file(lab, key)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runs import make_project
+from scenes.project import make_project
 
 
 def test_a_profile_of_nonsense(in_process, tmp_path, monkeypatch):

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import h5py
 import pytest
-from runs import frame_numbers, make_project
-from small_lab import CLASSES, add_good, check, infer, make_lab, write_results
+from command import check, infer
+from scenes.project import CLASSES, add_good, make_project, write_results
+from scenes.run import frame_numbers
 
 pytestmark = pytest.mark.usefixtures("in_process")
 """Commands; their workers are processes, and so is whoever has a file open."""
@@ -233,7 +234,7 @@ def finishes(lab: Path, *keys: str, words=()) -> None:
 
 
 def test_export_leaves_out_results_of_other_classes_and_bad_files(tmp_path, in_process):
-    lab = make_lab(tmp_path / "lab")
+    lab = make_project(tmp_path / "lab")
     for key in ("good", "reordered", "other_names", "fewer", "truncated", "absent"):
         add_good(lab, key, 9)
     write_results(outputs(lab, "good"), 9)

@@ -12,8 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import yaml
-from runs import add_weights
-from small_lab import CLASSES, add_good, make_lab, place, write_results
+from scenes.project import CLASSES, add_good, add_weights, make_project, place, write_results
 from videos import write_video
 
 from deg.config import load_config
@@ -39,7 +38,7 @@ def video(tmp_path_factory):
 @pytest.fixture
 def lab(tmp_path):
     """A project with a trained flow generator and no recording yet."""
-    lab = make_lab(tmp_path / "lab")
+    lab = make_project(tmp_path / "lab")
     add_weights(lab, "flow_generator", "TinyMotionNet", "200101_000000")
     return lab
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import av
 import h5py
 import pytest
-from small_lab import CLASSES, add_good, check, deg, infer, make_lab, place
+from command import check, deg, infer
+from scenes.project import CLASSES, add_good, make_project, place
 from videos import (
     HEIGHT,
     WIDTH,
@@ -78,7 +79,7 @@ def bound_by_permissions():
 def lab(tmp_path_factory, models):
     """One project with a recording for each word above."""
     made, folder = tmp_path_factory.mktemp("made"), tmp_path_factory.mktemp("videos") / QUOTED
-    lab = make_lab(folder, models)
+    lab = make_project(folder, models=models)
     for key in ("good", "frames_1", "frames_5", "frames_12", QUOTED):
         add_good(lab, key, GOOD[key])
     write_video(made / "tmp.mp4", GOOD[NOT_UTF8]).rename(place(lab, NOT_UTF8))
@@ -205,7 +206,7 @@ def test_damaged_video_can_be_taken_as_far_as_it_goes(lab, in_process):
 
 
 def test_add_refuses_bad_videos_and_takes_the_others(tmp_path, lab, bound_by_permissions):
-    project = make_lab(tmp_path / "lab")
+    project = make_project(tmp_path / "lab")
     keys = ("good", "empty", "index_first", "dangling", "forbidden_folder", "frames_1", NOT_UTF8)
     sources = {key: place(lab, key) for key in keys}
     videos = [*sources.values(), sources["good"], tmp_path / "absent.mp4"]

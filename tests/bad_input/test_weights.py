@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from runs import CLASSES, make_project
-from small_lab import infer, write_results
+from command import infer
+from scenes.project import CLASSES, make_project, write_results
 
 from deg.errors import WeightsError
 from deg.features import FeatureEngine, FeatureTask

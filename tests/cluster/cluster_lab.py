@@ -13,8 +13,8 @@ import h5py
 import numpy as np
 import yaml
 from cluster_user import User
+from scenes.project import write_untrained_weights
 from small_cluster import SmallCluster
-from untrained import write_untrained_weights
 from videos import write_video
 
 from deg.data.labels import write_labels

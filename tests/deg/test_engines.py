@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from runs import make_plan
+from scenes.run import make_plan
 from tracks import write_keypoints
 
 from deg.data.keypoints import NUM_KEYPOINT_FEATURES

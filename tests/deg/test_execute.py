@@ -13,7 +13,7 @@ from contextlib import suppress
 import h5py
 import numpy as np
 import pytest
-from runs import do_units, make_plan, make_run, scripted_workers
+from scenes.run import do_units, make_plan, make_run, scripted_workers
 from scripted_engine import FeatureSpans, rows_of
 
 from deg import execute

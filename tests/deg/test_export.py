@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from runs import CLASSES, make_project
+from scenes.project import CLASSES, make_project
 
 from deg.config import load_config
 from deg.export import export_recordings

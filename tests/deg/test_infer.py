@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from runs import add_weights, make_project
+from scenes.project import add_weights, make_project
 from tracks import write_keypoints
 
 from deg.config import load_config

@@ -8,7 +8,7 @@ from dataclasses import replace
 import h5py
 import numpy as np
 import pytest
-from runs import do_units, frame_numbers, make_plan, make_run
+from scenes.run import do_units, frame_numbers, make_plan, make_run
 from scripted_engine import rows_of
 
 from deg import merge as merging

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from runs import make_plan, make_run
+from scenes.run import make_plan, make_run
 
 from deg import rundir
 from deg.errors import RunError

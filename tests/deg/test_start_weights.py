@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from runs import add_weights
-from small_lab import make_lab
+from scenes.project import add_weights, make_project
 
 from deg.config import load_config
 from deg.errors import WeightsError
@@ -20,7 +19,7 @@ from deg.start_weights import find_weights
 @pytest.fixture
 def lab(tmp_path):
     """A project that has trained a flow generator."""
-    lab = make_lab(tmp_path / "lab")
+    lab = make_project(tmp_path / "lab")
     add_weights(lab, "flow_generator", "TinyMotionNet", "200101_000000")
     return lab
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from small_lab import CLASSES, add_good, make_lab, write_results
+from scenes.project import CLASSES, add_good, make_project, write_results
 
 from deg.config import load_config
 from deg.data.keypoints import PARTS
@@ -25,7 +25,7 @@ LABELS = np.eye(3, dtype=int)[np.arange(FRAMES) // 2 % 3]
 @pytest.fixture
 def lab(tmp_path):
     """Two labelled recordings with features, and one that has just a video."""
-    lab = make_lab(tmp_path / "lab")
+    lab = make_project(tmp_path / "lab")
     for key in ("a", "b", "raw"):
         video = add_good(lab, key, FRAMES)
         if key != "raw":

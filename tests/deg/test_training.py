@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from runs import add_weights
-from small_lab import CLASSES, add_good, make_lab, write_results
+from scenes.project import CLASSES, add_good, add_weights, make_project, write_results
 
 from deg.config import load_config, restore
 from deg.data.labels import write_labels
@@ -30,7 +29,7 @@ LABELLED = ("a", "b", "c", "d")
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A project with four labelled recordings, one without labels, and a trained flow generator."""
-    lab = make_lab(tmp_path_factory.mktemp("training") / "lab")
+    lab = make_project(tmp_path_factory.mktemp("training") / "lab")
     for key in (*LABELLED, "raw"):
         video = add_good(lab, key, FRAMES)
         if key in LABELLED:

@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from launched import inference, make_launch, submitted, training
+from scenes.launch import inference, make_launch, submitted, training
 from shims import Shims
 
 from deg.attempts import read_attempts, read_exit
@@ -35,7 +35,9 @@ def shims(tmp_path, monkeypatch):
 def launch(tmp_path) -> LaunchDir:
     """In a folder with a space in its name: an inference by 5 elements in arrays of 3, then a training."""
     project = tmp_path / "my project"
-    made = make_launch(project, [inference(project, "the run", 5), training(project, "other")], array_size=3)
+    made = make_launch(
+        project, [inference(project, "the run", 5), training(project, "other")], array_size=3, submitted=False
+    )
     for index in (0, 1):
         folder = made.stage_folder(index)
         folder.mkdir(parents=True)

@@ -9,8 +9,9 @@ import sys
 import time
 
 import pytest
-from launches import make_launch
-from runs import make_plan, make_project, make_run
+from scenes.launch import make_launch
+from scenes.project import make_project
+from scenes.run import make_plan, make_run
 from shims import Shims
 
 from deg.data.json_lines import read_lines
@@ -38,8 +39,7 @@ def submit(tmp_path, *flags: str) -> str:
 
 
 def launch_of(project, *jobs: str):
-    launch = make_launch(project)
-    launch.jobs_file.unlink()
+    launch = make_launch(project, submitted=False)
     for job in jobs:
         launch.add_job(Job(job, 0, "execute"))
     return launch

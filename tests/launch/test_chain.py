@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import scripted_workers
-from training_runs import ScriptedRanks, make_labelled_project, make_training_plan, relabel
+from scenes.project import make_labelled_project, relabel
+from scenes.run import scripted_workers
+from scenes.training import make_training_plan
+from scripted_training import ScriptedRanks
 from videos import write_video
 
 from deg.errors import LaunchError

@@ -8,7 +8,7 @@ import sys
 
 import click
 import pytest
-from runs import make_project
+from scenes.project import make_project
 
 from deg.errors import DegError, LaunchError, VideoError
 from deg.launch import cli

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from runs import make_project
+from scenes.project import make_project
 
 from deg.launch import cli, doctor, doctor_collective, doctor_gpu, doctor_job
 from deg.launch.doctor_findings import Finding, counts, exit_status, implied_profile, profile_text, together

@@ -13,8 +13,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from runs import add_weights, frame_numbers, make_project, scripted_workers
-from untrained import write_untrained_weights
+from scenes.project import add_weights, make_project, write_untrained_weights
+from scenes.run import frame_numbers, scripted_workers
 
 from deg import merge as merging
 from deg.launch import cli, inference

@@ -8,10 +8,11 @@ import signal
 import subprocess
 
 import pytest
-from launched import WORDS, add_job, attempted, inference, make_launch, training
-from runs import NOW, do_units, frame_numbers, make_project
+from scenes.launch import WORDS, add_job, died, ended, exited, inference, make_launch, started, training
+from scenes.project import make_labelled_project, make_project
+from scenes.run import NOW, do_units, frame_numbers
+from scenes.training import leave_trained, make_training_plan
 from scripted_engine import FeatureSpans, SequenceSpans
-from training_runs import leave_trained, make_labelled_project, make_training_plan
 
 from deg import execute as door
 from deg.attempts import read_attempts
@@ -82,7 +83,9 @@ def script(monkeypatch):
 def launch_of(project, elements: int = 3, **options) -> LaunchDir:
     """An inference of features in RUN, then of the sequence network."""
     sequence = inference(project, "next", 3, "sequence", *FIXED, "sequence.weights=latest")
-    return make_launch(project, [inference(project, RUN, elements, "feature_extractor", *FIXED), sequence], **options)
+    return make_launch(
+        project, [inference(project, RUN, elements, "feature_extractor", *FIXED), sequence], submitted=False, **options
+    )
 
 
 def outputs(project, key: str):
@@ -327,53 +330,51 @@ def test_rounds_of_another_stage_do_not_count(project, run):
     assert merge(launch, 0, StopFlag()) == 75
 
 
+DONE, STOP, FAIL = {"event": "done"}, {"event": "stopped", "why": "signal"}, {"event": "failed", "message": "no GPU"}
+
+
+def attempted(run: RunDir, unit: int, host: str, end: dict | int | None, job: str = "1") -> None:
+    """An attempt that ends by itself, with an exit status, or nobody knows how."""
+    started(run, unit, job, host)
+    if isinstance(end, dict):
+        ended(run, unit, **end)
+    elif end is not None:
+        exited(run, unit, job, end, host)
+
+
 def test_hosts_that_fail_what_others_can_do_are_excluded(project, run):
-    attempted(run, 0, {"event": "started", "host": "good"}, {"event": "done", "job": "1", "restart": 0})
-    attempted(
-        run, 1, {"event": "started", "host": "bad"}, {"event": "failed", "job": "1", "restart": 0, "message": "no GPU"}
-    )
-    attempted(run, 2, {"event": "started", "host": "dead"}, {"event": "exited", "host": "dead"})
+    attempted(run, 0, "good", DONE)
+    attempted(run, 1, "bad", FAIL)
+    died(run, 2, "1", host="dead")
     do_units(run, run.load_plan(), [0])
     launch = launch_of(project)
     assert merge(launch, 0, StopFlag()) == 75
     assert again(launch) == ["0 1,2 bad,dead 1"]
 
 
-def started(host: str) -> dict:
-    return {"event": "started", "host": host}
-
-
-DONE, STOP = (
-    {"event": "done", "job": "1", "restart": 0},
-    {"event": "stopped", "job": "1", "restart": 0, "why": "signal"},
-)
-FAIL = {"event": "failed", "job": "1", "restart": 0, "message": "no GPU"}
-
-
 @pytest.mark.parametrize(
     ("units", "excluded"),
     [
-        ([[started("a"), FAIL]], []),  # nobody did anything: it may be the unit's fault
-        ([[started("a"), DONE], [started("b"), FAIL]], ["b"]),
-        ([[started("a"), STOP], [started("b"), FAIL]], ["b"]),
-        ([[started("a"), DONE], [started("a"), FAIL]], []),  # it did something well
-        ([[started("a"), DONE], [started("b"), {"event": "exited", "host": "b", "status": 137}]], ["b"]),
-        ([[started("a"), DONE], [started("b"), {"event": "exited", "host": "b", "status": 143}]], []),
-        ([[started("a"), DONE], [started("b")]], []),  # nobody knows
+        ([("a", FAIL)], []),  # nobody did anything: it may be the unit's fault
+        ([("a", DONE), ("b", FAIL)], ["b"]),
+        ([("a", STOP), ("b", FAIL)], ["b"]),
+        ([("a", DONE), ("a", FAIL)], []),  # it did something well
+        ([("a", DONE), ("b", 137)], ["b"]),
+        ([("a", DONE), ("b", 143)], []),
+        ([("a", DONE), ("b", None)], []),  # nobody knows
     ],
 )
 def test_a_bad_host_did_nothing_well_where_others_did(project, run, units, excluded):
-    for unit, lines in enumerate(units):
-        attempted(run, unit, *lines)
+    for unit, (host, end) in enumerate(units):
+        attempted(run, unit, host, end)
     assert bad_hosts(run) == excluded
 
 
 def test_a_unit_that_kills_its_workers_is_put_aside_and_the_rest_goes_on(project, run):
     do_units(run, run.load_plan(), [0, 1])
     for job in ("1", "2", "3"):
-        attempted(
-            run, 2, {"event": "started", "job": job, "host": f"n{job}"}, {"event": "exited", "job": job, "host": "n1"}
-        )
+        started(run, 2, job, f"n{job}")
+        exited(run, 2, job, 137)
     launch = launch_of(project)
     assert merge(launch, 0, StopFlag()) == 0
     verdict = launch.verdict(0)
@@ -385,8 +386,7 @@ def test_a_unit_that_kills_its_workers_is_put_aside_and_the_rest_goes_on(project
 
 def test_two_deaths_are_not_enough(project, run):
     do_units(run, run.load_plan(), [0, 1])
-    for job in ("1", "2"):
-        attempted(run, 2, {"event": "started", "job": job}, {"event": "exited", "job": job})
+    died(run, 2, "1", "2")
     assert merge(launch_of(project), 0, StopFlag()) == 75
     assert read_error(run, 2) is None and units_left(run, 10) == [2]
 
@@ -395,7 +395,7 @@ def test_a_unit_that_failed_twice_keeps_its_own_reason(project, run):
     run.unit_folder(2).mkdir(parents=True)
     run.error_file(2).write_text(json.dumps({"message": "disk quota exceeded"}))
     for job in ("1", "2"):
-        attempted(run, 2, {"event": "started", "job": job}, {**FAIL, "job": job})
+        attempted(run, 2, "n1", FAIL, job=job)
     assert 2 not in units_left(run, 10) and read_error(run, 2) == "disk quota exceeded"
 
 
@@ -468,8 +468,7 @@ def test_a_training_is_asked_for_until_all_phases_are_done(trained):
 
 def test_a_training_that_gets_no_further_ends_the_launch_with_the_reason(trained):
     run, launch = trained
-    for job in ("1", "2", "3"):
-        attempted(run, 0, {"event": "started", "job": job}, {"event": "exited", "job": job})
+    died(run, 0, "1", "2", "3")
     assert units_left(run, 10) == []
     assert merge(launch, 0, StopFlag()) != 0
     assert launch.verdict(0).state == "failed" and "3 times" in launch.verdict(0).message

@@ -7,10 +7,11 @@ import os
 import time
 
 import pytest
-from launches import BEGAN, ended, exited, make_launch, output, plan_stage, queued, started
-from runs import do_units, make_project
+from scenes.launch import BEGAN, ended, exited, make_launch, output, plan_stage, queued, started
+from scenes.project import make_project
+from scenes.run import do_units
+from scenes.training import leave_trained
 from shims import Shims
-from training_runs import leave_trained
 
 from deg.launch import cli
 from deg.launch.launch_status import read_launch

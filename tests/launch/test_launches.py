@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from launched import add_job, inference, make_launch, training
+from scenes.launch import add_job, inference, make_launch, training
 from shims import Shims
 
 from deg.config import as_dict
@@ -62,7 +62,7 @@ def test_a_launch_comes_back_as_it_was_written(launch):
 
 @pytest.fixture
 def launch(tmp_path) -> LaunchDir:
-    return make_launch(tmp_path, [inference(tmp_path, "one"), training(tmp_path, "two")])
+    return make_launch(tmp_path, [inference(tmp_path, "one"), training(tmp_path, "two")], submitted=False)
 
 
 def test_a_launch_is_loaded(launch, tmp_path):

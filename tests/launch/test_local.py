@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import do_units, frame_numbers, make_plan, make_run, scripted_workers
+from scenes.run import do_units, frame_numbers, make_plan, make_run, scripted_workers
 
 from deg.errors import DegError, LaunchError
 from deg.launch.local import LocalPool, describe_exit

@@ -6,8 +6,9 @@ import time
 from datetime import datetime
 
 import pytest
-from launches import BEGAN, ended, exited, make_launch, output, plan_stage, started
-from runs import make_plan, make_project, make_run
+from scenes.launch import BEGAN, ended, exited, make_launch, output, plan_stage, started
+from scenes.project import make_project
+from scenes.run import make_plan, make_run
 
 from deg.errors import RunError
 from deg.launch import cli

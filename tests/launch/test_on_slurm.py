@@ -11,10 +11,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from launched import WORDS, only_launch, submitted
-from runs import frame_numbers, make_project, scripted_workers
-from training_runs import make_labelled_project
-from untrained import write_untrained_weights
+from scenes.launch import WORDS, only_launch, submitted
+from scenes.project import make_labelled_project, make_project, write_untrained_weights
+from scenes.run import frame_numbers, scripted_workers
 
 from deg.attempts import read_attempts
 from deg.launch import cli

@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import NOW
-from training_runs import make_training_plan
+from scenes.run import NOW
+from scenes.training import make_training_plan
 
 from deg import schema
 from deg.data.decode import available_cores

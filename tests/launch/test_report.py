@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from command import deg
 from lab_report import Page, make_reported_lab
-from small_lab import deg
 
 
 @pytest.fixture

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import h5py
 import pytest
-from launched import WORDS, attempted, only_launch, submitted
-from runs import frame_numbers, make_project, scripted_workers
+from scenes.launch import WORDS, died, only_launch, submitted
+from scenes.project import make_labelled_project, make_project
+from scenes.run import frame_numbers, scripted_workers
 from scripted_engine import FeatureSpans, SequenceSpans
-from training_runs import ScriptedRanks, make_labelled_project
+from scripted_training import ScriptedRanks
 
 from deg import execute as door
 from deg.attempts import read_attempts
@@ -161,8 +162,7 @@ def state_of(launch, index: int) -> str:
 
 def put_aside(run: RunDir, unit: int) -> None:
     """The worker of a unit has died three times."""
-    for job in ("1", "2", "3"):
-        attempted(run, unit, {"event": "started", "job": job}, {"event": "exited", "job": job})
+    died(run, unit, "1", "2", "3")
     run.error_file(unit).write_text('{"message": "given up: its worker died 3 times"}')
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from runs import NOW, do_units, make_plan, make_project, make_run
-from training_runs import leave_trained, make_training_plan
+from scenes.project import make_project
+from scenes.run import NOW, do_units, make_plan, make_run
+from scenes.training import leave_trained, make_training_plan
 
 from deg.launch import cli
 from deg.launch.status import read_status

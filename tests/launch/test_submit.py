@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from launched import WORDS, only_launch, submitted
-from runs import add_weights, make_project, scripted_workers
-from training_runs import make_labelled_project
+from scenes.launch import WORDS, only_launch, submitted
+from scenes.project import add_weights, make_labelled_project, make_project
+from scenes.run import scripted_workers
 
 from deg.launch import cli, inference, submit, training
 from deg.rundir import RunDir

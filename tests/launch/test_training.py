@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from training_runs import ScriptedRanks, make_labelled_project, relabel
+from scenes.project import make_labelled_project, relabel
+from scripted_training import ScriptedRanks
 
 from deg.errors import DegError, LaunchError
 from deg.launch import cli, training

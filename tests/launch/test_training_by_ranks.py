@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny_training import CLASSES, QUICK, labels_of, write_features
+from scenes.project import CLASSES
+from scenes.training import QUICK, labels_of, write_features
 from videos import write_video
 
 from deg.data.labels import write_labels

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 
 import pytest
-from launches import make_launch, plan_stage
-from runs import make_plan, make_project, make_run
+from scenes.launch import make_launch, plan_stage
+from scenes.project import make_project
+from scenes.run import make_plan, make_run
 from shims import Shims
 
 from deg.errors import ProjectError, RunError

@@ -6,10 +6,11 @@ import json
 import shlex
 
 import pytest
-from launches import BEGAN, ended, exited, make_launch, output, plan_stage, queued, started
-from runs import do_units, make_plan, make_project, make_run
+from scenes.launch import BEGAN, ended, exited, make_launch, output, plan_stage, queued, started
+from scenes.project import make_project
+from scenes.run import do_units, make_plan, make_run
+from scenes.training import leave_trained
 from shims import Shims
-from training_runs import leave_trained
 
 from deg.attempts import Attempt
 from deg.launch import cli
@@ -96,7 +97,8 @@ def test_memory_of_the_gpu_in_a_training_wants_a_smaller_batch(project, shims):
     ended(run_of(launch), 0, "failed", message="CUDA out of memory. Tried to allocate 2 GiB")
     found = ask(launch)
     assert "memory of the GPU" in causes(found)["gpu_memory"]
-    assert found.command == f"deg train sequence {project} compute.batch_size=16 --on slurm"
+    run = run_of(launch).name
+    assert found.command == f"deg train sequence {project} --run {run} compute.batch_size=16 --on slurm"
 
 
 def test_a_unit_that_takes_longer_than_the_limit(launch):

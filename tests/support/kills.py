@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import watching
-import yaml
+from scenes.project import make_project, place, write_untrained_weights
 from watching import Expected, differences, outputs_of, read_outputs, runs_of
 
 from deg.demo import write_shapes_video
@@ -41,23 +41,17 @@ VICTIMS = {"command": 45, "worker": 25, "all workers": 8, "decoder": 12, "everyt
 MOMENTS = {"soon": 25, "any time": 45, "planning": 6, "unit done": 10, "merging": 10, "finishing": 4}
 
 
-def make_project(folder: Path, lengths: Mapping[str, int]) -> Path:
+def make_whole_project(folder: Path, lengths: Mapping[str, int]) -> Path:
     """Videos of 48 x 64 and untrained networks; two workers, several units of the longest."""
-    from untrained import write_untrained_weights
-
-    (folder / "models").mkdir(parents=True)
+    make_project(
+        folder,
+        project={"path": None},  # its copies are projects of their own
+        flow_generator={"weights": "latest"},
+        feature_extractor={"weights": "latest"},
+        inference={"batch_size": 64, "devices": 2, "units_per_device": 6, "threads": 1},
+    )
     for seed, (key, frames) in enumerate(lengths.items()):
-        (folder / "DATA" / key).mkdir(parents=True)
-        write_shapes_video(folder / "DATA" / key / f"{key}.mp4", num_frames=frames, height=48, width=64, seed=seed)
-    config = {
-        "project": {"name": "kills", "class_names": ["background", "right", "spin"]},
-        "augs": {"resize": [32, 32], "normalization": {"N": 100, "mean": [0.4, 0.4, 0.4], "std": [0.2, 0.2, 0.2]}},
-        "preset": "deg_f",
-        "flow_generator": {"weights": "latest"},
-        "feature_extractor": {"weights": "latest"},
-        "inference": {"batch_size": 64, "devices": 2, "units_per_device": 6, "threads": 1},
-    }
-    (folder / "project_config.yaml").write_text(yaml.safe_dump(config))
+        write_shapes_video(place(folder, key), num_frames=frames, height=48, width=64, seed=seed)
     write_untrained_weights(folder)
     return folder
 
@@ -191,7 +185,7 @@ class Campaign:
         return sum(self.tally.kills.values()) >= self._wanted or minutes > self._minutes
 
     def _make_reference(self) -> Path:
-        reference = make_project(self._folder / "reference", LENGTHS)
+        reference = make_whole_project(self._folder / "reference", LENGTHS)
         started = time.monotonic()
         status = start_command(reference, "all", token=self._token, log=self._log).wait()
         self.tally.reference_seconds = time.monotonic() - started

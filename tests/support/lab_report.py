@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from small_lab import make_lab
+from scenes.project import make_project
 
 from deg.data.labels import write_labels
 from deg.data.metrics_file import MetricsFile, classification_row
@@ -89,11 +89,8 @@ def add_training(folder: Path, name: str = "261122_100000_sequence_train", stage
 
 def make_reported_lab(folder: Path) -> Path:
     """`accurate` and `bad` agree with their labels as they are called; `another` has no labels; and a training."""
-    make_lab(folder)
-    config = yaml.safe_load((folder / "project_config.yaml").read_text())
-    config["project"]["class_names"] = list(CLASSES)
-    config["postprocessor"] = {"type": "min_bout", "min_bout_length": 2}
-    (folder / "project_config.yaml").write_text(yaml.safe_dump(config))
+    bouts = {"type": "min_bout", "min_bout_length": 2}
+    make_project(folder, project={"class_names": list(CLASSES)}, postprocessor=bouts)
     add_recording(folder, "accurate", *simulate(120, noise=0.5, seed=1))
     add_recording(folder, "bad", *simulate(150, noise=5.0, seed=2))
     add_recording(folder, "another", simulate(90, noise=1.0, seed=3)[0])

@@ -1,4 +1,4 @@
-"""A training that learns nothing, in a job of a scheduler: it counts steps, and goes on where it was stopped.
+"""A training that learns nothing: in place of deg.train in a job, which counts steps, and of `run_ranks` in a test.
 
 The script is JSON in the environment variable SCRIPT; all keys are optional:
 
@@ -16,9 +16,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # a job has the folder `scripted` alone
 
-from training_runs import leave_trained
+from scenes.training import leave_trained
 
 from deg.errors import DegError
+from deg.launch.ranks import Outcome
 from deg.rundir import steps_done
 
 
@@ -48,3 +49,25 @@ def train_phase(run, plan, unit, stop, tell):
     if first:
         run.log_event("trained_from", stage=plan.stage, step=begun)
         leave_trained(run, unit.index)
+
+
+class ScriptedRanks:
+    """In place of `run_ranks`: remembers its calls; `then` says what happens instead of training, once for each."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, int, int]] = []
+        """Run, unit and number of devices."""
+        self.then: list[object] = []
+        """`stop`, `nothing` or an exception; when they are used up, phases are trained."""
+
+    def __call__(self, run, unit, devices, on_event) -> Outcome:
+        self.calls.append((run.name, unit, len(devices)))
+        what = self.then.pop(0) if self.then else None
+        if isinstance(what, Exception):
+            raise what
+        if what == "stop":
+            (run.path / "checkpoint.pt").write_bytes(b"half trained")
+            return Outcome(stopped=True)
+        if what != "nothing":
+            leave_trained(run, unit)
+        return Outcome()

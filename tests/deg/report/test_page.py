@@ -338,7 +338,7 @@ def test_a_report_of_a_run_shows_that_training_only(lab):
 
 
 def test_a_report_of_an_inference_shows_its_recordings(lab, tmp_path):
-    from runs import make_plan, make_run
+    from scenes.run import make_plan, make_run
 
     plan = make_plan(lab, {"accurate": 120, "bad": 150}, stage="sequence")
     run = make_run(lab, plan)

@@ -12,15 +12,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from tiny_training import (
-    StopAfter,
-    kill_when,
-    make_clip_run,
-    make_sequence_run,
-    start_rank,
-    train_here,
-    weights_of,
-)
+from scenes.training import make_clip_run, make_sequence_run
+from train_here import StopAfter, kill_when, start_rank, train_here, weights_of
 
 from deg.config import restore
 from deg.data.json_lines import read_lines

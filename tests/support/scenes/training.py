@@ -1,34 +1,71 @@
-"""Small trainings, seconds long, of real networks on real files: their plans, made by hand, and their runs."""
+"""Trainings: their plans, made by hand, and what is left of them. Networks are met only where they are trained."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import threading
-from datetime import datetime
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import yaml
 from videos import write_video
 
 from deg.config import as_dict, load_config
 from deg.data.decode import Decoder
+from deg.data.json_lines import append_line
 from deg.data.labels import write_labels
+from deg.data.metrics_file import MetricsFile
 from deg.data.sequence_input import describe_mark
-from deg.data.store import Mark, write_group
-from deg.models.two_stream import build_flow_generator
 from deg.rundir import RunDir, TrainingPlan, create_run
+from deg.schema import Config
 from deg.trained import sha256
-from deg.types import NUM_FEATURES, STREAM_FEATURES, VideoInfo
-from deg.work import StopFlag, Teller
+from deg.types import NUM_FEATURES, VideoInfo
+from scenes.project import CLASSES, write_outputs
+from scenes.run import NOW
 
-CLASSES = ("background", "groom", "rear")
+KEY_METRICS = {"flow_generator": "SSIM", "feature_extractor": "f1_class_mean_nobg", "sequence": "f1_class_mean"}
 QUICK = ("train.precision=fp32", "compute.threads=1", "compute.num_workers=0", "train.compile=false")
+
+
+def make_training_plan(folder: Path, **changes: object) -> TrainingPlan:
+    """A plan over two recordings; there are no files."""
+    plan = TrainingPlan(
+        stage="sequence",
+        phases=("both",),
+        class_names=CLASSES,
+        parts={"train": ("a",), "val": ("b",), "test": ()},
+        videos={key: VideoInfo(folder / f"{key}.mp4", 100, 64, 64, 30.0, 1000, 10**18) for key in "ab"},
+        labels={},
+        inputs={},
+        weights={},
+        config=as_dict(Config()),
+        cache=None,
+        devices=1,
+    )
+    return replace(plan, **changes)
+
+
+def leave_trained(run: RunDir, unit: int, *, epochs: int = 2) -> None:
+    """What the ranks of a phase leave: networks (which hold nothing), metrics, done.json."""
+    plan = run.load_training_plan()
+    last = unit == len(plan.phases) - 1
+    folder = run.path if last else run.path / "curriculum" / plan.phases[unit]
+    (folder / "lightning_checkpoints").mkdir(parents=True, exist_ok=True)
+    metric = KEY_METRICS[plan.stage]
+    name = "opticalflow_metrics.h5" if plan.stage == "flow_generator" else "classification_metrics.h5"
+    file = MetricsFile(folder / name, metric, "min" if metric == "SSIM" else "max", None)
+    for epoch in range(epochs):
+        val = {"loss": 1.0 / (epoch + 1), metric: 0.5 - 0.1 * epoch if metric == "SSIM" else 0.5 + 0.1 * epoch}
+        file.append({"loss": 2.0 / (epoch + 1)}, val)
+        line = {"epoch": epoch, "phase": plan.phases[unit], "step": 10, "seconds": 60.0 * (epoch + 1)}
+        append_line(folder / "metrics.jsonl", line | {"train": {"loss": 2.0 / (epoch + 1)}, "val": val})
+    (folder / "lightning_checkpoints" / f"epoch={epochs - 1}-step={10 * epochs}.ckpt").write_bytes(run.name.encode())
+    (folder / "checkpoint.pt").write_bytes(run.name.encode())
+    run.phase_done_file(unit).parent.mkdir(parents=True, exist_ok=True)
+    run.phase_done_file(unit).write_text(json.dumps({"phase": plan.phases[unit], "reason": "all epochs are done"}))
+
+
+# ---------------------------------------------------------------------------------------------------- real data
 
 
 def labels_of(num_frames: int, seed: int) -> np.ndarray:
@@ -40,28 +77,9 @@ def labels_of(num_frames: int, seed: int) -> np.ndarray:
 
 def write_features(path: Path, labels_TK: np.ndarray, seed: int, video: Path | None = None) -> None:
     """An outputs file with features of a video that tell the labels, through noise."""
-    status = video.stat() if video is not None else None
-    size, mtime = (status.st_size, status.st_mtime_ns) if status is not None else (0, 0)
     features_TD = np.random.default_rng(seed).normal(0, 0.1, (len(labels_TK), NUM_FEATURES)).astype(np.float32)
     features_TD[:, : labels_TK.shape[1]] += 5 * labels_TK
-    zeros_TK = np.zeros((len(labels_TK), len(CLASSES)), np.float32)
-    block = {
-        "logits": zeros_TK,
-        "P": zeros_TK,
-        "spatial_features": features_TD[:, :STREAM_FEATURES],
-        "flow_features": features_TD[:, STREAM_FEATURES:],
-    }
-    write_group(
-        path,
-        "resnet18",
-        num_frames=len(labels_TK),
-        columns={name: values.shape[1] for name, values in block.items()},
-        blocks=[block],
-        class_names=CLASSES,
-        thresholds_K=np.zeros(len(CLASSES)),
-        mark=Mark(len(labels_TK), {}, "", size, mtime),
-        provenance={},
-    )
+    write_outputs(path, np.zeros((len(labels_TK), len(CLASSES)), np.float32), features_TD, video)
 
 
 def make_sequence_run(
@@ -106,13 +124,19 @@ def make_clip_run(
                 plan["labels"][key] = _labelled(folder, key, labels_of(frames, index))
     weights = {}
     if stage == "feature_extractor":
-        torch.manual_seed(3)
-        flow = folder / "flow.pt"
-        generator = build_flow_generator(config.flow_generator)
-        torch.save({"epoch": 0, "state_dict": generator.state_dict()}, flow)
-        weights["flow_generator"] = {"path": str(flow), "sha256": sha256(flow)}
+        weights["flow_generator"] = _untrained_flow(folder / "flow.pt", config)
     cache = str(folder / "frame_cache")
     return _create(folder, stage, config, keys, test, weights=weights, cache=cache, devices=devices, **plan)
+
+
+def _untrained_flow(path: Path, config: Config) -> dict[str, str]:
+    import torch
+
+    from deg.models.two_stream import build_flow_generator
+
+    torch.manual_seed(3)
+    torch.save({"epoch": 0, "state_dict": build_flow_generator(config.flow_generator).state_dict()}, path)
+    return {"path": str(path), "sha256": sha256(path)}
 
 
 def _labelled(folder: Path, key: str, labels_TK: np.ndarray) -> dict[str, str]:
@@ -140,80 +164,5 @@ def _create(folder: Path, stage: str, config: Any, keys: list[str], test: bool, 
         plan=whole,
         config=as_dict(config),
         provenance={},
-        now=datetime(2026, 1, 2, 3, 4, 5),
+        now=NOW,
     )
-
-
-class StopAfter(StopFlag):
-    """A signal that comes between two batches: after so many looks at the flag."""
-
-    def __init__(self, looks: int):
-        self._looks = looks
-
-    def install(self) -> None:
-        pass
-
-    @property
-    def is_set(self) -> bool:
-        self._looks -= 1
-        return self._looks < 0
-
-
-class Quiet(Teller):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.said: list[dict[str, Any]] = []
-
-    def say(self, event: str, **details: Any) -> None:
-        self.said.append({"event": event, **details})
-
-
-def train_here(run: RunDir, *, unit: int = 0, stop: StopFlag | None = None) -> Quiet:
-    """A phase, in this process, by one rank."""
-    from deg.train.fit import train_phase
-
-    plan, tell = run.load_training_plan(), Quiet()
-    threads = torch.get_num_threads()
-    try:
-        train_phase(run, plan, plan.units[unit], stop or StopAfter(10**9), tell)
-    finally:
-        torch.set_num_threads(threads)
-    return tell
-
-
-def weights_of(run: RunDir) -> dict[str, torch.Tensor]:
-    return torch.load(run.path / "checkpoint.pt", weights_only=True)["state_dict"]
-
-
-def config_of(run: RunDir) -> dict[str, Any]:
-    return yaml.safe_load(run.config_file.read_text())
-
-
-def start_rank(run: RunDir, *, unit: int = 0, **environment: str) -> subprocess.Popen[str]:
-    """`python -m deg.execute RUN UNIT`, as a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-u", "-m", "deg.execute", str(run.path), str(unit)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-    )
-
-
-def kill_when(process: subprocess.Popen[str], condition, seconds: float = 120.0) -> None:
-    """SIGKILL as soon as the condition holds; TimeoutError if it never does."""
-    done = threading.Event()
-    timer = threading.Timer(seconds, done.set)
-    timer.start()
-    try:
-        while process.poll() is None and not condition():
-            if done.is_set():
-                raise TimeoutError("what should come before the kill did not come")
-            done.wait(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    finally:
-        timer.cancel()

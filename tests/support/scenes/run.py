@@ -1,4 +1,4 @@
-"""Runs and projects without networks: plans over made-up recordings, and projects whose workers follow a script."""
+"""Inferences without networks: plans over made-up recordings, their runs, and workers that follow a script."""
 
 from __future__ import annotations
 
@@ -11,19 +11,17 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-import yaml
 from scripted_engine import FeatureSpans
 
-from deg.demo import write_shapes_video
 from deg.execute import run_unit
 from deg.plan import plan_units
 from deg.rundir import Plan, RunDir, create_run
 from deg.types import VideoInfo
 from deg.work import StopFlag, Teller
+from scenes.project import CLASSES
 
-CLASSES = ("background", "groom", "rear")
 NOW = datetime(2026, 11, 22, 12, 0, 0)
-SCRIPTED = Path(__file__).parent / "scripted"
+SCRIPTED = Path(__file__).parents[1] / "scripted"
 
 
 def make_plan(folder: Path, lengths: dict[str, int], *, units: int = 1, stage: str = "feature_extractor") -> Plan:
@@ -81,36 +79,6 @@ def scripted_workers(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Callable[
 
     write()
     return write
-
-
-def make_project(folder: Path, lengths: dict[str, int]) -> Path:
-    """A project with videos of moving shapes and weight files that only scripted workers can use."""
-    (folder / "models").mkdir(parents=True)
-    for seed, (key, frames) in enumerate(lengths.items()):
-        (folder / "DATA" / key).mkdir(parents=True)
-        write_shapes_video(folder / "DATA" / key / f"{key}.mp4", num_frames=frames, height=64, width=64, seed=seed)
-    config = {
-        "project": {"name": "mice", "class_names": list(CLASSES), "path": str(folder)},
-        "augs": {"resize": [32, 32], "normalization": {"N": 100, "mean": [0.4, 0.4, 0.4], "std": [0.2, 0.2, 0.2]}},
-        "preset": "deg_f",
-    }
-    (folder / "project_config.yaml").write_text(yaml.safe_dump(config))
-    for number, (model, arch) in enumerate(
-        {"flow_generator": "TinyMotionNet", "feature_extractor": "resnet18", "sequence": "tgmj"}.items()
-    ):
-        add_weights(folder, model, arch, f"200101_00000{number}")
-    return folder
-
-
-def add_weights(folder: Path, model: str, arch: str, date: str) -> Path:
-    """A training run whose weight file holds nothing but its name."""
-    run = folder / "models" / f"{date}_{model}_train"
-    run.mkdir()
-    config = {"run": {"model": model, "type": "train", "dir": str(run)}, "flow_generator": {"weights": "latest"}}
-    config.setdefault(model, {})["arch"] = arch
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
-    (run / "checkpoint.pt").write_bytes(f"{date} {model}".encode())
-    return run
 
 
 def frame_numbers(outputs: Path, group: str = "resnet18") -> np.ndarray:

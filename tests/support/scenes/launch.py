@@ -1,0 +1,144 @@
+"""Launches without a scheduler: their folders as they lie after jobs have done this or that."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from deg.attempts import note, read_attempts
+from deg.config import as_dict, overlay
+from deg.launch.launches import Job, Launch, LaunchDir, Stage
+from deg.rundir import Plan, RunDir, create_run
+from deg.schema import Cluster
+from deg.version import __version__
+from scenes.run import NOW, make_plan
+from scenes.training import make_training_plan
+
+WORDS = tuple(
+    f"cluster.{option}"
+    for option in (
+        *("image=null", "cpus_per_task=1", "memory_gb=1.0", "gpus_per_node=null"),
+        *("time=1:00:00", "stop_ahead=null", "jobs=4"),
+    )
+)
+"""Options of a job that fits anywhere and runs this Python."""
+BEGAN = 1_795_354_200.0
+"""When jobs begin, in seconds since 1970, unless a test says otherwise."""
+
+
+def make_launch(
+    project: Path,
+    stages: Sequence[Stage | str] = ("infer feature_extractor",),
+    *,
+    name: str = "261122_120000_launch",
+    image: Path | None = None,
+    deg: str = __version__,
+    array_size: int = 1000,
+    report: bool = False,
+    submitted: bool = True,
+    **cluster: Any,
+) -> LaunchDir:
+    """A launch of stages, which may be given as `verb stage`; `cluster` are options `cluster.*`.
+
+    If `submitted`, the jobs of the first are 10 (execute) and 11 (merge), of the next 20 and 21...
+    """
+    launch = LaunchDir(project / "models" / name)
+    launch.jobs_folder.mkdir(parents=True)
+    made = [_stage(project, stage, index) if isinstance(stage, str) else stage for index, stage in enumerate(stages)]
+    options = as_dict(overlay(Cluster(), cluster, source="in a test"))
+    launch.launch_file.write_text(Launch(project, tuple(made), report, deg, image, options, array_size).to_json())
+    for index, stage in enumerate(made if submitted else ()):
+        elements = tuple(range(stage.elements)) if stage.verb == "infer" else None
+        launch.add_job(Job(f"{index + 1}0", index, "execute", elements, time=BEGAN - 60))
+        launch.add_job(Job(f"{index + 1}1", index, "merge", time=BEGAN - 60))
+    return launch
+
+
+def _stage(project: Path, words: str, index: int) -> Stage:
+    verb, stage = words.split()
+    run = f"261122_12000{index}_{stage}_{verb}"
+    return inference(project, run, 4, stage) if verb == "infer" else training(project, run, stage)
+
+
+def inference(project: Path, run: str, elements: int = 1, stage: str = "feature_extractor", *words: str) -> Stage:
+    """A stage that infers."""
+    fixed = ("feature_extractor.weights=latest",)
+    return Stage("infer", stage, run, elements, ("infer", stage, str(project), *(words or fixed), "--run", run))
+
+
+def training(project: Path, run: str, stage: str = "flow_generator", *words: str) -> Stage:
+    """A stage that trains."""
+    return Stage("train", stage, run, 1, ("train", stage, str(project), *words, "--run", run))
+
+
+def plan_stage(launch: LaunchDir, index: int = 0, lengths: dict[str, int] | None = None) -> tuple[RunDir, Plan]:
+    """The run directory of a stage: of an inference with units of 1000 frames over recordings a and b."""
+    stage, project = launch.load().stages[index], launch.load().project
+    if stage.verb == "infer":
+        lengths = lengths or {"a": 2000, "b": 2000}
+        plan = make_plan(project, lengths, units=sum(lengths.values()) // 1000, stage=stage.stage)
+        kind = "inference"
+    else:
+        plan, kind = make_training_plan(project, stage=stage.stage), "train"
+    run = create_run(
+        project / "models", stage=stage.stage, kind=kind, plan=plan, config={}, provenance={}, now=NOW, name=stage.run
+    )
+    return run, plan
+
+
+# ---------------------------------------------------------------------------------------------------- what is so
+
+
+def only_launch(project: Path) -> LaunchDir:
+    """The launch of a project that has one."""
+    (file,) = (project / "models").glob("*/launch.json")
+    return LaunchDir(file.parent)
+
+
+def submitted(launch: LaunchDir) -> list[tuple[int, str, tuple[int, ...] | None, int]]:
+    """Stage, role, elements and round of all jobs of a launch, in their order."""
+    return [(job.stage, job.role, job.elements, job.round) for job in launch.jobs()]
+
+
+def queued(job: str, state: str = "RUNNING", reason: str = "None", *, start: float | None = BEGAN) -> str:
+    """A line of squeue."""
+    return f"{job}|{state}|n1|{'N/A' if start is None else int(start)}|1:00|4:00:00|{reason}\n"
+
+
+# ---------------------------------------------------------------------------------------------------- what jobs leave
+
+
+def add_job(launch: LaunchDir, job: str, stage: int = 0, role: str = "execute", **more: Any) -> None:
+    launch.add_job(Job(job, stage, role, **more))  # type: ignore[arg-type]
+
+
+def started(run: RunDir, unit: int, job: str, host: str = "n1", *, restart: int = 0, at: float = BEGAN, **more) -> None:
+    """An attempt at a unit begins."""
+    note(run.unit_folder(unit), "started", job=job, host=host, restart=restart, **{"progress": 0, "time": at, **more})
+
+
+def ended(run: RunDir, unit: int, event: str = "done", *, at: float = BEGAN + 60, **more) -> None:
+    """The last attempt at a unit ends by itself: done, stopped (why=...) or failed (message=...)."""
+    last = read_attempts(run.unit_folder(unit))[-1]
+    note(run.unit_folder(unit), event, job=last.job, restart=last.restart, **{"time": at, **more})
+
+
+def exited(run: RunDir, unit: int, job: str, status: int, host: str = "n1", **more) -> None:
+    """The host has seen a job's process end."""
+    details = {"restart": 0, "oom_kills": None, "time": BEGAN + 60, **more}
+    note(run.unit_folder(unit), "exited", job=job, host=host, status=status, **details)
+
+
+def died(run: RunDir, unit: int, *jobs: str, host: str = "n1") -> None:
+    """An attempt at a unit begins in each of these jobs, and is killed."""
+    for job in jobs:
+        started(run, unit, job, host)
+        exited(run, unit, job, 137, host)
+
+
+def output(launch: LaunchDir, job: str, *events: dict, errors: str = "", rank: int = 0) -> None:
+    """What a process of a job wrote."""
+    (launch.jobs_folder / f"{job}_{rank}_log.out").write_text("".join(json.dumps(event) + "\n" for event in events))
+    (launch.jobs_folder / f"{job}_{rank}_log.err").write_text(errors)
