@@ -23,7 +23,7 @@ VIDEOS = 4
 FRAMES = 200
 SEED = 1
 OPTIONS: dict[str, dict[str, Any]] = {
-    "augs": {"resize": [48, 64], "LR": 0.0, "grayscale": 0.0, "degrees": 0},  # to the left is not to the right
+    "augs": {"resize": [36, 48], "LR": 0.0, "grayscale": 0.0, "degrees": 0},  # to the left is not to the right
     "compute": {"batch_size": 16, "num_workers": 1},
     "split": {"train_val_test": [0.75, 0.25, 0.0]},
     "train": {
