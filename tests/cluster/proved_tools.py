@@ -17,12 +17,19 @@ from small_cluster import what_is_missing
 
 HERE = Path(__file__).resolve().parent
 TESTS_OF_TOOLS = {"test_fake_slurm.py", "test_small_cluster.py"}
+OUTSIDE = (
+    "containers",
+    "tests/support/fake_slurm",
+    "tests/support/recorded_slurm.py",
+    "tests/support/shims.py",
+    "tests/launch/test_recorded_slurm.py",
+)
 RECORD = HERE / "proved_tools.txt"
 
 
 def tools() -> Iterator[Path]:
-    """The fake Slurm, the image's recipe, and what makes the small cluster, with the tests of these."""
-    yield from (ROOT / "tests" / "support" / "fake_slurm", ROOT / "containers")
+    """The image's recipe, the fake and the recorded Slurm, what makes the small cluster, and the tests of these."""
+    yield from (ROOT / name for name in OUTSIDE)
     for path in sorted(HERE.iterdir()):
         if path != RECORD and (path.name in TESTS_OF_TOOLS or not path.name.startswith("test_")):
             yield path
