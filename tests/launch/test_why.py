@@ -97,8 +97,7 @@ def test_memory_of_the_gpu_in_a_training_wants_a_smaller_batch(project, shims):
     ended(run_of(launch), 0, "failed", message="CUDA out of memory. Tried to allocate 2 GiB")
     found = ask(launch)
     assert "memory of the GPU" in causes(found)["gpu_memory"]
-    run = run_of(launch).name
-    assert found.command == f"deg train sequence {project} --run {run} compute.batch_size=16 --on slurm"
+    assert found.command == f"deg train sequence {project} compute.batch_size=16 --on slurm"
 
 
 def test_a_unit_that_takes_longer_than_the_limit(launch):
