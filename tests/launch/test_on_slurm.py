@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 from scenes.launch import WORDS, only_launch, submitted
-from scenes.project import make_labelled_project, make_project, write_untrained_weights
+from scenes.project import make_labelled_project, make_project
 from scenes.run import frame_numbers, scripted_workers
 
 from deg.attempts import read_attempts
@@ -141,19 +141,6 @@ def test_results_are_those_of_one_machine(fake_slurm, infer, folder, undisturbed
         assert launch.run_of(stage).is_merged()
 
 
-@pytest.mark.slow
-def test_results_of_real_networks_are_those_of_one_machine(fake_slurm, deg, tmp_path, monkeypatch):
-    project = make_labelled_project(tmp_path / "lab")
-    write_untrained_weights(project)
-    monkeypatch.delenv("PYTHONPATH")
-    local = copy(project, tmp_path / "local")
-    fixed = ["feature_extractor.weights=latest", "inference.precision=fp32", "inference.threads=1"]
-    assert deg("infer", "all", project, *fixed)[0] == 0
-    fake_slurm.wait(seconds=PATIENCE)
-    assert cli.run(["infer", "all", str(local), *fixed, "inference.devices=1"]) == 0
-    assert same(datasets(project), datasets(local))
-
-
 def test_arrays_cut_short_do_all_the_units(fake_slurm, infer, folder, undisturbed):
     fake_slurm.configure(max_array_size=2, accounting=False)
     launch = infer("feature_extractor")
@@ -259,31 +246,6 @@ def test_a_stage_that_fails_takes_those_after_it_out_of_the_queue(fake_slurm, in
 
 
 # ---------------------------------------------------------------------------------------------------- the chain
-
-
-@pytest.mark.slow
-def test_everything_from_labels_to_the_report(fake_slurm, deg, script, tmp_path):
-    """The first training is preempted, and goes on where it was."""
-    project = make_labelled_project(tmp_path / "lab")
-    script(pause=0.1, steps=40)
-    words = ("feature_extractor.weights=random", "cluster.nodes=2")
-    assert deg("run", project, *words)[0] == 0
-    launch = only_launch(project)
-    run = launch.run_of(launch.load().stages[0])
-    until(lambda: (run.unit_folder(0) / "state" / "step-3.ckpt").exists())
-    script(steps=40)
-    fake_slurm.preempt(launch.jobs()[0].job)
-    fake_slurm.wait(seconds=PATIENCE)
-    assert states(launch) == ["done"] * 5 and len(launch.jobs()) == 10
-    (began,) = [event["step"] for event in run.events() if event["event"] == "trained_from"]
-    assert began >= 3
-    assert sorted(name.rpartition("/")[2] for name in datasets(project) if "mouse_1/tgmj" in name) == [
-        "P",
-        "class_names",
-        "logits",
-        "thresholds",
-    ]
-    assert list(project.glob("reports/*/index.html"))
 
 
 def test_a_training_that_cannot_be_done_ends_the_chain_with_its_reason(fake_slurm, deg, script, tmp_path):
