@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from fake_slurm import FakeSlurm
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # before torch is imported: beside other tests, more threads than cores cost more than they bring
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    # a core for each process and all that it starts: threads that share cores with other tests' wait for each other
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
