@@ -131,13 +131,16 @@ def launched(deg, folder):
 
 @pytest.fixture
 def finish(monkeypatch, capsys):
-    """`finish(launch, 0, 1)` does in this process what the jobs of two stages do."""
+    """`finish(launch, 0, 1)` does in this process what the jobs of two stages do that were submitted last."""
+    done: set[str] = set()
 
     def make_engine(plan):
         return (FeatureSpans if plan.stage == "feature_extractor" else SequenceSpans)(plan)
 
     def finish_one(launch, index: int) -> None:
         array, merging = [job for job in launch.jobs() if job.stage == index][-2:]
+        assert array.job not in done, f"stage {index} was not submitted again"
+        done.add(array.job)
         for element in array.elements:
             os.environ.update(SLURM_JOB_ID="99", SLURM_ARRAY_JOB_ID=array.job, SLURM_ARRAY_TASK_ID=str(element))
             jobs.execute(launch, index, 0, StopFlag())
@@ -213,11 +216,12 @@ def test_a_launch_that_is_finished(recorder, launched, finish, deg, folder):
     assert status == 2 and "it is finished" in report["error"]
 
 
-def test_jobs_that_wait_in_vain_are_taken_out_of_the_queue(recorder, launched, finish, deg, folder):
+@pytest.mark.parametrize("reason", [NEVER, "Dependency"])
+def test_jobs_that_wait_in_vain_are_taken_out_of_the_queue(recorder, launched, finish, deg, folder, reason):
     launch = launched("cluster.sbatch=[kill-on-invalid-dep=null]")
     execute, merging, *others = [job.job for job in launch.jobs()]
     recorder.tell("CANCELLED", execute, merging)
-    recorder.tell("PENDING", *others, reason=NEVER)
+    recorder.tell("PENDING", *others, reason=reason)
     assert deg("resume", folder)[0] == 0
     states = recorder.states()
     assert {state for job, state in states.items() if array_of(job) in others} == {"CANCELLED"}
