@@ -234,7 +234,11 @@ def test_what_was_put_aside_gets_a_new_chance(recorder, launched, finish, deg, f
     run = launch.run_of(launch.load().stages[0])
     recorder.tell("CANCELLED")
     put_aside(run, 1)
+    word = launch.stage_folder(0) / "again"
+    word.parent.mkdir(parents=True, exist_ok=True)
+    word.write_text("of a merge job that could not be followed by another\n")
     assert deg("resume", folder)[0] == 0
+    assert not word.exists()
     finish(launch, 0, 1)
     assert state_of(launch, 0) == state_of(launch, 1) == "done" and run.is_merged()
     assert [attempt.end for attempt in read_attempts(run.unit_folder(1))] == ["done"]
