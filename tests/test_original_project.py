@@ -21,6 +21,8 @@ from deg.config import load_config
 from deg.launch.cli import run
 from deg.models.two_stream import build_two_stream
 
+pytestmark = pytest.mark.slow
+
 PATTERN = "261122_063920_feature_extractor_train"
 SEQUENCE_RUN = "261122_064227_sequence_train"
 CLASSES = 4
@@ -62,7 +64,6 @@ def make_filled_runs(project: Path, preset: str, salt: int) -> tuple[Path, Path]
     return weights[0], weights[1]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("preset", "salt", "group"), [("deg_f", 1, "resnet18"), ("deg_m", 2, "resnet50"), ("deg_s", 3, "resnet3d_34")]

@@ -14,6 +14,8 @@ import pytest
 from command import check
 from scenes.project import CLASSES, add_good, make_project, place, write_results
 
+pytestmark = pytest.mark.slow
+
 FRAMES = 12
 LABELS = np.eye(3, dtype=int)[np.arange(FRAMES) // 2 % 3]
 """Bouts of two frames: background, groom, rear and over again."""

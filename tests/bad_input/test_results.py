@@ -15,7 +15,7 @@ from command import check, infer
 from scenes.project import CLASSES, add_good, make_project, write_results
 from scenes.run import frame_numbers
 
-pytestmark = pytest.mark.usefixtures("in_process")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_process")]
 """Commands; their workers are processes, and so is whoever has a file open."""
 
 FRAMES = 40

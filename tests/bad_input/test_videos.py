@@ -26,6 +26,8 @@ from videos import (
 
 from deg.errors import show_path
 
+pytestmark = pytest.mark.slow
+
 NOT_UTF8 = os.fsdecode(b"M\xe4use")
 QUOTED = """two words, 'one' "two" & $HOME"""
 GOOD = {

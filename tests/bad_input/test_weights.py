@@ -20,7 +20,7 @@ from deg.schema import FeatureExtractor, FlowGenerator, Sequence
 from deg.sequences import SequenceEngine, SequenceTask
 from deg.types import NUM_FEATURES
 
-pytestmark = pytest.mark.usefixtures("in_process")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_process")]
 CPU = torch.device("cpu")
 
 

@@ -182,6 +182,7 @@ def test_the_split_depends_on_the_seed_alone(lab):
     assert drawn[0] == drawn[1] and any(parts != drawn[0] for parts in drawn)
 
 
+@pytest.mark.slow
 def test_recordings_added_one_by_one_are_not_all_drawn_alike(lab):
     """With the same generator each time, the next recording would always go where the one before went."""
     went = set()

@@ -19,6 +19,8 @@ from deg.launch.chain import differences
 from deg.rundir import RunDir
 from deg.yamlfile import read_yaml
 
+pytestmark = pytest.mark.slow
+
 STEPS = [
     "train flow_generator",
     "train feature_extractor",

@@ -7,6 +7,8 @@ import pytest
 from deg.launch import doctor_collective, doctor_gpu
 from deg.launch.doctor_child import Child
 
+pytestmark = pytest.mark.slow
+
 ARCHES = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
 GPU = {
     "name": "NVIDIA A100",

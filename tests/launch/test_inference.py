@@ -20,6 +20,8 @@ from deg import merge as merging
 from deg.launch import cli, inference
 from deg.rundir import RunDir
 
+pytestmark = pytest.mark.slow
+
 FEATURES = ("spatial_features", "flow_features")
 LENGTHS = {"mouse_1": 1100, "mouse_2": 30}
 
@@ -272,7 +274,6 @@ def test_a_run_that_was_killed_after_its_last_merge_is_closed_by_the_next_call(d
 # ---------------------------------------------------------------------------------------------------- the real thing
 
 
-@pytest.mark.slow
 def test_the_real_networks_give_the_same_bits_sharded_and_unsharded(tmp_path, monkeypatch, capsys):
     folder = make_project(tmp_path / "mice", {"mouse": 790})
     shutil.rmtree(folder / "models")

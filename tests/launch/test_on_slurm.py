@@ -20,6 +20,8 @@ from deg.launch import cli
 from deg.launch.launches import LaunchDir
 from deg.rundir import RunDir
 
+pytestmark = pytest.mark.slow
+
 LENGTHS = {"mouse_1": 1100, "mouse_2": 30}
 PATIENCE = 300
 

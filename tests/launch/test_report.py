@@ -8,6 +8,8 @@ import pytest
 from command import deg
 from lab_report import Page, make_reported_lab
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def lab(tmp_path):

@@ -22,6 +22,8 @@ from deg.launch.queue import NEVER, array_of
 from deg.rundir import RunDir
 from deg.work import StopFlag
 
+pytestmark = pytest.mark.slow
+
 LENGTHS = {"mouse_1": 1100, "mouse_2": 30}
 FIXED = ("feature_extractor.weights=latest", "inference.devices=1")
 

@@ -53,6 +53,7 @@ def open_clips(request, tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_every_clip_of_videos_of_1_to_12_frames(tmp_path, open_clips):
     videos = {f"of {n}": probe(write_video(tmp_path / f"{n}.mp4", n)) for n in range(1, 13)}
     source = open_clips(videos)

@@ -249,6 +249,7 @@ def test_bits_that_turned_over_in_an_unfinished_part_are_made_again(tmp_path, st
 # ------------------------------------------------------------------------------------------------ shared
 
 
+@pytest.mark.slow
 def test_processes_share_the_work(tmp_path):
     videos = make_videos(tmp_path, 60, 50, 40, 30)
     builders = [start_building(tmp_path / "cache", videos) for _ in range(2)]

@@ -9,6 +9,8 @@ from torch import nn
 
 from deg.models.fold import fold_batchnorm
 
+pytestmark = pytest.mark.slow
+
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 

@@ -77,6 +77,7 @@ def accuracy_after_training(arch: str) -> float:
         return float((network.eval()(features).argmax(dim=1) == labels.argmax(dim=1)).float().mean())
 
 
+@pytest.mark.slow
 def test_it_finds_in_noise_what_frames_alone_do_not_show():
     assert accuracy_after_training("tcn") > 0.9
     assert accuracy_after_training("linear") < 0.8

@@ -363,6 +363,7 @@ def all_gone(pids: list[int], seconds: float) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_loader_processes_leave_signals_to_the_rank(training):
     process, workers = training()
     assert len(workers) == 2
@@ -372,6 +373,7 @@ def test_loader_processes_leave_signals_to_the_rank(training):
     assert process.returncode == 0 and all_gone(workers, 10)
 
 
+@pytest.mark.slow
 def test_loader_processes_end_when_their_rank_is_killed(training):
     process, workers = training()
     process.kill()
@@ -379,6 +381,7 @@ def test_loader_processes_end_when_their_rank_is_killed(training):
     assert all_gone(workers, 30)
 
 
+@pytest.mark.slow
 def test_loader_processes_do_not_hold_up_a_rank_that_fails(training):
     process, workers = training("fail")
     _, told = process.communicate("go\n", timeout=60)

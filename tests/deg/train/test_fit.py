@@ -27,6 +27,8 @@ from deg.train.ranks import Ranks
 from deg.trained import read_thresholds, scan, weight_files
 from deg.work import STOPPED, Stopped
 
+pytestmark = pytest.mark.slow
+
 SHORT = ("train.num_epochs=3", "train.stopping_type=num_epochs", "train.lr=1e-3")
 
 
@@ -174,7 +176,6 @@ def test_a_damaged_newest_state_costs_only_the_way_from_the_one_before(uninterru
 CLIPS = ("train.num_epochs=2", "train.steps_per_epoch.train=3", "train.steps_per_epoch.val=2", "train.lr=1e-4")
 
 
-@pytest.mark.slow
 def test_a_feature_extractor_goes_on_bit_for_bit_too(tmp_path):
     """With augmentation, random crops and dropout."""
     runs = []
@@ -191,7 +192,6 @@ def test_a_feature_extractor_goes_on_bit_for_bit_too(tmp_path):
     assert same_weights(stopped, whole) and same_metrics(stopped, whole)
 
 
-@pytest.mark.slow
 def test_killed_without_warning_it_loses_no_more_than_the_last_interval(uninterrupted, tmp_path):
     run = make_sequence_run(tmp_path, *SEQUENCE, "compute.batch_size=2", "train.checkpoint_every=1e-9")
     state = run.unit_folder(0) / "state"
@@ -209,7 +209,6 @@ def test_killed_without_warning_it_loses_no_more_than_the_last_interval(uninterr
     assert same_weights(run, uninterrupted) and same_metrics(run, uninterrupted)
 
 
-@pytest.mark.slow
 def test_a_signal_stops_at_a_step_and_saves(tmp_path):
     run = make_sequence_run(tmp_path, *SEQUENCE, "train.num_epochs=100000")
     process = start_rank(run)
@@ -253,7 +252,6 @@ def train_by(run, ranks, stop_after=None):
 WITHOUT_DROPOUT = ("sequence.dropout_p=0", "sequence.input_dropout=0")
 
 
-@pytest.mark.slow
 def test_two_ranks_equal_one_on_the_same_batches(tmp_path):
     """Of 5 stretches in validation one rank has 2, the other 3; batch norm, loss and scores are of all.
 
@@ -279,7 +277,6 @@ def test_two_ranks_equal_one_on_the_same_batches(tmp_path):
         assert confusions[0].sum() == confusions[1].sum()
 
 
-@pytest.mark.slow
 def test_two_ranks_take_the_step_that_one_takes_with_a_feature_extractor(tmp_path):
     """Augmentation, batch norm and gradient are of the whole batch. One step: Adam makes a step of lr out of the last
     bit of a gradient near 0, so that the next ones differ."""
@@ -303,7 +300,6 @@ def test_two_ranks_take_the_step_that_one_takes_with_a_feature_extractor(tmp_pat
             assert far.float().mean() < 0.1 and (left - right).abs().max() < 2.1 * lr, name
 
 
-@pytest.mark.slow
 def test_two_ranks_that_were_stopped_go_on_as_if_they_had_not(tmp_path):
     runs = []
     for name in ("whole", "stopped"):
@@ -322,7 +318,6 @@ def test_two_ranks_that_were_stopped_go_on_as_if_they_had_not(tmp_path):
 # ---------------------------------------------------------------------------------------------------- stages, options
 
 
-@pytest.mark.slow
 def test_a_flow_generator_learns_without_labels(tmp_path):
     run = make_clip_run(tmp_path, "flow_generator", *CLIPS, "flow_generator.flow_sparsity=true",
                         "flow_generator.sparsity_weight=0.05")  # fmt: skip
@@ -334,7 +329,6 @@ def test_a_flow_generator_learns_without_labels(tmp_path):
     assert scan(run.path.parent)[0].model == "flow_generator"
 
 
-@pytest.mark.slow
 def test_a_curriculum_leaves_each_phase_in_a_folder_of_its_own(tmp_path):
     short = ("train.num_epochs=1", "train.steps_per_epoch.train=2", "train.steps_per_epoch.val=1")
     run = make_clip_run(tmp_path, "feature_extractor", "feature_extractor.curriculum=true", *short)
@@ -357,7 +351,6 @@ def test_a_curriculum_leaves_each_phase_in_a_folder_of_its_own(tmp_path):
     assert [found.weights for found in scan(run.path.parent)] == [weight_files(run.path)[0]]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("option", "follows"), [("frozen", False), ("original", True)])
 def test_the_flow_generators_statistics_follow_the_batches_only_as_in_the_original(tmp_path, option, follows):
     run = make_clip_run(tmp_path, "feature_extractor", "train.num_epochs=1", "train.steps_per_epoch.train=2",
