@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 from fake_slurm import FakeSlurm
@@ -16,6 +17,9 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     # a core for each process and all that it starts: threads that share cores with other tests' wait for each other
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+hypothesis.settings.register_profile("deg", deadline=None)  # other tests run beside these: time tells nothing
+hypothesis.settings.load_profile("deg")
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

@@ -21,6 +21,7 @@ from torch.utils.data import default_collate
 from videos import number_in, write_video
 
 from deg.config import as_dict, load_config
+from deg.data.decode import available_cores
 from deg.data.frame_cache import FrameCache
 from deg.data.labels import write_labels
 from deg.data.video import open_video, probe
@@ -366,7 +367,7 @@ def all_gone(pids: list[int], seconds: float) -> bool:
 @pytest.mark.slow
 def test_loader_processes_leave_signals_to_the_rank(training):
     process, workers = training()
-    assert len(workers) == 2
+    assert len(workers) == min(2, available_cores())
     for pid, number in itertools.product(workers, (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGUSR1)):
         os.kill(pid, number)
     assert process.communicate("go\n", timeout=60)[0] == "35\n"
