@@ -33,7 +33,7 @@ from deg.data.store import checksum, describe_refusal, new_hdf5
 from deg.errors import DegError, RunError, show_path
 from deg.rundir import Plan, RunDir, TrainingPlan, steps_done
 from deg.types import Span, Unit
-from deg.work import STOPPED, StopFlag, Stopped, Teller, kept_for_good, log_to, stop_without_launcher
+from deg.work import STOPPED, StopFlag, Stopped, Teller, log_to, stop_without_launcher
 
 log = logging.getLogger("deg.execute")
 
@@ -151,9 +151,8 @@ def unit_named(plan: Plan | TrainingPlan, number: str) -> Unit:
 
 def make_engine(plan: Plan) -> Engine:
     """The engine of the plan's stage, on this process's device."""
-    with kept_for_good():
-        from deg.engines import FeatureSpans, SequenceSpans
-        from deg.models.device import choose_device
+    from deg.engines import FeatureSpans, SequenceSpans
+    from deg.models.device import choose_device
 
     if plan.stage == "feature_extractor":
         return FeatureSpans(plan, choose_device())
@@ -194,9 +193,8 @@ def main(arguments: Sequence[str] | None = None, stop: StopFlag | None = None) -
 def _train(run: RunDir, plan: TrainingPlan, units: Iterator[Unit], stop: StopFlag, tell: Teller) -> bool:
     """Do phases, as one rank among those that do; whatever goes wrong ends the training."""
     stop_without_launcher(stop)
-    with kept_for_good():
-        from deg.train.fit import train_phase
-        from deg.train.ranks import Ranks
+    from deg.train.fit import train_phase
+    from deg.train.ranks import Ranks
 
     for unit in units:
         folder = run.unit_folder(unit.index)

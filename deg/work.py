@@ -5,7 +5,6 @@ Whoever started it reads JSON lines on its standard output, and its exit status.
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import math
@@ -14,8 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,21 +58,6 @@ class StopFlag:
     def check(self) -> None:
         if self.is_set:
             raise Stopped
-
-
-@contextmanager
-def kept_for_good() -> Iterator[None]:
-    """Keep what is made within out of the garbage collector's sight for ever.
-
-    Imports of PyTorch make a million objects that stay. To look through them again and again, and at the end of Python,
-    takes a third of the processor time that a worker needs to begin and to end.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 LAUNCHER = "DEG_LAUNCHER"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 from pathlib import Path
@@ -30,12 +29,6 @@ SHARED = ROOT.parent / "shared"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest, so that no process is left alone with one of them in the end."""
     items.sort(key=lambda item: (item.get_closest_marker("timeout") is None, item.get_closest_marker("slow") is None))
-
-
-def pytest_collection_finish() -> None:
-    """Thousands of tests, and the modules that they import, stay: the garbage collector need not look through them."""
-    gc.collect()
-    gc.freeze()
 
 
 def golden_folder() -> Path:

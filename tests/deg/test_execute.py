@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import signal
 import socket
@@ -22,7 +21,7 @@ from deg.data import store
 from deg.data.store import checksum
 from deg.errors import RunError
 from deg.execute import main, run_unit, unit_named
-from deg.work import STOPPED, StopFlag, Stopped, Teller, kept_for_good
+from deg.work import STOPPED, StopFlag, Stopped, Teller
 
 
 @pytest.fixture
@@ -282,11 +281,3 @@ def test_progress_is_told_once_a_second_at_most(capsys):
     assert capsys.readouterr().out == ""
     tell.flush()
     assert json.loads(capsys.readouterr().out) == {"event": "progress", "frames": 1600}
-
-
-def test_what_is_kept_for_good_is_spared_the_garbage_collector():
-    before = gc.get_freeze_count()
-    with kept_for_good():
-        kept = [[] for _ in range(1000)]
-        assert not gc.isenabled()
-    assert gc.isenabled() and gc.get_freeze_count() >= before + len(kept)
