@@ -4,7 +4,7 @@
 #   make test        style, types and the test suite, side by side; tests of the test tools if these have changed
 #   make test-all    style, types and all tests, one after another
 #   make test-tools  the tests of the test tools: the imitated Slurm and the small cluster
-#   make test-fast   the tests that take less than ten seconds each
+#   make test-fast   the tests that start no real commands and take no more than some seconds
 #   make lint | types | format
 
 PYTHON := python3

@@ -94,7 +94,7 @@ def inference(kind: Flavour) -> str:
         deg = [*alone, sys.executable, "-m", "deg.launch.cli"]
         _run([*deg, "new", str(project), "--behaviors", ",".join(BEHAVIORS)], environment)
         _run([*deg, "add", str(project), str(video)], environment)
-        write_untrained_weights(project)
+        write_untrained_weights(project, "preset=deg_f", "augs.resize=[64,64]")
         _run([*deg, "infer", "all", str(project), "feature_extractor.weights=latest"], environment)
         if not list(project.glob("DATA/*/*_outputs.h5")):
             raise LaunchError(f"expected a result of {video.name}, found none")
@@ -114,8 +114,8 @@ def _run(command: list[str], environment: dict[str, str]) -> None:
         raise LaunchError(f"{' '.join(command)} ended with exit status {done.returncode}:\n{done.stderr}")
 
 
-def write_untrained_weights(folder: Path) -> None:
-    """Networks with random weights, in a project's folder of models, as if they had been trained there."""
+def write_untrained_weights(folder: Path, *overrides: str) -> None:
+    """Write networks with random weights, in a project's folder of models, as if they had been trained there."""
     import torch
     import yaml
 
@@ -126,7 +126,7 @@ def write_untrained_weights(folder: Path) -> None:
     from deg.types import NUM_FEATURES
 
     project = open_project(folder)
-    config = load_config(project.config_file, ["preset=deg_f", "augs.resize=[64,64]"])
+    config = load_config(project.config_file, overrides)
     classes = len(project.class_names)
     torch.manual_seed(0)
     two_stream = build_two_stream(config.feature_extractor, config.flow_generator, classes)
@@ -139,6 +139,7 @@ def write_untrained_weights(folder: Path) -> None:
         run = project.model_path / f"000101_00000{number}_{stage}_train"
         run.mkdir(parents=True)
         stored = as_dict(config) | {"run": {"type": "train", "model": stage, "dir": str(run)}}
+        stored["flow_generator"]["weights"] = "latest"
         (run / "config.yaml").write_text(yaml.safe_dump(stored))
         torch.save({"epoch": 0, "state_dict": network.state_dict(), "hyperparameters": None}, run / "checkpoint.pt")
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import yaml
 from pages import commands, pages, read
-from scenes.project import write_untrained_weights
 from videos import write_video
 
 from deg.data.labels import write_labels
+from deg.launch.selftest import write_untrained_weights
 from deg.project import create_project
 from deg.recordings import add_recording
 

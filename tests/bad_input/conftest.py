@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 from collections.abc import Iterable
 from contextlib import redirect_stderr, redirect_stdout
@@ -44,9 +43,7 @@ def deg_here(*words: object) -> Answer:
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         status = cli.run(list(map(os.fspath, words)))
-    told = err.getvalue()
-    assert "Traceback" not in told and status in (0, 1, 2), f"exit status {status}\n{told}"
-    return Answer(status, json.loads(out.getvalue()) if "--json" in words else None, told)
+    return Answer.of(words, status, out.getvalue(), err.getvalue())
 
 
 def probe_here(paths: Iterable[Path], **options) -> list[VideoInfo | VideoError]:

@@ -128,7 +128,7 @@ def test_of_other_classes(unloadable):
 
 
 def test_a_feature_extractor_of_other_classes(models):
-    (weights,) = models.glob("*_feature_extractor_train_untrained/checkpoint.pt")
+    (weights,) = models.glob("*_feature_extractor_train/checkpoint.pt")
     networks = (FeatureExtractor(), FlowGenerator())
     task = FeatureTask(*networks, 4, str(weights), None, None, None, None, mean=(0.4,) * 3, std=(0.2,) * 3)
     with pytest.raises(WeightsError) as raised:

@@ -13,12 +13,12 @@ import h5py
 import numpy as np
 import yaml
 from cluster_user import User
-from scenes.project import write_untrained_weights
 from small_cluster import SmallCluster
 from videos import write_video
 
 from deg.data.labels import write_labels
 from deg.launch.launches import LaunchDir, find_launches
+from deg.launch.selftest import write_untrained_weights
 from deg.project import create_project, open_project
 from deg.recordings import add_recording
 from deg.rundir import RunDir

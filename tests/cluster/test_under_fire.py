@@ -74,7 +74,7 @@ def test_inference_under_fire(cluster, image, user, folder):
     cluster.run("scancel", cancelled)
     limited = next(job for job, host in on.items() if host == "n1" and job != cancelled)
     cluster.run("scancel", "--signal=STOP", limited)  # or it would be done before its time is up
-    # which the next attempts have, too: they are told to stop 20 s before, and a loaded machine takes 45 s for one
+    # of the next attempts, too: told to stop 20 s before, none would be done within one minute on a loaded machine
     cluster.run("scontrol", "update", f"JobId={limited}", "TimeLimit=2")
     cluster.kill_node("n3")
     cluster.cut_node("n2")

@@ -13,11 +13,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from scenes.project import add_weights, make_project, write_untrained_weights
+from scenes.project import add_weights, make_project
 from scenes.run import frame_numbers, scripted_workers
 
 from deg import merge as merging
 from deg.launch import cli, inference
+from deg.launch.selftest import write_untrained_weights
 from deg.rundir import RunDir
 
 pytestmark = pytest.mark.slow

@@ -23,18 +23,19 @@ class Answer:
     json: Any
     told: str
 
+    @classmethod
+    def of(cls, words: Sequence[object], status: int, printed: str | bytes, told: str) -> Answer:
+        """An answer as users may get one, whatever the input: without a traceback."""
+        assert "Traceback" not in told and status in (0, 1, 2), f"exit status {status}\n{told}"
+        return cls(status, json.loads(printed) if "--json" in words else None, told)
+
 
 def deg(*words: object, prefix: Sequence[str] = (), **options: Any) -> Answer:
-    """Run `deg` without a GPU; `prefix` is a program that starts it, options are those of subprocess.run.
-
-    There is no traceback, whatever the input.
-    """
+    """Run `deg` without a GPU; `prefix` is a program that starts it, options are those of subprocess.run."""
     options.setdefault("env", {**os.environ, "CUDA_VISIBLE_DEVICES": ""})
     command = [*prefix, sys.executable, "-m", "deg.launch.cli", *words]
     ended = subprocess.run(list(map(os.fspath, command)), capture_output=True, timeout=PATIENCE, **options)
-    told = ended.stderr.decode("utf-8", "replace")
-    assert "Traceback" not in told and ended.returncode in (0, 1, 2), f"exit status {ended.returncode}\n{told}"
-    return Answer(ended.returncode, json.loads(ended.stdout) if "--json" in words else None, told)
+    return Answer.of(words, ended.returncode, ended.stdout, ended.stderr.decode("utf-8", "replace"))
 
 
 def infer(lab: Path, *words: str, stage: str = "feature_extractor", **options: Any) -> Answer:

@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import watching
-from scenes.project import make_project, place, write_untrained_weights
+from scenes.project import make_project, place
 from watching import Expected, differences, outputs_of, read_outputs, runs_of
 
 from deg.demo import write_shapes_video
+from deg.launch.selftest import write_untrained_weights
 from deg.rundir import RunDir
 
 LENGTHS = {"long": 1600, "short": 40, "odd": 517, "even": 512}

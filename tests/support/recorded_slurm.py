@@ -70,9 +70,9 @@ class Recorded:
     """A job or array as it was submitted, and what became of it."""
 
     options: dict[str, str]
-    """Those of its script, such as `nodes`."""
+    """Options of its script, such as `nodes`."""
     states: dict[str, str]
-    """By element."""
+    """States by element."""
 
     @property
     def dependency(self) -> str:
@@ -126,11 +126,11 @@ class RecordedSlurm(Shims):
         return {folder.name: self._read(folder) for folder in folders}
 
     def states(self) -> dict[str, str]:
-        """Of all jobs and elements of arrays."""
+        """States of all jobs and elements of arrays, by number."""
         return {name: state for job in self.jobs().values() for name, state in job.states.items()}
 
     def waiting(self) -> dict[str, Recorded]:
-        """Those of which something waits."""
+        """Jobs of which something waits, by number."""
         return {number: job for number, job in self.jobs().items() if "PENDING" in job.states.values()}
 
     def tell(self, state: str, *jobs: str, reason: str = "None") -> None:

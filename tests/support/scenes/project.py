@@ -12,16 +12,15 @@ import pytest
 import yaml
 from videos import write_video
 
-from deg.config import as_dict, load_config
 from deg.data.labels import write_labels
 from deg.data.store import Mark, write_group
 from deg.demo import write_shapes_video
-from deg.project import open_project
+from deg.launch.selftest import write_untrained_weights
 from deg.types import NUM_FEATURES, STREAM_FEATURES
 
 CLASSES = ("background", "groom", "rear")
 FRAMES = 24
-"""Of each video of a labelled project."""
+"""Frames of each video of a labelled project."""
 
 
 def make_project(
@@ -132,35 +131,6 @@ def add_weights(project: Path, model: str, arch: str, date: str) -> Path:
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     (run / "checkpoint.pt").write_bytes(f"{date} {model}".encode())
     return run
-
-
-def write_untrained_weights(folder: Path) -> None:
-    """Run directories of all three networks of a project, seeded, in the layout of DeepEthogram's training runs."""
-    import torch
-
-    from deg.models.sequence import build_sequence
-    from deg.models.two_stream import build_two_stream
-
-    project = open_project(folder)
-    config = load_config(project.config_file)
-    torch.manual_seed(1)
-    classes = len(project.class_names)
-    two_stream = build_two_stream(config.feature_extractor, config.flow_generator, classes)
-    networks = {
-        "flow_generator": two_stream.flow_generator,
-        "feature_extractor": two_stream,
-        "sequence": build_sequence(config.sequence, NUM_FEATURES, classes),
-    }
-    for number, (model, network) in enumerate(networks.items()):
-        path = project.model_path / f"000101_00000{number}_{model}_train_untrained"
-        path.mkdir(parents=True)
-        stored = as_dict(config) | {"run": {"type": "train", "model": model, "dir": str(path)}}
-        stored["flow_generator"]["weights"] = "latest"
-        (path / "config.yaml").write_text(yaml.safe_dump(stored))
-        torch.save(
-            {"epoch": 0, "state_dict": network.state_dict(), "optimizer": None, "hyperparameters": None},
-            path / "checkpoint.pt",
-        )
 
 
 @pytest.fixture(scope="session")
