@@ -256,6 +256,21 @@ def test_verbs_of_the_login_node_never_use_the_gpu_stack():
     )
 
 
+def test_inference_does_not_import_torchvision():
+    """It brings PyTorch's compiler along, which doubles the time until a worker begins."""
+    allowed = "models.imagenet launch.selftest launch.doctor_gpu"
+    assert_none(
+        (
+            f"{where}: {module} must do without {name}"
+            for module, _, where, name in all_imports()
+            if library_of(name) == "torchvision" and not matches(module, allowed)
+        ),
+        "only what needs ImageNet's weights, or reports versions",
+    )
+    from_inference = [name for _, _, _, name in all_imports("engines features sequences execute models.weights")]
+    assert "deg.models.imagenet" not in from_inference
+
+
 def light_modules() -> list[str]:
     files = " ".join(row.modules for row in LAYERS[:3])
     patterns = f"{files} {WITHOUT_GPU_STACK} {LATE_GPU_STACK}"

@@ -9,9 +9,8 @@ from typing import TypeVar
 
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from deg.models.resnet import ResNet2D
+from deg.models.resnet import BasicBlock, Bottleneck, ResNet2D
 from deg.models.resnet3d import BasicBlock3D, ResNet3D
 
 Network = TypeVar("Network", bound=nn.Module)

@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from deg.errors import ConfigError
 from deg.models.motionnet import MotionNet, TinyMotionNet
 from deg.models.motionnet3d import TinyMotionNet3D
-from deg.models.resnet import NUM_FEATURES, ResNet2D
+from deg.models.resnet import NUM_FEATURES, BasicBlock, Bottleneck, ResNet2D
 from deg.models.resnet3d import ResNet3D
 
 CLIP_FRAMES = 11
