@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from deg import schema
 from deg.data.atomic import replacing
@@ -140,6 +139,8 @@ def _finished_labels(project: Project) -> tuple[list[np.ndarray], list[str]]:
 
 def _write_parquet(path: Path, found: Predictions, predictions_TK: np.ndarray, group: str) -> None:
     """One row a frame: probability and prediction of each class; thresholds and group in the file's metadata."""
+    import pandas as pd
+
     columns: dict[str, np.ndarray] = {"frame": np.arange(len(predictions_TK), dtype=np.int64)}
     for k, name in enumerate(found.class_names):
         columns[f"{name}_probability"] = found.probabilities_TK[:, k]

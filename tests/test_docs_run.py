@@ -5,8 +5,6 @@ Where they submit jobs, an imitated Slurm runs these, and a profile `mysite` doe
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from pages import commands, pages, read
 from videos import write_video
 
 from deg.data.labels import write_labels
+from deg.launch.cli import run
 from deg.launch.selftest import write_untrained_weights
 from deg.project import create_project
 from deg.recordings import add_recording
@@ -53,7 +52,8 @@ def folder(tmp_path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_all_shown_commands_run_in_the_order_of_their_page(folder, mysite, fake_slurm):
+def test_all_shown_commands_run_in_the_order_of_their_page(folder, mysite, fake_slurm, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
     shown = {page: list(commands(read(page))) for page in pages()}
     assert sum(map(len, shown.values())) >= 10
     done = set(ELSEWHERE)
@@ -64,11 +64,8 @@ def test_all_shown_commands_run_in_the_order_of_their_page(folder, mysite, fake_
             done.add(tuple(words))
             if "slurm" in words:
                 leave_work(folder / "my_project")
-            command = [sys.executable, "-m", "deg.launch.cli", *words, *ADDED.get(words[0], [])]
-            ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
-            assert ended.returncode == 0, (
-                f"{page}: deg {' '.join(words)} ended with {ended.returncode}:\n{ended.stderr}"
-            )
+            status = run([*words, *ADDED.get(words[0], [])])
+            assert status == 0, f"{page}: deg {' '.join(words)} ended with {status}:\n{capsys.readouterr().err}"
         if alive := [job for job, state in fake_slurm.states().items() if state in ("PENDING", "RUNNING")]:
             fake_slurm.run("scancel", *alive)  # of a page on which the last word is to go on
 

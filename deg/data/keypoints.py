@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from deg.errors import ProjectError, show_path
 
@@ -61,6 +60,8 @@ class KeypointReader:
 
 def read_keypoints(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Points (T, 7, 2) in pixels and likelihoods (T, 7) of PARTS, found by their names. ProjectError if it cannot."""
+    import pandas as pd  # late: it takes half the time in which `deg` starts
+
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header = [[cell.strip() for cell in row] for row in islice(csv.reader(file), len(_HEADER))]

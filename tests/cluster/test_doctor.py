@@ -38,19 +38,15 @@ def test_a_cluster_that_is_fit_is_found_fit(doctor):
     assert found["requeueing"][0]["found"].endswith("began again")
 
 
-def test_stand_in_gpus_on_two_nodes_are_no_gpus(doctor):
-    _, found = doctor("cluster.gpus_per_node=2", "cluster.nodes=2", status=3)
+def test_stand_in_gpus_on_two_nodes_are_no_gpus_and_requeueing_is_forbidden(doctor, cluster):
+    cluster.configure(Site(requeue=False))
+    document, found = doctor("cluster.gpus_per_node=2", "cluster.nodes=2", status=3)
     assert [one["state"] for one in found["GPUs"]] == ["fault"]
     assert found["GPUs"][0]["where"].split(", ") == ["n1", "n2"]
     assert found["GPUs"][0]["expected"] == "1, as asked for"
     assert "CUDA_VISIBLE_DEVICES=0" in found["GPUs"][0]["found"]
     assert found["ranks together"][0]["found"].startswith("2 ranks on 2 host(s) by gloo")
     assert found["files of other ranks"][0]["state"] == "ok"
-
-
-def test_a_site_that_forbids_requeueing(doctor, cluster):
-    cluster.configure(Site(requeue=False))
-    document, found = doctor("cluster.gpus_per_node=0")
     assert found["requeueing"][0]["state"] == "warning" and document["profile"] == {"requeue": False}
 
 

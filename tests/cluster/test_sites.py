@@ -52,16 +52,19 @@ def test_what_a_site_refuses_is_said_before_anything_is_left_behind(cluster, ima
     assert not list(project.glob("models/*_launch"))
 
 
-def test_a_launch_is_cancelled_and_resumed(cluster, image, user, folder):
+def test_a_launch_is_recorded_cancelled_and_resumed(cluster, image, user, folder):
     project = make_project(folder, user, videos=3, frames=600, labelled=0, trained=True)
     profile = write_profile(folder, user, image, jobs=1)
     alone = undisturbed(project, ["infer", "feature_extractor"], folder / "alone", jobs=1)
     user.deg("infer", "feature_extractor", project, "--on", "slurm", f"cluster={profile}")
     launch = newest_launch(project)
+    provenance = json.loads((launch.path / "provenance.json").read_text())
+    assert provenance["command"][1:3] == ["infer", "feature_extractor"]
     run = launch.run_of(launch.load().stages[0])
     refused = user.deg("infer", "feature_extractor", project, "--on", "slurm", f"cluster={profile}", check=False)
     assert refused.returncode == 2 and "deg cancel" in refused.stderr  # the same work twice
     until("the first result", lambda: run.result_file(0).exists())
+    profile.unlink()  # what was asked for is kept
     user.deg("cancel", project)
     until("an empty queue", lambda: cluster.run("squeue", "--noheader") == "")
     stamp = run.result_file(0).stat().st_mtime_ns

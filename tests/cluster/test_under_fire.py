@@ -94,8 +94,8 @@ def test_inference_under_fire(cluster, image, user, folder):
 def test_signals_once_or_many_times_give_the_same(cluster, image, user, folder):
     """To one process of the first element once, to all of the second many times."""
     project = make_project(folder, user, videos=2, frames=600, labelled=0, trained=True)
-    profile = write_profile(folder, user, image)
-    alone = undisturbed(project, ["infer", "feature_extractor"], folder / "alone")
+    profile = write_profile(folder, user, image, jobs=2)
+    alone = undisturbed(project, ["infer", "feature_extractor"], folder / "alone", jobs=2)
     user.deg("infer", "feature_extractor", project, "--on", "slurm", f"cluster={profile}")
     launch = newest_launch(project)
     run = launch.run_of(launch.load().stages[0])

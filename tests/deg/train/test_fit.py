@@ -202,23 +202,19 @@ def test_killed_without_warning_it_loses_no_more_than_the_last_interval(uninterr
 
         process = start_rank(run)
         kill_when(process, reached)
-    assert not run.phase_done_file(0).exists() or process.returncode == 0
+    assert not run.phase_done_file(0).exists() or process.poll() == 0
     last = start_rank(run)
-    _, errors = last.communicate(timeout=200)
-    assert last.returncode == 0, errors[-2000:]
+    assert last.wait() == 0, last.complaints[-2000:]
     assert same_weights(run, uninterrupted) and same_metrics(run, uninterrupted)
 
 
 def test_a_signal_stops_at_a_step_and_saves(tmp_path):
     run = make_sequence_run(tmp_path, *SEQUENCE, "train.num_epochs=100000")
     process = start_rank(run)
-    for line in process.stdout:
-        if json.loads(line)["event"] == "epoch":
-            break
+    next(event for event in process.events() if event["event"] == "epoch")
     process.send_signal(signal.SIGUSR2)
     assert process.wait(60) == STOPPED
     assert list((run.unit_folder(0) / "state").glob("step-*.ckpt"))
-    process.communicate()
 
 
 # ---------------------------------------------------------------------------------------------------- several ranks
@@ -240,13 +236,12 @@ def train_by(run, ranks, stop_after=None):
     ]
     processes = [start_rank(run, **environment) for environment in environments]
     if stop_after is not None:
-        events = map(json.loads, processes[0].stdout)
+        events = processes[0].events()
         next(event for event in events if event["event"] == "epoch" and event["epoch"] == stop_after)
         for process in processes:
             process.send_signal(signal.SIGUSR2)
     for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == (0 if stop_after is None else STOPPED), errors[-3000:]
+        assert process.wait() == (0 if stop_after is None else STOPPED), process.complaints[-3000:]
 
 
 WITHOUT_DROPOUT = ("sequence.dropout_p=0", "sequence.input_dropout=0")
@@ -461,4 +456,3 @@ def test_without_its_launcher_a_rank_stops(tmp_path):
     run = make_sequence_run(tmp_path, *SEQUENCE, "train.num_epochs=100000")
     process = start_rank(run, DEG_LAUNCHER="1")  # whose standard input is at its end from the start
     assert process.wait(120) == STOPPED
-    process.communicate()
