@@ -1,4 +1,4 @@
-"""YAML that says only what differs from the defaults in `deg.schema`: presets, cluster profiles, a new project."""
+"""YAML that says only what differs from the defaults in `deg.options.schema`: presets, cluster profiles, a new project."""
 
 from __future__ import annotations
 

@@ -27,11 +27,11 @@ from typing import Any, Protocol
 import h5py
 import numpy as np
 
-from deg.attempts import attempt
 from deg.data.atomic import remove_parts, replacing, write_atomically
-from deg.data.store import checksum, describe_refusal, new_hdf5
+from deg.data.results import checksum, describe_refusal, new_hdf5
 from deg.errors import DegError, RunError, show_path
-from deg.rundir import Plan, RunDir, TrainingPlan, steps_done
+from deg.runs.attempts import attempt
+from deg.runs.rundir import Plan, RunDir, TrainingPlan, steps_done
 from deg.types import Span, Unit
 from deg.work import STOPPED, StopFlag, Stopped, Teller, log_to, stop_without_launcher
 
@@ -151,7 +151,7 @@ def unit_named(plan: Plan | TrainingPlan, number: str) -> Unit:
 
 def make_engine(plan: Plan) -> Engine:
     """The engine of the plan's stage, on this process's device."""
-    from deg.engines import FeatureSpans, SequenceSpans
+    from deg.infer.spans import FeatureSpans, SequenceSpans
     from deg.models.device import choose_device
 
     if plan.stage == "feature_extractor":

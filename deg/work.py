@@ -119,3 +119,8 @@ class log_to:
     def __exit__(self, *exception: Any) -> None:
         logging.getLogger("deg").removeHandler(self._handler)
         self._handler.close()
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use; a scheduler may have bound it to fewer than the machine has."""
+    return len(os.sched_getaffinity(0))

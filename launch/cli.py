@@ -17,28 +17,28 @@ from collections.abc import Sequence
 import click
 
 from deg.errors import DegError
-from deg.launch.arguments import say
+from deg.launch.say import say
 from deg.version import __version__
 
 COMMANDS = {
-    "new": ("project_commands", "Make a new project."),
-    "add": ("project_commands", "Put recordings and labels into a project."),
-    "check": ("project_commands", "Look for faults in a project, and say what to do about them."),
-    "train": ("training_commands", "Train one network."),
-    "run": ("training_commands", "Everything that is missing: train, infer, report."),
-    "resume": ("training_commands", "Go on with what was interrupted."),
-    "infer": ("inference_commands", "Features and probabilities of every video."),
-    "report": ("report_commands", "A page that shows training and predictions."),
-    "export": ("inference_commands", "Predictions as CSV or Parquet."),
-    "status": ("watch_commands", "How far are the runs?"),
-    "logs": ("watch_commands", "What the processes of a run wrote."),
-    "why": ("watch_commands", "Why is it not done, and what to do?"),
-    "cancel": ("watch_commands", "End what runs or waits."),
-    "cluster": ("cluster_commands", "Profiles of clusters: make one, list and show them."),
-    "doctor": ("doctor_commands", "Is this machine, this cluster, this image fit for it?"),
-    "image": ("image_commands", "The container image: build, pull, check."),
-    "bench": ("look_commands", "Frames per second of each part on this machine."),
-    "demo": ("look_commands", "Make a small project and run everything on it."),
+    "new": ("deg.launch.commands.project", "Make a new project."),
+    "add": ("deg.launch.commands.project", "Put recordings and labels into a project."),
+    "check": ("deg.launch.commands.project", "Look for faults in a project, and say what to do about them."),
+    "train": ("deg.launch.commands.train", "Train one network."),
+    "run": ("deg.launch.commands.train", "Everything that is missing: train, infer, report."),
+    "resume": ("deg.launch.commands.train", "Go on with what was interrupted."),
+    "infer": ("deg.launch.commands.infer", "Features and probabilities of every video."),
+    "report": ("deg.launch.commands.report", "A page that shows training and predictions."),
+    "export": ("deg.launch.commands.infer", "Predictions as CSV or Parquet."),
+    "status": ("deg.launch.commands.watch", "How far are the runs?"),
+    "logs": ("deg.launch.commands.watch", "What the processes of a run wrote."),
+    "why": ("deg.launch.commands.watch", "Why is it not done, and what to do?"),
+    "cancel": ("deg.launch.commands.watch", "End what runs or waits."),
+    "cluster": ("deg.launch.commands.cluster", "Profiles of clusters: make one, list and show them."),
+    "doctor": ("deg.launch.commands.doctor", "Is this machine, this cluster, this image fit for it?"),
+    "image": ("deg.launch.commands.image", "The container image: build, pull, check."),
+    "bench": ("deg.launch.commands.look", "Frames per second of each part on this machine."),
+    "demo": ("deg.launch.commands.look", "Make a small project and run everything on it."),
 }
 
 USAGE, DEFECT = 2, 70
@@ -53,7 +53,7 @@ class Commands(click.Group):
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        module = importlib.import_module(f"deg.launch.{COMMANDS[name][0]}")
+        module = importlib.import_module(COMMANDS[name][0])
         return getattr(module, name)  # type: ignore[no-any-return]
 
     def resolve_command(

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from deg.containers import Flavour, flavour
 from deg.errors import DegError, LaunchError
-from deg.launch.arguments import say
-from deg.launch.doctor_gpu import NV_LIBRARIES, judge_pytorch, measure
+from deg.launch.doctor.gpu import NV_LIBRARIES, judge_pytorch, measure
+from deg.launch.say import say
 
 DRIVER_FILES = ("libcuda.so*", "libcudadebugger.so*", "libnvcuvid.so*", "libnvidia-*.so*")
 """Libraries of the driver come from the host, by --nv; one in the image may win over the host's and not fit it."""
@@ -82,7 +82,7 @@ def readable_by_all(kind: Flavour) -> str:
 
 def inference(kind: Flavour) -> str:
     """`deg infer` of a made video with networks that know nothing yet, on the CPU."""
-    from deg.demo import BEHAVIORS, write_shapes_video
+    from deg.projects.shapes import BEHAVIORS, write_shapes_video
 
     with tempfile.TemporaryDirectory() as scratch:
         project, home = Path(scratch) / "project", Path(scratch) / "home"
@@ -119,10 +119,10 @@ def write_untrained_weights(folder: Path, *overrides: str) -> None:
     import torch
     import yaml
 
-    from deg.config import as_dict, load_config
     from deg.models.sequence import build_sequence
     from deg.models.two_stream import build_two_stream
-    from deg.project import open_project
+    from deg.options.load import as_dict, load_config
+    from deg.projects.project import open_project
     from deg.types import NUM_FEATURES
 
     project = open_project(folder)

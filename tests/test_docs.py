@@ -10,10 +10,10 @@ from pathlib import Path
 from checkout import ROOT, files
 from pages import FENCE, commands, pages, read
 
-from deg.config import load_config
 from deg.errors import DegError
 from deg.launch import cli
-from deg.launch.arguments import split_words
+from deg.launch.commands.arguments import split_words
+from deg.options.load import load_config
 
 LINK = re.compile(r"\[[^\]]*\]\(\s*<?(?P<target>[^)\s>]+)[^)]*\)|^\[[^\]]+\]:\s*(?P<reference>\S+)", re.MULTILINE)
 HEADING = re.compile(r"^#+\s+(?P<text>.+?)\s*#*$", re.MULTILINE)

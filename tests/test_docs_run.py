@@ -16,8 +16,8 @@ from videos import write_video
 from deg.data.labels import write_labels
 from deg.launch.cli import run
 from deg.launch.selftest import write_untrained_weights
-from deg.project import create_project
-from deg.recordings import add_recording
+from deg.projects.add import add_recording
+from deg.projects.project import create_project
 
 FRAMES = 24
 SHORT = ["train.num_epochs=1", "train.steps_per_epoch.train=2", "compute.batch_size=4", "compute.num_workers=0"]
@@ -28,7 +28,7 @@ ADDED = {
 }
 """What is added so that measuring and training take seconds, where the last word for an option wins."""
 ELSEWHERE = {("demo", "small_demo")}
-"""Run by tests/launch/test_demo.py, word for word."""
+"""Run by tests/launch/stages/test_demo.py, word for word."""
 ONCE = {"bench", "demo", "doctor", "infer", "train"}
 """Commands that take long: where a second page shows the same words, they are not run again."""
 

@@ -18,12 +18,13 @@ from scenes.project import CLASSES
 from scenes.run import do_units, make_plan, make_run, scripted_workers
 from watching import Expected, differences, parts_of, read_outputs
 
-from deg import execute, merge, rundir
-from deg.data import atomic, store
-from deg.plan import missing_units
-from deg.rundir import Plan, RunDir, find_runs
+from deg import execute
+from deg.arithmetic.units import missing_units
+from deg.data import atomic, results
+from deg.runs import merge, rundir
+from deg.runs.rundir import Plan, RunDir, find_runs
 
-WRITERS = {module.__file__ for module in (atomic, store, rundir, execute, merge)}
+WRITERS = {module.__file__ for module in (atomic, results, rundir, execute, merge)}
 
 Line = tuple[str, int]
 
@@ -95,7 +96,7 @@ def put_former_results(plan: Plan) -> None:
     """Another network's results in the files that the run writes to."""
     for key, video in plan.videos.items():
         rows = np.arange(video.num_frames * len(CLASSES), dtype=np.float32).reshape(-1, len(CLASSES))
-        store.write_group(
+        results.write_group(
             plan.outputs[key],
             "former",
             num_frames=video.num_frames,
@@ -103,7 +104,7 @@ def put_former_results(plan: Plan) -> None:
             blocks=[{"P": rows}],
             class_names=CLASSES,
             thresholds_K=np.full(len(CLASSES), 0.5),
-            mark=store.Mark(video.num_frames, {}, "", 0, 0),
+            mark=results.Mark(video.num_frames, {}, "", 0, 0),
             provenance={},
         )
 
@@ -118,9 +119,9 @@ def go_on(run: RunDir, plan: Plan) -> None:
 def look(run: RunDir, plan: Plan) -> None:
     """Whatever has its final name is whole."""
     for key, path in plan.outputs.items():
-        for group in store.groups(path):
-            store.verify_group(path, group, store.read_mark(path, group).frames)
-        assert "former" in store.groups(path)
+        for group in results.groups(path):
+            results.verify_group(path, group, results.read_mark(path, group).frames)
+        assert "former" in results.groups(path)
         assert merge.is_done(plan, key) or not run.is_merged()
     for index in run.finished_units():
         with h5py.File(run.result_file(index)) as file:

@@ -17,9 +17,9 @@ import torch
 import yaml
 from fill import filled_state
 
-from deg.config import load_config
 from deg.launch.cli import run
 from deg.models.two_stream import build_two_stream
+from deg.options.load import load_config
 
 pytestmark = pytest.mark.slow
 

@@ -33,7 +33,7 @@ _COORDS = ("x", "y", "likelihood")
 
 
 class KeypointReader:
-    """The keypoint features of one recording, for reading as `deg.data.store.FeatureReader` is."""
+    """The keypoint features of one recording, for reading as `deg.data.results.FeatureReader` is."""
 
     def __init__(self, path: Path):
         self.path = path

@@ -24,10 +24,10 @@ import h5py
 import numpy as np
 from numpy.typing import ArrayLike
 
+from deg.arithmetic.metrics import EpochMetrics, ThresholdMetrics
 from deg.data.atomic import write_atomically
 from deg.data.json_lines import read_lines
 from deg.errors import RunError, show_path
-from deg.metrics import EpochMetrics, ThresholdMetrics
 
 Row = Mapping[str, ArrayLike]
 """What one pass over a part of the data gave: {name of the dataset: number or array}."""
@@ -169,7 +169,7 @@ class MetricsFile:
 
     def _write(self, columns: dict[str, dict[str, list[np.ndarray]]]) -> None:
         """The file first, then what is held: a full disk leaves both as they were."""
-        # made in memory: HDF5 itself cannot survive a full disk (see deg.data.store.new_hdf5)
+        # made in memory: HDF5 itself cannot survive a full disk (see deg.data.results.new_hdf5)
         content = io.BytesIO()
         with h5py.File(content, "w") as file:
             file.attrs["key_metric"], file.attrs["key_metric_mode"] = self.key_metric, self.key_metric_mode

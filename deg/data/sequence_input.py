@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from deg.data.keypoints import KeypointReader
-from deg.data.store import FeatureReader, read_mark
+from deg.data.results import FeatureReader, read_mark
 from deg.errors import ProjectError, ResultError, show_path
 from deg.types import Record
 

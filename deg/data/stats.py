@@ -17,8 +17,8 @@ import numpy as np
 
 from deg.data.atomic import write_atomically
 from deg.errors import ProjectError, show_path
-from deg.schema import Normalization
-from deg.yamlfile import read_yaml, yaml_text
+from deg.options.schema import Normalization
+from deg.options.yamlfile import read_yaml, yaml_text
 
 STRIDE = 10
 """Every tenth frame is looked at when a video is added."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from deg.errors import WeightsError, show_path
 from deg.models.sequence import SEQUENCE_NETWORKS, build_sequence
 from deg.models.two_stream import EXTRACTORS, FLOW_GENERATORS, Stream, TwoStream
-from deg.schema import Sequence
+from deg.options.schema import Sequence
 
 MINIMUM_MATCHED = 0.9
 """Of a network's tensors, its last layers left aside. Below it the file is taken for one of another architecture."""

@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from deg.ethogram import LOWEST_THRESHOLD, bouts
+from deg.arithmetic.ethogram import LOWEST_THRESHOLD, bouts
 
 PICTURES = "pictures"
 """Folder beside the page."""

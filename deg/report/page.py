@@ -18,18 +18,18 @@ from pathlib import Path
 
 import jinja2
 
-from deg import schema
 from deg.data.atomic import flush
 from deg.errors import DegError, ProjectError, show_path
-from deg.project import CONFIG_FILES as PROJECT_FILES
-from deg.project import Project, open_project
+from deg.options import schema
+from deg.projects.project import CONFIG_FILES as PROJECT_FILES
+from deg.projects.project import Project, open_project
 from deg.report import figures
 from deg.report.figures import PICTURES, Sketchbook
 from deg.report.recordings import NO_PART, Recordings, look_at_recordings
 from deg.report.training import Training, newest_trainings, read_training, run_config
-from deg.rundir import RunDir
-from deg.trained import CONFIG_FILES as RUN_FILES
-from deg.trained import run_section
+from deg.runs.networks import CONFIG_FILES as RUN_FILES
+from deg.runs.networks import run_section
+from deg.runs.rundir import RunDir
 from deg.version import __version__
 
 PAGE = "index.html"

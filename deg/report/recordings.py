@@ -10,19 +10,19 @@ from pathlib import Path
 
 import numpy as np
 
-from deg import schema
-from deg.data.decode import probe_all
+from deg.arithmetic.ethogram import Postprocessor
+from deg.arithmetic.metrics import binary_confusion, epoch_metrics
+from deg.arithmetic.splits import PARTS
 from deg.data.labels import is_complete, read_labels, repair
-from deg.data.store import PROVENANCE, Predictions, open_results, read_predictions
+from deg.data.results import PROVENANCE, Predictions, open_results, read_predictions
+from deg.data.video.decoder import probe_all
 from deg.errors import DegError, LabelError, ProjectError, ResultError, show_path
-from deg.ethogram import Postprocessor
-from deg.export import choose_group, decided_by, in_project_order
-from deg.metrics import binary_confusion, epoch_metrics
-from deg.project import Project, read_split
+from deg.options import schema
+from deg.projects.export import choose_group, decided_by, in_project_order
+from deg.projects.project import Project, read_split
 from deg.report import figures
 from deg.report.figures import Picture, Sketchbook
 from deg.report.scores import Agreement, Table
-from deg.splits import PARTS
 from deg.types import Record, VideoInfo
 
 NO_PART = ""

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deg.metrics import Counts, Rates, binary_confusion, epoch_metrics, multiclass_confusion, threshold_metrics
+from deg.arithmetic.metrics import (
+    Counts,
+    Rates,
+    binary_confusion,
+    epoch_metrics,
+    multiclass_confusion,
+    threshold_metrics,
+)
 from deg.report.figures import Picture
 
 

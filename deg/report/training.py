@@ -12,13 +12,13 @@ import numpy as np
 
 from deg.data.metrics_file import BY_THRESHOLD, MetricsFile
 from deg.errors import RunError
-from deg.project import Project
+from deg.options.yamlfile import read_yaml
+from deg.projects.project import Project
 from deg.report import figures
 from deg.report.figures import Picture, Sketchbook
 from deg.report.scores import Table, make_table
-from deg.rundir import RunDir
-from deg.trained import CONFIG_FILES, METRICS_FILES, run_date, run_section
-from deg.yamlfile import read_yaml
+from deg.runs.networks import CONFIG_FILES, METRICS_FILES, run_date, run_section
+from deg.runs.rundir import RunDir
 
 STAGES = ("flow_generator", "feature_extractor", "sequence")
 

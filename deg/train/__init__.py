@@ -1,1 +1,1 @@
-"""What learns: losses now; tasks, data and callbacks with training."""
+"""Training: data, tasks, losses, callbacks, and the phase that puts them together."""

@@ -22,8 +22,8 @@ from kornia.enhance import (
 from kornia.geometry import rotate
 from torch import Tensor
 
-from deg import schema
-from deg.sampling import generator
+from deg.arithmetic.sampling import generator
+from deg.options import schema
 
 ROTATED = 0.5
 """Probability that a clip is turned at all, where `augs.degrees` is not 0; DeepEthogram has no option for it."""

@@ -26,7 +26,7 @@ from torch import Tensor
 from deg.data.atomic import remove_parts, replacing
 from deg.errors import RunError, show_path
 from deg.models.weights import UNREADABLE
-from deg.trained import CHECKPOINTS
+from deg.runs.networks import CHECKPOINTS
 
 log = logging.getLogger(__name__)
 

@@ -21,16 +21,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
-from deg.data.clips import Clips
-from deg.data.decode import available_cores
-from deg.data.frame_cache import FrameCache
-from deg.data.transform import FrameTransform
+from deg.arithmetic.sampling import generator, share, spaced, stream
+from deg.arithmetic.windows import WINDOW
+from deg.data.frames.cache import FrameCache
+from deg.data.frames.clips import Clips
+from deg.data.video.transform import FrameTransform
 from deg.errors import show_path
-from deg.rundir import TrainingPlan
-from deg.sampling import generator, share, spaced, stream
-from deg.schema import Augs, Config
+from deg.options.schema import Augs, Config
+from deg.runs.rundir import TrainingPlan
 from deg.train.labels import planned_labels
-from deg.windows import WINDOW
+from deg.work import available_cores
 
 Item = dict[str, Any]
 LOADER_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)

@@ -14,15 +14,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from deg import schema
-from deg.data.decode import available_cores
-from deg.data.frame_cache import FrameCache
-from deg.rundir import SCRATCH, TrainingPlan
-from deg.sampling import rarity_weights
+from deg.arithmetic.sampling import rarity_weights
+from deg.data.frames.cache import FrameCache
+from deg.options import schema
+from deg.runs.rundir import SCRATCH, TrainingPlan
 from deg.train.clip_data import ClipData, PartBatches, TrainBatches, frame_transform, make_loader
 from deg.train.ranks import Ranks
 from deg.train.sequence_data import SequenceData
-from deg.work import StopFlag, Teller
+from deg.work import StopFlag, Teller, available_cores
 
 GIGABYTE = 10**9
 TELL_EVERY = 1.0

@@ -23,24 +23,24 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 
-from deg import schema
-from deg.config import as_dict, restore
 from deg.data.atomic import write_atomically
 from deg.data.metrics_file import MetricsFile
 from deg.errors import ConfigError, RunError, show_path
 from deg.models.device import keep_freed_memory, prepare_torch
 from deg.models.precision import resolve_precision
 from deg.models.weights import load_weights
-from deg.rundir import RunDir, TrainingPlan
+from deg.options import schema
+from deg.options.load import as_dict, restore
+from deg.runs.networks import METRICS_FILES, require_planned, weight_files
+from deg.runs.rundir import RunDir, TrainingPlan
+from deg.train.auto import Chosen, choose
 from deg.train.batchnorm import synchronise
-from deg.train.bookkeeping import Bookkeeping, Folders
+from deg.train.build import build_task
+from deg.train.callbacks import Bookkeeping, Folders
 from deg.train.checkpoint import AtomicCheckpoints, newest_state
-from deg.train.choose import Chosen, choose
 from deg.train.data import PhaseData, open_data
 from deg.train.ranks import Ranks
-from deg.train.start import build_task
 from deg.train.tasks import ClipTask, Task
-from deg.trained import METRICS_FILES, require_planned, weight_files
 from deg.types import Unit
 from deg.version import __version__
 from deg.work import StopFlag, Teller

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
+from deg.arithmetic.sampling import generator
 from deg.data.labels import read_labels, repair, single_positive
 from deg.errors import RunError, show_path
-from deg.rundir import TrainingPlan
-from deg.sampling import generator
-from deg.schema import Config
-from deg.trained import sha256
+from deg.options.schema import Config
+from deg.runs.networks import sha256
+from deg.runs.rundir import TrainingPlan
 
 
 def planned_labels(plan: TrainingPlan, key: str, config: Config) -> np.ndarray:

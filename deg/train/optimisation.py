@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from deg.schema import Train
+from deg.options.schema import Train
 
 COSINE_PERIOD, COSINE_DECAY, COSINE_FLOOR = 25, 0.5, 1e-7
 """Epochs of a wave, height of each wave relative to the one before, lowest learning rate."""

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deg.arithmetic.ethogram import apply_thresholds, with_background
+from deg.arithmetic.metrics import Counts, binary_confusion, epoch_metrics, threshold_metrics
 from deg.data.metrics_file import classification_row
-from deg.ethogram import apply_thresholds, with_background
-from deg.metrics import Counts, binary_confusion, epoch_metrics, threshold_metrics
 from deg.train.ranks import gathered, summed
 
 Row = dict[str, Any]

@@ -18,11 +18,11 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from deg import schema
+from deg.arithmetic.sampling import generator, share
 from deg.errors import RunError
 from deg.models.fold import fold_batchnorm
 from deg.models.two_stream import CLIP_FRAMES, MIDDLE_CHANNELS, TwoStream
-from deg.sampling import generator, share
+from deg.options import schema
 from deg.train.augment import augment, draw, normalise, stack_frames
 from deg.train.losses import L2, L2SP, MotionNetLoss
 from deg.train.optimisation import Course

@@ -14,7 +14,7 @@ from command import Answer
 from scenes.project import models
 from scenes.run import scripted_workers
 
-from deg.data.video import probe
+from deg.data.video.files import probe
 from deg.errors import VideoError
 from deg.launch import cli
 from deg.types import VideoInfo

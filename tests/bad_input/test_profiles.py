@@ -6,7 +6,7 @@ from scenes.project import make_project
 
 
 def test_a_profile_of_nonsense(in_process, tmp_path, monkeypatch):
-    """What is said of every other one: tests/deg/test_cluster_profiles.py."""
+    """What is said of every other one: tests/deg/options/test_cluster_profiles.py."""
     monkeypatch.setenv("DEG_CLUSTERS", str(tmp_path / "clusters"))
     (tmp_path / "clusters").mkdir()
     (tmp_path / "clusters" / "site.yaml").write_text("cluster: {partiton: gpu}\n")

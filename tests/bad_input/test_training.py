@@ -15,12 +15,12 @@ import yaml
 from scenes.project import CLASSES, add_good, add_weights, make_project, place, write_results
 from videos import write_video
 
-from deg.config import load_config
 from deg.data.labels import write_labels
-from deg.data.store import MARK, read_mark
+from deg.data.results import MARK, read_mark
 from deg.errors import DegError
-from deg.project import open_project
-from deg.training import Prepared, commit, describe, prepare
+from deg.options.load import load_config
+from deg.plan.train import Prepared, commit, describe, prepare
+from deg.projects.project import open_project
 
 pytestmark = pytest.mark.usefixtures("in_process")
 

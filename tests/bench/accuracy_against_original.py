@@ -35,8 +35,8 @@ import pandas as pd
 import yaml
 from against_original import HERE, machine, measure, original_python
 
-from deg.ethogram import apply_thresholds, with_background
-from deg.metrics import Counts, binary_confusion, epoch_metrics, threshold_metrics
+from deg.arithmetic.ethogram import apply_thresholds, with_background
+from deg.arithmetic.metrics import Counts, binary_confusion, epoch_metrics, threshold_metrics
 
 DEG = Path(sys.executable).with_name("deg")
 PROGRAMS = ("original", "deg")
@@ -114,7 +114,7 @@ def write_random_weights(project: Path, seed: int) -> None:
     import torch
 
     from deg.models.two_stream import build_two_stream
-    from deg.schema import FeatureExtractor, FlowGenerator
+    from deg.options.schema import FeatureExtractor, FlowGenerator
 
     torch.manual_seed(seed)
     network = build_two_stream(FeatureExtractor(), FlowGenerator(), PRETRAINED_CLASSES)

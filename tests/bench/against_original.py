@@ -187,7 +187,7 @@ def _write_random_weights(path: Path, preset: str) -> None:
     import torch
 
     from deg.models.two_stream import build_two_stream
-    from deg.schema import FeatureExtractor, FlowGenerator
+    from deg.options.schema import FeatureExtractor, FlowGenerator
 
     names = NETWORKS[preset]
     torch.manual_seed(0)

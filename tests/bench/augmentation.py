@@ -18,7 +18,7 @@ import kornia.augmentation as K
 import torch
 
 from deg.models.device import keep_freed_memory
-from deg.schema import Augs
+from deg.options.schema import Augs
 from deg.train.augment import augment, draw, normalise, stack_frames
 
 AUGS = Augs(UD=0.5)

@@ -15,12 +15,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from deg.config import load_config
-from deg.data.frame_cache import FrameCache
-from deg.project import open_project
+from deg.arithmetic.windows import WINDOW
+from deg.data.frames.cache import FrameCache
+from deg.options.load import load_config
+from deg.plan.train import prepare
+from deg.projects.project import open_project
 from deg.train.clip_data import ClipData, TrainBatches, frame_transform, make_loader
-from deg.training import prepare
-from deg.windows import WINDOW
 
 
 def load_clips(job: dict[str, Any]) -> dict[str, Any]:

@@ -29,15 +29,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from deg.config import as_dict, load_config
-from deg.data.decode import Decoder
-from deg.data.frame_cache import FrameCache
-from deg.data.frame_files import Format
-from deg.data.transform import FrameTransform
-from deg.data.video import open_video, probe
-from deg.rundir import TrainingPlan
+from deg.arithmetic.windows import WINDOW
+from deg.data.frames.cache import FrameCache
+from deg.data.frames.files import Format
+from deg.data.video.decoder import Decoder
+from deg.data.video.files import open_video, probe
+from deg.data.video.transform import FrameTransform
+from deg.options.load import as_dict, load_config
+from deg.runs.rundir import TrainingPlan
 from deg.train.clip_data import ClipData, TrainBatches, frame_transform, make_loader
-from deg.windows import WINDOW
 
 
 @dataclass(frozen=True)

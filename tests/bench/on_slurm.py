@@ -25,7 +25,7 @@ from cluster_lab import make_project, wait_for_launch, write_profile  # noqa: E4
 from cluster_user import make_user  # noqa: E402
 from small_cluster import SmallCluster, cluster_home  # noqa: E402
 
-from deg.attempts import read_attempts  # noqa: E402
+from deg.runs.attempts import read_attempts  # noqa: E402
 
 PYTHON_PARTS = "import torch, pytorch_lightning, kornia, cv2, h5py"
 

@@ -17,11 +17,11 @@ from small_cluster import SmallCluster
 from videos import write_video
 
 from deg.data.labels import write_labels
-from deg.launch.launches import LaunchDir, find_launches
 from deg.launch.selftest import write_untrained_weights
-from deg.project import create_project, open_project
-from deg.recordings import add_recording
-from deg.rundir import RunDir
+from deg.launch.on.slurm.launches import LaunchDir, find_launches
+from deg.projects.add import add_recording
+from deg.projects.project import create_project, open_project
+from deg.runs.rundir import RunDir
 
 SIZE = 32
 JOBS, UNITS = 6, 6

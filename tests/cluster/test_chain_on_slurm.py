@@ -17,8 +17,8 @@ from cluster_lab import (
     write_profile,
 )
 
-from deg.project import open_project
-from deg.trained import scan
+from deg.projects.project import open_project
+from deg.runs.networks import scan
 
 
 def test_from_nothing_to_the_report_equals_this_machine_in_every_dataset(cluster, image, user, folder):

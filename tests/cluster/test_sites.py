@@ -17,7 +17,7 @@ from cluster_lab import (
 from small_cluster import Site
 from test_under_fire import until
 
-from deg.attempts import read_attempts
+from deg.runs.attempts import read_attempts
 
 
 def test_a_site_that_forbids_almost_everything(cluster, image, user, folder):

@@ -25,7 +25,7 @@ from cluster_lab import (
 )
 from test_chain_on_slurm import weights_of
 
-from deg.attempts import read_attempts
+from deg.runs.attempts import read_attempts
 
 
 def until(what: str, test: Callable[[], object], seconds: float = 180):

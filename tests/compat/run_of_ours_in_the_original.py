@@ -31,10 +31,10 @@ sys.path.insert(0, str(BENCH))
 
 from against_original import measure, original_python  # noqa: E402 - found by the line above
 
-from deg.config import load_config  # noqa: E402
-from deg.project import Project, open_project  # noqa: E402
-from deg.schema import Config  # noqa: E402
-from deg.trained import companion, read_thresholds, resolve_weights, run_section, scan, training_flow_weights  # noqa: E402
+from deg.options.load import load_config  # noqa: E402
+from deg.options.schema import Config  # noqa: E402
+from deg.projects.project import Project, open_project  # noqa: E402
+from deg.runs.networks import companion, read_thresholds, resolve_weights, run_section, scan, training_flow_weights  # noqa: E402
 
 DEG = Path(sys.executable).with_name("deg")
 RELATIVE, ABSOLUTE = 1e-3, 1e-4

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from deg.config import load_config
 from deg.configs import preset, preset_names, project_template
 from deg.errors import ConfigError
+from deg.options.load import load_config
 
 
 def test_the_presets_of_the_original_are_there():

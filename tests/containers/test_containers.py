@@ -11,9 +11,9 @@ from packaging.requirements import Requirement
 
 from deg.containers import FLAVOURS, definition, flavour
 from deg.errors import ConfigError
-from deg.launch.container import CACHES, PYTHON
-from deg.launch.doctor_gpu import LEAST_DRIVERS
-from deg.launch.image_build import Build
+from deg.launch.doctor.gpu import LEAST_DRIVERS
+from deg.launch.image.build import Build
+from deg.launch.image.container import CACHES, PYTHON
 
 KINDS = [pytest.param(kind, id=name) for name, kind in FLAVOURS.items()]
 

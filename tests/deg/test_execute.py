@@ -17,8 +17,8 @@ from scenes.run import do_units, make_plan, make_run, scripted_workers
 from scripted_engine import FeatureSpans, rows_of
 
 from deg import execute
-from deg.data import store
-from deg.data.store import checksum
+from deg.data import results
+from deg.data.results import checksum
 from deg.errors import RunError
 from deg.execute import main, run_unit, unit_named
 from deg.work import STOPPED, StopFlag, Stopped, Teller
@@ -179,7 +179,7 @@ def test_a_disk_without_room_for_the_message_does_not_silence_it(run, plan, monk
 
 
 def test_a_really_full_disk_leaves_nothing_open(tmp_path, plan, monkeypatch):
-    monkeypatch.setattr(store, "SPARE_BYTES", 300_000)
+    monkeypatch.setattr(results, "SPARE_BYTES", 300_000)
     disk = tmp_path / "tiny"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True).returncode:

@@ -12,7 +12,7 @@ from scenes.project import make_project
 
 from deg.errors import DegError, LaunchError, VideoError
 from deg.launch import cli
-from deg.launch.arguments import one_project, split_words
+from deg.launch.commands.arguments import one_project, split_words
 from deg.version import __version__
 
 
@@ -26,9 +26,9 @@ def raising(monkeypatch):
         def broken(as_json):
             raise error
 
-        from deg.launch import watch_commands
+        from deg.launch.commands import watch
 
-        monkeypatch.setattr(watch_commands, "status", broken)
+        monkeypatch.setattr(watch, "status", broken)
 
     return make
 

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from deg.launch.queue import SQUEUE, parse_squeue
+from deg.launch.on.slurm.queue import SQUEUE, parse_squeue
 
 pytestmark = pytest.mark.tools
 

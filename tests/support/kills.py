@@ -27,9 +27,9 @@ import watching
 from scenes.project import make_project, place
 from watching import Expected, differences, outputs_of, read_outputs, runs_of
 
-from deg.demo import write_shapes_video
 from deg.launch.selftest import write_untrained_weights
-from deg.rundir import RunDir
+from deg.projects.shapes import write_shapes_video
+from deg.runs.rundir import RunDir
 
 LENGTHS = {"long": 1600, "short": 40, "odd": 517, "even": 512}
 TOKEN = "DEG_KILLS"
@@ -102,7 +102,7 @@ def processes(token: str) -> list[Process]:
             words = (folder / "cmdline").read_bytes().split(b"\0")
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
-        kinds = {b"deg.launch.cli": "command", b"deg.execute": "worker", b"deg.data.decode_child": "decoder"}
+        kinds = {b"deg.launch.cli": "command", b"deg.execute": "worker", b"deg.data.video.child": "decoder"}
         found.append(Process(int(folder.name), next((kinds[word] for word in words if word in kinds), "other")))
     return found
 

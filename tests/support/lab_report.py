@@ -9,12 +9,12 @@ import numpy as np
 import yaml
 from scenes.project import make_project
 
+from deg.arithmetic.ethogram import apply_thresholds, with_background
+from deg.arithmetic.metrics import Counts, binary_confusion, epoch_metrics, threshold_metrics
 from deg.data.labels import write_labels
 from deg.data.metrics_file import MetricsFile, classification_row
-from deg.data.store import Mark, write_group
-from deg.ethogram import apply_thresholds, with_background
-from deg.metrics import Counts, binary_confusion, epoch_metrics, threshold_metrics
-from deg.project import write_split
+from deg.data.results import Mark, write_group
+from deg.projects.project import write_split
 
 CLASSES = ("background", 'groom <b>&"x"', "舐める", "عض")
 """Names that must be escaped, and in scripts that no font of the pictures has."""

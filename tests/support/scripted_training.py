@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # a job has the folder `scripted
 from scenes.training import leave_trained
 
 from deg.errors import DegError
-from deg.launch.ranks import Outcome
-from deg.rundir import steps_done
+from deg.launch.on.local.ranks import Outcome
+from deg.runs.rundir import steps_done
 
 
 class Ranks:

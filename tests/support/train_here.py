@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from deg.rundir import RunDir
+from deg.runs.rundir import RunDir
 from deg.work import StopFlag, Teller
 
 

@@ -15,9 +15,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from deg.data.store import read_mark, verify_group
+from deg.data.results import read_mark, verify_group
 from deg.errors import DegError
-from deg.rundir import RunDir
+from deg.runs.rundir import RunDir
 
 
 def outputs_of(project: Path) -> list[Path]:

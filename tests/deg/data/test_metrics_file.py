@@ -8,6 +8,8 @@ import h5py
 import numpy as np
 import pytest
 
+from deg.arithmetic.ethogram import apply_thresholds, with_background
+from deg.arithmetic.metrics import Counts, binary_confusion, epoch_metrics, threshold_metrics
 from deg.data.json_lines import append_line, read_lines
 from deg.data.metrics_file import (
     MetricsFile,
@@ -16,9 +18,7 @@ from deg.data.metrics_file import (
     without_tables,
 )
 from deg.errors import RunError
-from deg.ethogram import apply_thresholds, with_background
-from deg.metrics import Counts, binary_confusion, epoch_metrics, threshold_metrics
-from deg.trained import read_thresholds
+from deg.runs.networks import read_thresholds
 
 CLASSES = 4
 

@@ -7,8 +7,8 @@ import os
 import numpy as np
 import pytest
 
+from deg.data.results import Mark, write_group
 from deg.data.sequence_input import ROWS, describe_mark, keypoints_of, open_input, require_all_finite, require_finite
-from deg.data.store import Mark, write_group
 from deg.errors import ProjectError, ResultError
 from deg.types import Record
 

@@ -23,7 +23,7 @@ from deg.data.stats import (
     write_stats,
 )
 from deg.errors import ProjectError
-from deg.schema import Normalization
+from deg.options.schema import Normalization
 
 frames = arrays(np.uint8, st.tuples(st.integers(1, 5), st.integers(1, 5), st.just(3)))
 
@@ -129,7 +129,7 @@ def test_pixel_counts_of_old_versions_are_read():
 
 
 def test_statistics_of_the_original_are_reproduced(shared_data):
-    video_module = pytest.importorskip("deg.data.video")
+    video_module = pytest.importorskip("deg.data.video.files")
     for key in ("field_1", "field_4"):
         folder = shared_data("data/deg_project_original") / "DATA" / key
         with video_module.open_video(folder / f"{key}.mp4") as reader:

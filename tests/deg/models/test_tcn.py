@@ -8,7 +8,7 @@ import torch
 
 from deg.models.sequence import build_sequence
 from deg.models.tcn import TCN, reach
-from deg.schema import Sequence
+from deg.options.schema import Sequence
 from deg.train.losses import FocalBCE
 
 

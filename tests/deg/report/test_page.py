@@ -1,4 +1,4 @@
-"""The page of `deg report`: whole, self-contained, and its numbers are those of deg.metrics."""
+"""The page of `deg report`: whole, self-contained, and its numbers are those of deg.arithmetic.metrics."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 import yaml
 from lab_report import CLASSES, THRESHOLDS, Page, add_recording, add_training, make_reported_lab, simulate
 
-from deg.config import load_config
+from deg.arithmetic.ethogram import Postprocessor
+from deg.arithmetic.metrics import Counts, Rates, binary_confusion, epoch_metrics, threshold_metrics
 from deg.data.labels import repair, write_labels
-from deg.data.store import read_predictions
+from deg.data.results import read_predictions
 from deg.errors import ProjectError
-from deg.ethogram import Postprocessor
-from deg.metrics import Counts, Rates, binary_confusion, epoch_metrics, threshold_metrics
-from deg.project import open_project
+from deg.options.load import load_config
+from deg.projects.project import open_project
 from deg.report import figures
 from deg.report.page import build_report, find_target, new_folder
 
@@ -287,7 +287,7 @@ def test_damaged_labels_split_and_metrics_are_named(lab):
 
 
 def test_an_empty_project_has_a_report(tmp_path):
-    from deg.project import create_project
+    from deg.projects.project import create_project
 
     create_project(tmp_path / "new", ["groom"])
     assert "There are no recordings" in page_of(report(tmp_path / "new")).text

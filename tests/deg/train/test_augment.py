@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kornia.enhance import adjust_hue
 
-from deg.sampling import share
-from deg.schema import Augs
+from deg.arithmetic.sampling import share
+from deg.options.schema import Augs
 from deg.train.augment import UNCHANGED, Draws, _changed, augment, draw, normalise, stack_frames
 
 OFF = Augs(brightness=0, contrast=0, hue=0, saturation=0, grayscale=0, LR=0, UD=0, degrees=0)

@@ -10,9 +10,9 @@ import torch
 
 from deg.errors import RunError
 from deg.models.weights import read_checkpoint
+from deg.runs.networks import weight_files
 from deg.train import checkpoint
 from deg.train.checkpoint import forget_older_states, newest_state, save, save_best, save_newest, state_path
-from deg.trained import weight_files
 
 STATE = {"conv.weight": torch.arange(6.0).view(2, 3), "conv.bias": torch.zeros(2)}
 ABOUT = {"stage": "sequence", "class_names": ["background", "groom"], "thresholds": [0.5, 0.25]}

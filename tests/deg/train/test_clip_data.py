@@ -20,14 +20,14 @@ from hypothesis import strategies as st
 from torch.utils.data import default_collate
 from videos import number_in, write_video
 
-from deg.config import as_dict, load_config
-from deg.data.decode import available_cores
-from deg.data.frame_cache import FrameCache
+from deg.data.frames.cache import FrameCache
 from deg.data.labels import write_labels
-from deg.data.video import open_video, probe
+from deg.data.video.files import open_video, probe
 from deg.errors import ConfigError, LabelError, RunError
-from deg.rundir import TrainingPlan
+from deg.options.load import as_dict, load_config
+from deg.runs.rundir import TrainingPlan
 from deg.train.clip_data import ClipData, Draw, PartBatches, TrainBatches, frame_transform, make_loader
+from deg.work import available_cores
 
 CLASSES = ("background", "groom", "rear")
 LENGTHS = {"a": 5, "b": 30, "c": 12}

@@ -15,16 +15,16 @@ import torch
 from scenes.training import make_clip_run, make_sequence_run
 from train_here import StopAfter, kill_when, start_rank, train_here, weights_of
 
-from deg.config import restore
 from deg.data.json_lines import read_lines
 from deg.data.metrics_file import MetricsFile
 from deg.errors import RunError, WeightsError
-from deg.launch.ranks import free_port
+from deg.launch.on.local.ranks import free_port
 from deg.models.weights import read_checkpoint
-from deg.train.choose import Chosen, choose
+from deg.options.load import restore
+from deg.runs.networks import read_thresholds, scan, weight_files
+from deg.train.auto import Chosen, choose
 from deg.train.fit import Phase
 from deg.train.ranks import Ranks
-from deg.trained import read_thresholds, scan, weight_files
 from deg.work import STOPPED, Stopped
 
 pytestmark = pytest.mark.slow

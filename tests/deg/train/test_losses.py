@@ -9,7 +9,7 @@ from fill import filled_state
 from torch import nn
 
 from deg.models.two_stream import build_two_stream
-from deg.schema import FeatureExtractor, FlowGenerator
+from deg.options.schema import FeatureExtractor, FlowGenerator
 from deg.train.losses import (
     L2,
     L2SP,

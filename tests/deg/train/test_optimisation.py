@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deg.schema import Train
+from deg.options.schema import Train
 from deg.train.optimisation import Course, cosine
 
 

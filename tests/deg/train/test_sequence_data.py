@@ -17,16 +17,16 @@ from torch.utils.data import default_collate
 from tracks import write_keypoints
 
 from deg.data.labels import write_labels
+from deg.data.results import Mark, write_group
 from deg.data.sequence_input import describe_mark
-from deg.data.store import Mark, write_group
 from deg.errors import LabelError, ResultError, RunError
 from deg.models.sequence import SEQUENCE_NETWORKS, build_sequence
-from deg.rundir import TrainingPlan
-from deg.schema import Config, FeatureExtractor, Sequence
+from deg.options.schema import Config, FeatureExtractor, Sequence
+from deg.runs.networks import sha256
+from deg.runs.rundir import TrainingPlan
 from deg.train import sequence_data
 from deg.train.losses import CrossEntropy, FocalBCE
 from deg.train.sequence_data import SequenceData
-from deg.trained import sha256
 from deg.types import NUM_FEATURES, VideoInfo
 
 CLASSES = ("background", "groom", "rear")

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deg.metrics import Counts, threshold_metrics
+from deg.arithmetic.metrics import Counts, threshold_metrics
 from deg.train.tally import Tally
 
 CPU = torch.device("cpu")

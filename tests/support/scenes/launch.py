@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deg.attempts import note, read_attempts
-from deg.config import as_dict, overlay
-from deg.launch.launches import Job, Launch, LaunchDir, Stage
-from deg.rundir import Plan, RunDir, create_run
-from deg.schema import Cluster
+from deg.launch.on.slurm.launches import Job, Launch, LaunchDir, Stage
+from deg.options.load import as_dict, overlay
+from deg.options.schema import Cluster
+from deg.runs.attempts import note, read_attempts
+from deg.runs.rundir import Plan, RunDir, create_run
 from deg.version import __version__
 from scenes.run import NOW, make_plan
 from scenes.training import make_training_plan

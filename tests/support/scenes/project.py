@@ -13,9 +13,9 @@ import yaml
 from videos import write_video
 
 from deg.data.labels import write_labels
-from deg.data.store import Mark, write_group
-from deg.demo import write_shapes_video
+from deg.data.results import Mark, write_group
 from deg.launch.selftest import write_untrained_weights
+from deg.projects.shapes import write_shapes_video
 from deg.types import NUM_FEATURES, STREAM_FEATURES
 
 CLASSES = ("background", "groom", "rear")

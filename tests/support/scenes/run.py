@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from scripted_engine import FeatureSpans
 
+from deg.arithmetic.units import plan_units
 from deg.execute import run_unit
-from deg.plan import plan_units
-from deg.rundir import Plan, RunDir, create_run
+from deg.runs.rundir import Plan, RunDir, create_run
 from deg.types import VideoInfo
 from deg.work import StopFlag, Teller
 from scenes.project import CLASSES

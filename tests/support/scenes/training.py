@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 from videos import write_video
 
-from deg.config import as_dict, load_config
-from deg.data.decode import Decoder
 from deg.data.json_lines import append_line
 from deg.data.labels import write_labels
 from deg.data.metrics_file import MetricsFile
 from deg.data.sequence_input import describe_mark
-from deg.rundir import RunDir, TrainingPlan, create_run
-from deg.schema import Config
-from deg.trained import sha256
+from deg.data.video.decoder import Decoder
+from deg.options.load import as_dict, load_config
+from deg.options.schema import Config
+from deg.runs.networks import sha256
+from deg.runs.rundir import RunDir, TrainingPlan, create_run
 from deg.types import NUM_FEATURES, VideoInfo
 from scenes.project import CLASSES, write_outputs
 from scenes.run import NOW

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 SCRIPTED = {
-    "deg.engines": "scripted_engine.py",
+    "deg.infer.spans": "scripted_engine.py",
     "deg.train.fit": "scripted_training.py",
     "deg.train.ranks": "scripted_training.py",
 }

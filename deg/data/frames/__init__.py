@@ -1,0 +1,1 @@
+"""Frames of many videos, decoded once and kept, and the clips that networks learn from."""

@@ -1,0 +1,362 @@
+"""Decoding in other processes: a decoder that crashes does not take the run with it, and frames are decoded ahead.
+
+    with Decoder() as decoder:
+        info = decoder.probe(path)
+        for block_THWC in decoder.blocks(path, 0, info.num_frames, FrameTransform(resize=(224, 224))):
+            ...                                  # while this block is used, the next ones are decoded
+
+    this process                       child: python -m deg.data.video.child
+    blocks() <- queue <- thread  <==== pipe, 1 MiB ==== decode, transform
+
+Plain pipes: nothing is left behind, whoever is killed; a child ends with its parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+
+from deg.data.video.child import encode_path
+from deg.data.video.faults import REENCODE
+from deg.data.video.process import ChildProcess, DecoderKilledError
+from deg.data.video.reader import FrameCount
+from deg.data.video.transform import FrameTransform
+from deg.errors import ConfigError, VideoError
+from deg.types import VideoInfo
+from deg.work import available_cores
+
+AHEAD = 3
+"""Blocks that wait decoded."""
+PIECE = 1024
+"""Frames that a decoder of a pool decodes at a stretch: far more than it has to decode in vain after a seek (a group of
+pictures is 250 frames in a common case); 150 MB of frames of 224 x 224 for each decoder."""
+
+VIDEOS_PER_PROCESS = 4
+"""For fewer videos another process costs more to start than it saves."""
+
+MOST_KILLS = 3
+"""So many times in a row is a decoder that was killed replaced by another."""
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a video claims, and what is in it."""
+
+    path: Path
+    info: VideoInfo | None
+    """None if it could not be opened."""
+    decodable: int
+    """Frames from the first on that decode."""
+    error: VideoError | None
+    """Why it cannot be used as it is, if it cannot."""
+
+
+class Decoder:
+    """One child process that decodes, started when it is needed and again after a crash. For one thread at a time."""
+
+    def __init__(self, *, timeout: float = 600.0, threads: int = 0):
+        """`timeout`: seconds without a sign of life after which the child is given up. `threads` of the decoder; 0: its
+        own choice, about one for each core."""
+        self._timeout, self._threads = timeout, threads
+        self._child: ChildProcess | None = None
+        self._stream: BlockStream | None = None
+
+    def probe(self, path: Path | str, *, frame_count: FrameCount = "claimed") -> VideoInfo:
+        """What the video says of itself. VideoError if it cannot be opened, or its first frame not decoded."""
+        answer = self._ask({"do": "probe", "frame_count": frame_count}, Path(path))
+        return VideoInfo(path=Path(path), **answer["info"])
+
+    def inspect(self, path: Path | str) -> Inspection:
+        """Decode the whole video, damaged or not. Raises nothing: `error` tells what is wrong."""
+        path = Path(path)
+        try:
+            answer = self._ask({"do": "inspect"}, path)["inspection"]
+        except VideoError as error:
+            return Inspection(path, None, 0, error)
+        info, decodable = VideoInfo(path=path, **answer["info"]), answer["decodable"]
+        mismatch = None
+        if decodable != info.num_frames:
+            mismatch = VideoError(
+                path,
+                f"it claims {info.num_frames} frames but {decodable} can be decoded",
+                f"{REENCODE}; or set inference.frame_count=decoded to use the {decodable} frames, with as many labels.",
+                frame=min(decodable, info.num_frames),
+            )
+        return Inspection(path, info, decodable, mismatch)
+
+    def blocks(
+        self,
+        path: Path | str,
+        start: int,
+        stop: int,
+        transform: FrameTransform | None = None,
+        block_frames: int = 32,
+        *,
+        frame_count: FrameCount = "claimed",
+        ahead: int = AHEAD,
+    ) -> BlockStream:
+        """Frames [start, stop) as uint8 (T, H, W, 3) RGB arrays of `block_frames`, the last one shorter.
+
+        Decoding begins at once. Asking for anything else gives up blocks not taken yet. Instead of
+        `frame_count="decoded"` give the number from `probe`, or the whole video is decoded once more to count.
+        """
+        if not 0 <= start <= stop or block_frames < 1:
+            raise ValueError(
+                f"expected 0 <= start <= stop and block_frames >= 1, got {start = }, {stop = }, {block_frames = }"
+            )
+        request = {
+            "do": "frames",
+            "path": encode_path(path),
+            "frame_count": frame_count,
+            "start": start,
+            "stop": stop,
+            "block": block_frames,
+            "transform": (transform or FrameTransform()).as_dict(),
+        }
+        self._stream = BlockStream(self._idle_child(), Path(path), request, ahead)
+        return self._stream
+
+    def close(self) -> None:
+        """End the child."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+        if self._child is not None:
+            self._child.close()
+            self._child = None
+
+    def __enter__(self) -> Decoder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _ask(self, request: dict[str, Any], path: Path) -> dict[str, Any]:
+        kills = 0
+        while True:
+            child = self._idle_child()
+            child.send({**request, "path": encode_path(path)})
+            try:
+                return child.answer(path)
+            except DecoderKilledError:
+                kills += 1
+                if kills == MOST_KILLS:
+                    raise
+
+    def _idle_child(self) -> ChildProcess:
+        if self._stream is not None:
+            if not self._stream.finished:
+                self._stream.close()
+            self._stream = None
+        if self._child is None or not self._child.alive():
+            self.close()
+            self._child = ChildProcess(self._timeout, self._threads)
+        return self._child
+
+
+class BlockStream(Iterator[np.ndarray]):
+    """Blocks of frames, decoded ahead. `close` it to stop before the end: that ends the child; another one starts."""
+
+    def __init__(self, child: ChildProcess, path: Path, request: dict[str, Any], ahead: int):
+        self._child, self._path, self._request = child, path, request
+        self._waiting: queue.Queue[np.ndarray | Exception | None] = queue.Queue(ahead)
+        self._closed = threading.Event()
+        self.finished = False
+        """Whether the last block, or the error, was taken."""
+        self._thread = threading.Thread(target=self._receive, name=f"decode {path.name!r}", daemon=True)
+        self._thread.start()
+
+    def __next__(self) -> np.ndarray:
+        if self.finished or self._closed.is_set():
+            raise StopIteration
+        item = self._waiting.get()
+        if isinstance(item, np.ndarray):
+            return item
+        self.finished = True
+        self._thread.join()
+        if item is None:
+            raise StopIteration
+        raise item
+
+    def close(self) -> None:
+        """Stop decoding; blocks not taken are lost."""
+        if self.finished or self._closed.is_set():
+            return
+        self._closed.set()
+        self._child.kill()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._waiting.get_nowait()
+        self._thread.join()
+
+    def __enter__(self) -> BlockStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _receive(self) -> None:
+        """In a thread: from the pipe to the queue. The last item is None, or what went wrong."""
+        at, last = self._request["start"], None
+        try:
+            self._child.send(self._request)
+            while "block" in (answer := self._child.answer(self._path, at)):
+                block_THWC = self._child.read_block(answer["block"], self._path, at)
+                at += len(block_THWC)
+                if not self._put(block_THWC):
+                    return
+        except (VideoError, ConfigError) as error:
+            last = error
+        self._put(last)
+
+    def _put(self, item: np.ndarray | Exception | None) -> bool:
+        while not self._closed.is_set():
+            with contextlib.suppress(queue.Full):
+                self._waiting.put(item, timeout=0.2)
+                return True
+        return False
+
+
+class DecoderPool:
+    """`count` decoders for one video at a time: a span is cut into pieces of `piece_frames`, decoded side by side.
+
+        piece     0 1 2 3 4 5 6 ...
+        decoder   0 1 2 0 1 2 0 ...       delivered in order
+
+    Gives the same blocks as one Decoder, for any count.
+    """
+
+    def __init__(self, count: int, *, timeout: float = 600.0, piece_frames: int = PIECE):
+        if count < 1 or piece_frames < 1:
+            raise ValueError(f"expected a count and piece_frames of at least 1, got {count = }, {piece_frames = }")
+        threads = 0 if count == 1 else 1
+        self._decoders = [Decoder(timeout=timeout, threads=threads) for _ in range(count)]
+        self._piece_frames = piece_frames
+
+    def blocks(
+        self,
+        path: Path | str,
+        start: int,
+        stop: int,
+        transform: FrameTransform | None = None,
+        block_frames: int = 32,
+        *,
+        frame_count: FrameCount = "claimed",
+    ) -> Iterator[np.ndarray]:
+        """As `Decoder.blocks`; where a decoder was killed, another goes on."""
+        kills = 0
+        while True:
+            try:
+                with contextlib.closing(
+                    self._blocks(path, start, stop, transform, block_frames, frame_count)
+                ) as blocks:
+                    for block_THWC in blocks:
+                        yield block_THWC
+                        start, kills = start + len(block_THWC), 0
+                return
+            except DecoderKilledError:
+                kills += 1
+                if kills == MOST_KILLS:
+                    raise
+
+    def _blocks(
+        self,
+        path: Path | str,
+        start: int,
+        stop: int,
+        transform: FrameTransform | None,
+        block_frames: int,
+        frame_count: FrameCount,
+    ) -> Generator[np.ndarray, None, None]:
+        if len(self._decoders) == 1:
+            decoder = self._decoders[0]
+            yield from decoder.blocks(path, start, stop, transform, block_frames, frame_count=frame_count)
+            return
+        piece_blocks = -(-self._piece_frames // block_frames)
+        pieces = iter(range(start, stop, piece_blocks * block_frames))
+        idle, busy = deque(self._decoders), deque[tuple[Decoder, BlockStream]]()
+        try:
+            while True:
+                while idle and (first := next(pieces, None)) is not None:
+                    decoder, last = idle.popleft(), min(first + piece_blocks * block_frames, stop)
+                    stream = decoder.blocks(
+                        path, first, last, transform, block_frames, frame_count=frame_count, ahead=piece_blocks
+                    )
+                    busy.append((decoder, stream))
+                if not busy:
+                    return
+                yield from busy[0][1]
+                idle.append(busy.popleft()[0])
+        finally:
+            for _, stream in busy:
+                stream.close()
+
+    def close(self) -> None:
+        """End all children."""
+        for decoder in self._decoders:
+            decoder.close()
+
+    def __enter__(self) -> DecoderPool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def probe_all(
+    paths: Iterable[Path | str], *, processes: int | None = None, frame_count: FrameCount = "claimed"
+) -> list[VideoInfo | VideoError]:
+    """`Decoder.probe` of many videos, in the order given; what is wrong with one does not stop the others."""
+
+    def probe(decoder: Decoder, path: Path | str) -> VideoInfo | VideoError:
+        try:
+            return decoder.probe(path, frame_count=frame_count)
+        except VideoError as error:
+            return error
+
+    return _with_decoders(probe, paths, processes)
+
+
+def inspect_all(paths: Iterable[Path | str], *, processes: int | None = None) -> list[Inspection]:
+    """`Decoder.inspect` of many videos, in the order given."""
+    return _with_decoders(Decoder.inspect, paths, processes)
+
+
+def _with_decoders(
+    do: Callable[[Decoder, Path | str], Result], paths: Iterable[Path | str], processes: int | None
+) -> list[Result]:
+    paths = list(paths)
+    if processes is None:
+        processes = max(1, min(available_cores(), len(paths) // VIDEOS_PER_PROCESS))
+    with contextlib.ExitStack() as stack:
+        idle: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
+        for _ in range(processes):
+            idle.put(stack.enter_context(Decoder(threads=1)))
+
+        def with_decoder(path: Path | str) -> Result:
+            decoder = idle.get()
+            try:
+                return do(decoder, path)
+            finally:
+                idle.put(decoder)
+
+        with ThreadPoolExecutor(processes) as pool:
+            return list(pool.map(with_decoder, paths))

@@ -1,0 +1,137 @@
+"""The near side of `deg.data.video.child`: starts it, talks to it, notices when it hangs or dies."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from deg.data.video.child import WARNINGS
+from deg.data.video.faults import REENCODE
+from deg.errors import ConfigError, VideoError
+
+PIPE_BYTES = 1 << 20
+
+FROM_OUTSIDE = (signal.SIGKILL, signal.SIGBUS)
+"""What no video does to its decoder; the second comes when the file system with the programs is gone."""
+
+Buffer = TypeVar("Buffer", bytearray, memoryview)
+
+
+class DecoderKilledError(VideoError):
+    """Somebody killed the decoder, or the system when memory ran out: the video need not be at fault."""
+
+
+@contextlib.contextmanager
+def _born_deaf() -> Iterator[None]:
+    """Processes started in the block never hear a scheduler's warnings, which would end a child that cannot ignore them
+    yet: those are for this process, and its video would be taken to be at fault."""
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, WARNINGS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
+class ChildProcess:
+    """The process, its two pipes, and what its silence or death means."""
+
+    def __init__(self, timeout: float, threads: int):
+        self._timeout = timeout
+        # The libraries' own complaints are kept off the terminal; ours say the same in words.
+        quiet = {"OPENCV_LOG_LEVEL": "SILENT", "OPENCV_FFMPEG_LOGLEVEL": "-8"}
+        command = [sys.executable, "-P", "-m", "deg.data.video.child", str(threads), str(os.getpid())]
+        with _born_deaf():
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env={**os.environ, **quiet}
+            )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._requests, self._answers = self._process.stdin, self._process.stdout
+        with contextlib.suppress(OSError):  # forbidden where the user's pipes already take much memory
+            fcntl.fcntl(self._answers, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        self._readable = select.poll()  # select() cannot watch descriptors from 1024 on
+        self._readable.register(self._answers, select.POLLIN)
+
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        self._process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it may hang in the kernel, on a file system that is gone
+            self._process.wait(timeout=10)
+
+    def close(self) -> None:
+        """Kill it and close the pipes. Not while a thread reads from it."""
+        self.kill()
+        self._requests.close()
+        self._answers.close()
+
+    def send(self, request: dict[str, Any]) -> None:
+        with contextlib.suppress(BrokenPipeError):  # the answer, which never comes, tells more
+            self._requests.write(json.dumps(request).encode() + b"\n")
+
+    def answer(self, path: Path, at: int = 0) -> dict[str, Any]:
+        """The next answer other than a sign of life. VideoError as the child found it, or if the child is gone."""
+        while True:
+            size = int.from_bytes(self._read(bytearray(4), path, at), "little")
+            answer = json.loads(self._read(bytearray(size), path, at))
+            if "at" not in answer:
+                break
+            at = answer["at"]
+        if "error" in answer:
+            error = answer["error"]
+            if "config" in error:
+                raise ConfigError(error["config"])
+            raise VideoError(path, error["problem"], error["remedy"], frame=error["frame"])
+        return answer
+
+    def read_block(self, shape: list[int], path: Path, at: int) -> np.ndarray:
+        block_THWC = np.empty(shape, np.uint8)
+        self._read(block_THWC.data.cast("B"), path, at)
+        return block_THWC
+
+    def _read(self, buffer: Buffer, path: Path, at: int) -> Buffer:
+        """Fill the buffer."""
+        rest = memoryview(buffer)
+        while rest:
+            rest = rest[self._read_some(rest, path, at) :]
+        return buffer
+
+    def _read_some(self, buffer: memoryview, path: Path, at: int) -> int:
+        if not self._readable.poll(self._timeout * 1000):
+            self.kill()
+            raise VideoError(
+                path,
+                f"the decoder said nothing for {self._timeout:g} seconds near frame {at}",
+                "Check the file system that the video lies on; then run again. " + REENCODE + ".",
+                frame=at,
+            )
+        size = self._answers.readinto(buffer)  # type: ignore[attr-defined]
+        if not size:
+            raise self._death(path, at)
+        return size
+
+    def _death(self, path: Path, at: int) -> VideoError:
+        status = self._process.wait()
+        if -status in FROM_OUTSIDE:
+            return DecoderKilledError(
+                path,
+                f"the decoder was killed ({signal.Signals(-status).name}) near frame {at}",
+                "Memory may have run out: give the job more.",
+                frame=at,
+            )
+        if status < 0:
+            how, remedy = f"crashed ({signal.Signals(-status).name})", REENCODE + "."
+        else:
+            how, remedy = f"ended with status {status}", "This is a defect of deg: the log has its traceback."
+        return VideoError(path, f"the decoder {how} near frame {at}", remedy, frame=at)

@@ -1,0 +1,1 @@
+"""The engines of inference: from frames to features and probabilities."""

@@ -1,0 +1,161 @@
+"""The engine of sequence inference: features of a video in, logits and probabilities of each frame out.
+
+A video is laid out on a grid of stretches of `sequence_length` frames that do not overlap; the last is filled up with
+zeros, and what comes of them is cut off. So filters see zeros at every edge of a stretch, as they did in training:
+
+    frames  0 ........ 179 | 180 ...... 359 | 360 .. 411 0 0 0 |
+
+The mlp has a window for each frame instead, the frame in its middle: [t - length // 2, t - length // 2 + length), with
+zeros outside the video.
+
+The tcn has no grid. A block of frames is read with all the frames around that its logits depend on, so they are those
+of the whole video in one piece.
+
+A block of stretches is read, computed and handed over before the next is read, so memory does not depend on the length
+of the video. Names of arrays as in deg.types; L is the length of a stretch or window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deg.errors import ResultError
+from deg.models.sequence import MLP, build_sequence
+from deg.models.tcn import TCN
+from deg.models.weights import load_weights
+from deg.options.schema import Sequence
+from deg.types import NUM_FEATURES
+
+STRETCHES_PER_BATCH = 16
+"""A stretch of 180 frames takes about 25 MB in tgmj: a batch fits everywhere, and a GPU is not left idle."""
+
+Read = Callable[[int, int], np.ndarray]
+"""Gives the features_TD of the frames [start, stop), float32."""
+
+
+@dataclass(frozen=True)
+class SequenceTask:
+    """All that sequence inference needs to know; plain values, so that it travels in a plan."""
+
+    sequence: Sequence
+    """Of the training run: it decides the network and the length of the stretches."""
+    num_classes: int
+    weights: str
+    latent_name: str
+    """Group of the outputs files that features are read from; of no use with keypoints."""
+    num_features: int = NUM_FEATURES
+    """Of one frame, spatial and flow together; or of its keypoints."""
+    activation: Literal["sigmoid", "softmax"] = "sigmoid"
+    threads: int | str = "auto"
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SequenceTask:
+        return cls(**{**values, "sequence": Sequence(**values["sequence"])})
+
+
+@dataclass(frozen=True, eq=False)
+class SequenceBlock:
+    """Results of the frames [start, stop) of one video, float32."""
+
+    start: int
+    stop: int
+    logits_TK: np.ndarray
+    probabilities_TK: np.ndarray
+
+
+class SequenceEngine:
+    """A sequence network, made ready for inference on one device, in float32."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        sequence_length: int,
+        *,
+        device: torch.device,
+        activation: Literal["sigmoid", "softmax"] = "sigmoid",
+        batch_size: int = STRETCHES_PER_BATCH,
+    ):
+        """`network` carries its weights already.
+
+        A block has `batch_size` stretches; of the mlp, so many windows are computed together.
+        """
+        self.network = network.eval().to(device, torch.float32)
+        self.sequence_length, self.batch_size = sequence_length, batch_size
+        self.device, self.activation = device, activation
+        self._frames_per_block = sequence_length * batch_size
+        self._logits, self._reach = self._of_stretches, 0
+        if isinstance(network, MLP):
+            self._logits = self._of_windows
+        elif isinstance(network, TCN):
+            self._logits, self._reach = self._of_piece, network.reach
+            self._frames_per_block = max(self._frames_per_block, self._reach)  # or most is computed several times
+
+    @classmethod
+    def load(cls, task: SequenceTask, device: torch.device) -> SequenceEngine:
+        """Build the network and fill it from the task's weight file. WeightsError if they do not fit."""
+        length = task.sequence.sequence_length
+        inputs = task.num_features * (length if task.sequence.arch == "mlp" else 1)
+        network = build_sequence(task.sequence, inputs, task.num_classes)
+        load_weights(network, Path(task.weights), strict=True)
+        return cls(network, length, device=device, activation=task.activation)
+
+    def run(self, read: Read, num_frames: int) -> Iterator[SequenceBlock]:
+        """Results for all frames of a video, in order, block by block; a video without frames gives one empty block.
+
+        ResultError if `read` gives features of fewer frames.
+        """
+        for start in range(0, max(num_frames, 1), self._frames_per_block):
+            stop = min(start + self._frames_per_block, num_frames)
+            with torch.inference_mode():
+                logits_TK = self._logits(read, start, stop, num_frames)[: stop - start]
+                softmax = self.activation == "softmax"
+                probabilities_TK = torch.softmax(logits_TK, dim=1) if softmax else torch.sigmoid(logits_TK)
+            yield SequenceBlock(start, stop, logits_TK.cpu().numpy(), probabilities_TK.cpu().numpy())
+
+    # Logits [frames, K] of the frames [start, stop), one at least; rows that are over at the end are cut off by `run`.
+
+    def _of_stretches(self, read: Read, start: int, stop: int, num_frames: int) -> Tensor:
+        """The last stretch is filled up with zeros; all are one batch."""
+        count = max(-(-(stop - start) // self.sequence_length), 1)
+        features_TD = _padded(read, start, start + count * self.sequence_length, num_frames)
+        stretches_BDL = features_TD.unflatten(0, (count, self.sequence_length)).transpose(1, 2)
+        return self.network(stretches_BDL.to(self.device)).transpose(1, 2).flatten(0, 1)
+
+    def _of_windows(self, read: Read, start: int, stop: int, num_frames: int) -> Tensor:
+        """Each window is flattened feature by feature."""
+        count = max(stop - start, 1)
+        first = start - self.sequence_length // 2
+        features_TD = _padded(read, first, first + count + self.sequence_length - 1, num_frames)
+        windows_BDL = features_TD.unfold(0, self.sequence_length, 1)
+        return torch.cat(
+            [self.network(batch_BDL.flatten(1).to(self.device)) for batch_BDL in windows_BDL.split(self.batch_size)]
+        )
+
+    def _of_piece(self, read: Read, start: int, stop: int, num_frames: int) -> Tensor:
+        """One piece with the frames around; the ends of the video are its ends, or too far away to matter."""
+        first, last = max(start - self._reach, 0), max(min(stop + self._reach, num_frames), 1)
+        piece_BDL = _padded(read, first, last, num_frames).T.unsqueeze(0)
+        return self.network(piece_BDL.to(self.device))[0].T[start - first :]
+
+
+def _padded(read: Read, start: int, stop: int, num_frames: int) -> Tensor:
+    """Features of the frames [start, stop), with zeros for those outside the video."""
+    first, last = min(max(start, 0), num_frames), min(stop, num_frames)
+    features_TD = read(first, last)
+    if len(features_TD) != last - first:
+        raise ResultError(
+            f"Expected features of the frames {first} to {last} of {num_frames}, found {len(features_TD)}. "
+            "Run `deg infer feature_extractor --overwrite` for this video."
+        )
+    return F.pad(torch.from_numpy(features_TD), (0, 0, first - start, stop - last))

@@ -1,0 +1,1 @@
+"""A project folder: opened or made, filled, checked, exported."""

@@ -1,0 +1,194 @@
+"""Takes recordings into a project: video, labels and statistics, all of it or nothing.
+
+A recording is built in a hidden folder beside its place and renamed when it is whole. The project's lock is held only
+for that and for the project file, so that a long copy keeps nobody waiting.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+from deg.data.atomic import PART, flush, write_atomically
+from deg.data.labels import inspect_labels, write_labels
+from deg.data.lock import exclusive
+from deg.data.stats import STATS_FILE, STRIDE, as_dict, pooled, read_stats, updated, video_statistics, write_stats
+from deg.data.video.decoder import Decoder
+from deg.data.video.faults import require_readable
+from deg.errors import LabelError, ProjectError, VideoError, show_path
+from deg.options.schema import Normalization
+from deg.options.yamlfile import read_yaml, yaml_text
+from deg.projects.inventory import VIDEO_EXTENSIONS, discover, hiding_word, read_record, write_record_yaml
+from deg.projects.project import Project, disk_errors, normalization_of
+from deg.types import Record
+
+LOCK_SECONDS = 30.0
+
+Mode = Literal["copy", "link", "move"]
+FrameCount = Literal["claimed", "decoded"]
+
+log = logging.getLogger(__name__)
+
+
+def add_recording(
+    project: Project,
+    video: Path | str,
+    labels: Path | str | None = None,
+    mode: Mode = "copy",
+    *,
+    frame_count: FrameCount = "claimed",
+    pooled_statistics: bool = False,
+) -> Record:
+    """Take a video, and its labels, into the project: all of it or, if anything fails, nothing.
+
+    The whole video is decoded for its statistics. With `frame_count="claimed"` it must give as many frames as it
+    claims; with "decoded" it is taken as far as it goes. The project's statistics are updated as DeepEthogram does,
+    which averages standard deviations, or made anew from all recordings, exactly. Raises ProjectError, VideoError or
+    LabelError.
+    """
+    video = Path(video).expanduser().absolute()
+    key = _key_of(video)
+    folder, part = project.data_path / key, project.data_path / f".{key}.{secrets.token_hex(4)}{PART}"
+    _refuse_second(video, folder)
+    with disk_errors(project.path), ExitStack() as undo:
+        undo.callback(_remove, part)
+        part.mkdir()
+        num_frames, statistics = _examine(video, frame_count)
+        write_stats(part / STATS_FILE, statistics)
+        if labels is not None:
+            _import_labels(Path(labels).expanduser(), part / f"{key}_labels.csv", project.class_names, num_frames)
+        if _place(video, part / video.name, mode):
+            undo.callback((part / video.name).rename, video)
+        with exclusive(project.path, seconds=LOCK_SECONDS, busy=_busy(project)):
+            _refuse_second(video, folder)
+            config = _with_statistics(project, statistics, video, pooled_statistics)
+            part.rename(folder)
+            undo.callback(folder.rename, part)
+            write_record_yaml(folder)
+            write_atomically(project.config_file, yaml_text(config))
+        undo.pop_all()
+    if mode == "move":
+        _remove(video)
+    return read_record(folder)
+
+
+def _key_of(video: Path) -> str:
+    """The name of the recording that a video becomes. VideoError if DeepEthogram could not find the video again."""
+    if video.suffix.lower() not in VIDEO_EXTENSIONS and not video.is_dir():
+        expected = ", ".join(VIDEO_EXTENSIONS)
+        raise VideoError(
+            video, f"expected {expected} or a folder of images, found `{video.suffix}`", "Convert it, to .mp4."
+        )
+    word = hiding_word(video.name) or next((word for word in ("label", "score") if word in video.name.lower()), None)
+    if word:
+        raise VideoError(
+            video, f"its name contains `{word}`, by which DeepEthogram knows other kinds of files", "Rename it."
+        )
+    if video.name.startswith("."):
+        raise VideoError(video, "its name begins with a dot, so its folder would be hidden", "Rename it.")
+    require_readable(video)
+    return video.name if video.is_dir() else video.stem
+
+
+def _refuse_second(video: Path, folder: Path) -> None:
+    if os.path.lexists(folder):
+        raise ProjectError(
+            f"{show_path(video)}: the project already has a recording of this name, {show_path(folder)}. "
+            "Rename the video, or remove that folder if it is the same one."
+        )
+
+
+def _examine(video: Path, frame_count: FrameCount) -> tuple[int, Normalization]:
+    """Decode a whole video: how many frames it has, and their statistics."""
+    with Decoder() as decoder:
+        num_frames = decoder.probe(video, frame_count=frame_count).num_frames
+        count: FrameCount | int = "claimed" if frame_count == "claimed" else num_frames
+        blocks = decoder.blocks(video, 0, num_frames, block_frames=STRIDE, frame_count=count)
+        return num_frames, video_statistics((block_THWC[0] for block_THWC in blocks), stride=1)
+
+
+def _import_labels(source: Path, path: Path, class_names: Sequence[str], num_frames: int) -> None:
+    labels_TK, issues = inspect_labels(source, class_names, num_frames)
+    if labels_TK is None:
+        raise LabelError(issues[0].message)
+    for issue in issues:
+        log.warning("%s", issue.message)
+    write_labels(path, labels_TK, class_names)
+
+
+def _with_statistics(project: Project, statistics: Normalization, video: Path, exact: bool) -> dict[str, Any]:
+    """The project file's content with the new video counted in. VideoError if nothing is to be seen in it."""
+    config = read_yaml(project.config_file, ProjectError)
+    if exact:
+        total = pooled([*_statistics_of(project), statistics])
+    else:
+        total = updated(normalization_of(config, project.config_file), statistics)
+    if not min(total.std) > 0:
+        raise VideoError(
+            video, "every pixel has the same colour in all sampled frames", "Look at the video: is it empty?"
+        )
+    augs = config.get("augs") or {}
+    return {**config, "augs": {**augs, "normalization": as_dict(total)}}
+
+
+def _statistics_of(project: Project) -> Iterator[Normalization]:
+    """The statistics of each recording that is there. ProjectError if one has none."""
+    for record in discover(project.data_path):
+        try:
+            yield read_stats(record.folder / STATS_FILE)
+        except FileNotFoundError:
+            raise ProjectError(
+                f"{show_path(record.folder)}: expected {STATS_FILE} to pool statistics from, found none. Add the "
+                "recording again, or leave out --pooled-statistics"
+            ) from None
+
+
+def _place(video: Path, placed: Path, mode: Mode) -> bool:
+    """Bring a video to its place. True if it was moved there, so that it can be moved back.
+
+    Across disks, and for a link, which may be relative, a move is a copy; the original is removed when all is done.
+    """
+    if mode == "link":
+        placed.symlink_to(video.resolve())
+        return False
+    if mode == "move" and not video.is_symlink():
+        try:
+            video.rename(placed)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+        else:
+            return True
+    _copy(video, placed)
+    return False
+
+
+def _copy(video: Path, placed: Path) -> None:
+    if not video.is_dir():
+        shutil.copy2(video, placed)
+        flush(placed)
+        return
+    shutil.copytree(video, placed)
+    for path in placed.rglob("*"):
+        flush(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _busy(project: Project) -> ProjectError:
+    return ProjectError(
+        f"{show_path(project.path)}: another `deg add` has been at work here for {LOCK_SECONDS:.0f} s. "
+        "Wait until it has ended and try again."
+    )

@@ -1,0 +1,256 @@
+"""Puts the results of units together, one outputs file for each recording.
+
+A recording is merged when every frame of it is there exactly once, reads back as it was written, and neighbouring spans
+decoded the same frames where they overlap. Merging again is harmless. Memory does not grow with the length of a video,
+nor the number of open files with the number of its spans.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import h5py
+import numpy as np
+
+from deg.arithmetic.units import spans_by_key
+from deg.data.atomic import remove_all_parts, write_atomically
+from deg.data.results import Mark, checksum, describe_refusal, read_mark, write_group
+from deg.errors import DegError, ResultError, RunError
+from deg.runs.rundir import Plan, RunDir
+from deg.types import Span, Unit
+
+ROWS = 2048
+"""Rows copied at a time."""
+
+Places = list[tuple[Unit, int]]
+"""Where the spans of a recording are: unit, and position in it; in order of frames."""
+
+
+@dataclass(frozen=True)
+class Merged:
+    """How far the recordings of a run have come."""
+
+    done: tuple[str, ...] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """Recordings that cannot be done, each with its reason."""
+    unwritten: Mapping[str, str] = field(default_factory=dict)
+    """Recordings whose results are there but cannot be put into the outputs file now: a full disk, a file that is open
+    elsewhere. Merging later loses nothing."""
+    waiting: tuple[str, ...] = ()
+    """Recordings whose units are not all there yet, or no longer whole."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left to do in this run."""
+        return not self.waiting and not self.unwritten
+
+
+class _Fault(DegError):
+    """The recording itself is at fault: doing it again would give the same."""
+
+
+class _Damaged(DegError):
+    """A unit's result was whole when it got its name, and the disk lost it; it is removed and done again."""
+
+
+def wanted_mark(plan: Plan, key: str) -> Mark:
+    """The mark that the finished result of a recording carries."""
+    video = plan.videos[key]
+    return Mark(
+        frames=video.num_frames,
+        weights={role: weights["sha256"] for role, weights in plan.weights.items()},
+        settings=plan.settings,
+        video_size=video.size_bytes,
+        video_mtime_ns=video.mtime_ns,
+        source=plan.sources.get(key, {}),
+    )
+
+
+def is_done(plan: Plan, key: str) -> bool:
+    """Whether the outputs file of a recording holds just the result that this plan would give."""
+    return read_mark(plan.outputs[key], plan.group) == wanted_mark(plan, key)
+
+
+def merge(run: RunDir, plan: Plan, *, skip: Collection[str] = ()) -> Merged:
+    """Merge every recording that is complete and not merged yet, without looking at those in `skip`."""
+    finished = run.finished_units()
+    done: list[str] = []
+    failed: dict[str, str] = {}
+    unwritten: dict[str, str] = {}
+    waiting: list[str] = []
+    merged_before = _merged_before(run)
+    for key, places in spans_by_key(plan.units).items():
+        if key in skip:
+            continue
+        if key in merged_before and _is_done_quietly(plan, key):
+            done.append(key)
+        elif not all(unit.index in finished for unit, _ in places):
+            waiting.append(key)
+        else:
+            try:
+                merge_recording(run, plan, key, places)
+                done.append(key)
+            except _Fault as error:
+                failed[key] = str(error)
+            except _Damaged as error:
+                run.log_event("unit_damaged", key=key, reason=str(error))
+                waiting.append(key)
+            except DegError as error:
+                unwritten[key] = str(error)
+            except OSError as error:
+                unwritten[key] = describe_refusal(plan.outputs[key], error)
+    return Merged(tuple(done), failed, unwritten, tuple(waiting))
+
+
+def _is_done_quietly(plan: Plan, key: str) -> bool:
+    try:
+        return is_done(plan, key)
+    except ResultError:
+        return False
+
+
+def finish(run: RunDir, merged: Merged) -> None:
+    """Close a run that is complete: drop the units' results, which are now in the outputs files, and keep its outcome.
+
+    The outcome comes last: who is killed on the way leaves an open run that `close_if_merged` finds again, not a closed
+    one whose results take room for ever. A failed recording is not tried again within this run; `deg infer` makes a new
+    one for it.
+    """
+    if not merged.is_complete:
+        raise RunError(f"{run.name}: expected a complete run, but {len(merged.waiting)} recordings wait.")
+    for index in run.finished_units():
+        run.result_file(index).unlink(missing_ok=True)
+    remove_all_parts(run.path)
+    write_atomically(run.done_file, json.dumps({"done": list(merged.done), "failed": dict(merged.failed)}, indent=1))
+    run.log_event("finished", done=len(merged.done), failed=len(merged.failed))
+
+
+def close_if_merged(run: RunDir, plan: Plan) -> bool:
+    """Finish a run that was interrupted between its last merge and its end; whether it was."""
+    keys = spans_by_key(plan.units).keys()
+    if keys - _merged_before(run):
+        return False
+    finish(run, Merged(done=tuple(keys)))
+    return True
+
+
+def _merged_before(run: RunDir) -> set[str]:
+    """Recordings whose outputs file this run has written; the event follows only when the file is on the disk."""
+    return {event["key"] for event in run.events() if event["event"] == "merged"}
+
+
+def merge_recording(run: RunDir, plan: Plan, key: str, places: Places) -> None:
+    """Write the outputs of one recording from its spans.
+
+    Raises DegError with the reason if a unit could not do its part, if frames are missing or double, or if neighbouring
+    spans disagree about the frames between them; ResultError or OSError if the outputs file cannot be written.
+    """
+    _check_cover(key, [unit.spans[position] for unit, position in places], plan.videos[key].num_frames)
+    columns, engines = _check_spans(run, key, places)
+    write_group(
+        plan.outputs[key],
+        plan.group,
+        num_frames=plan.videos[key].num_frames,
+        columns=columns,
+        blocks=_rows(run, places),
+        class_names=plan.class_names,
+        thresholds_K=np.asarray(plan.thresholds),
+        mark=wanted_mark(plan, key),
+        provenance=_provenance(run, plan, engines),
+    )
+    run.log_event("merged", key=key, frames=plan.videos[key].num_frames)
+
+
+@contextmanager
+def _opened(run: RunDir, unit: Unit, position: int) -> Iterator[h5py.Group]:
+    """One span of a unit's result. What cannot be read or is not as it was written is removed, and _Damaged raised."""
+    path = run.result_file(unit.index)
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            group = file[str(position)]
+            if json.loads(group.attrs["span"]) != [*_values(unit.spans[position])]:
+                raise ValueError(f"another span: {group.attrs['span']}")
+            yield group
+    except OSError as error:
+        if error.errno is not None:
+            raise  # the system is at fault (too many open files, say), not the file
+        path.unlink(missing_ok=True)
+        raise _Damaged(f"{path}: {error}") from error
+    except (KeyError, ValueError, RuntimeError) as error:
+        path.unlink(missing_ok=True)
+        raise _Damaged(f"{path}: {error}") from error
+
+
+def _values(span: Span) -> tuple[str, int, int]:
+    return span.key, span.start, span.stop
+
+
+def _check_cover(key: str, spans: Sequence[Span], num_frames: int) -> None:
+    at = 0
+    for span in spans:
+        if span.start != at:
+            raise _Fault(f"{key}: the plan has frames [{at}, {span.start}) twice or not at all; a defect of deg.")
+        at = span.stop
+    if at != num_frames:
+        raise _Fault(f"{key}: the plan ends at frame {at} of {num_frames}; a defect of deg.")
+
+
+def _check_spans(run: RunDir, key: str, places: Places) -> tuple[dict[str, int], list[str]]:
+    """Widths of the columns, and the engines that made them. _Fault if a span could not be done or does not fit."""
+    columns: dict[str, int] = {}
+    engines: set[str] = set()
+    tail: dict[int, int] = {}
+    for unit, position in places:
+        with _opened(run, unit, position) as span:
+            if "error" in span.attrs:
+                raise _Fault(str(span.attrs["error"]))
+            columns = {name: span[name].shape[1] for name in json.loads(span.attrs["crc32"])}
+            engines.add(str(span.file.attrs["engine"]))
+            _check_seam(key, tail, _frames_around(span, "head"))
+            tail = _frames_around(span, "tail")
+    return columns, sorted(engines)
+
+
+def _frames_around(span: h5py.Group, end: str) -> dict[int, int]:
+    """{frame: checksum} of the decoded frames around one end of a span; empty for networks that decode nothing."""
+    if f"{end}_frames" not in span.attrs:
+        return {}
+    return dict(zip(span.attrs[f"{end}_frames"].tolist(), span.attrs[f"{end}_crc32"].tolist(), strict=True))
+
+
+def _check_seam(key: str, left: Mapping[int, int], right: Mapping[int, int]) -> None:
+    """Both sides of a cut decoded the frames around it: were they the same?"""
+    if wrong := [frame for frame in sorted(left.keys() & right.keys()) if left[frame] != right[frame]]:
+        raise _Fault(
+            f"{key}: frame {wrong[0]} decodes differently when the video is entered in the middle. Re-encode the video "
+            "(ffmpeg -i VIDEO -c:v libx264 -crf 17 NEW.mp4), or do it in one piece: inference.devices=1 "
+            "inference.units_per_device=1."
+        )
+
+
+def _rows(run: RunDir, places: Places) -> Iterator[dict[str, np.ndarray]]:
+    """All rows, compared with the checksums of the units on the way."""
+    for unit, position in places:
+        with _opened(run, unit, position) as span:
+            expected = json.loads(span.attrs["crc32"])
+            found = dict.fromkeys(expected, 0)
+            length = len(unit.spans[position])
+            for start in range(0, length, ROWS):
+                block = {name: span[name][start : start + ROWS] for name in expected}
+                found = {name: checksum(values, found[name]) for name, values in block.items()}
+                yield block
+            if found != expected:
+                raise ValueError("the rows do not read back as they were written")
+
+
+def _provenance(run: RunDir, plan: Plan, engines: list[str]) -> dict[str, Any]:
+    provenance: dict[str, Any] = {"run": run.name, "stage": plan.stage, "weights": plan.weights}
+    provenance["engines"] = [json.loads(engine) for engine in engines]
+    file = run.path / "provenance.json"
+    if file.exists():
+        provenance.update(json.loads(file.read_text()))
+    return provenance

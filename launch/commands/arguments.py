@@ -1,0 +1,96 @@
+"""What commands share: options, and words of the form key=value."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+KEY_VALUE = re.compile(r"[A-Za-z_][\w.]*=")
+
+
+class SurrogatePath(click.ParamType):
+    """A path of any bytes; also one whose name is not UTF-8."""
+
+    name = "path"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Path:
+        return Path(value)
+
+
+ANY_PATH = SurrogatePath()
+
+
+def json_option(function: Function) -> Function:
+    """`--json`: one JSON document on standard output and nothing else there."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(function)
+
+
+def work_options(function: Function) -> Function:
+    """What `train`, `infer` and `run` share: options from files, a name, where to run, and whether at all."""
+    for option in reversed(
+        (
+            click.option(
+                "--config", "files", multiple=True, type=ANY_PATH, help="More options from a YAML file. Repeatable."
+            ),
+            click.option("--run", "run_name", help="Name of the run directory; of several, how their names begin."),
+            click.option(
+                "--on",
+                type=click.Choice(["local", "slurm"]),
+                default="local",
+                show_default=True,
+                help="Where to run: on this machine, or as jobs of a cluster (docs/cluster.md).",
+            ),
+            click.option("--dry-run", is_flag=True, help="Say what would be done, and stop. Nothing is written."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def only_option(function: Function) -> Function:
+    """`--only plan|merge`: the parts of a stage around its units, which somebody else does."""
+    return click.option(
+        "--only",
+        type=click.Choice(["plan", "merge"]),
+        help="Only make the run directory, or only put together what `python -m deg.execute RUN UNIT` has done.",
+    )(function)
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separate `key=value` from the rest; a word that names an existing file is a file, `=` or not."""
+    plain: list[str] = []
+    overrides: list[str] = []
+    for word in words:
+        (overrides if KEY_VALUE.match(word) and not Path(word).exists() else plain).append(word)
+    return plain, overrides
+
+
+def one_project(words: Sequence[str]) -> str:
+    """The only plain word, which names the project."""
+    if len(words) != 1:
+        found = ", ".join(words) or "nothing"
+        raise click.UsageError(f"Expected one PROJECT, a folder or its project_config.yaml; found {found}.")
+    return words[0]
+
+
+def console() -> Console:
+    """Standard output for tables; wide where no terminal sets a width, so that names are not broken in logs."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 160)
+
+
+def print_json(document: Any) -> None:
+    """Write a document to standard output."""
+    sys.stdout.write(json.dumps(document, indent=1, default=str) + "\n")

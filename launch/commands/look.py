@@ -1,0 +1,93 @@
+"""`deg bench` and `deg demo`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from deg.launch.commands.arguments import ANY_PATH, json_option, print_json
+from deg.launch.say import say
+
+BATCHES = ("auto", "1", "2", "4", "8", "16", "32", "64", "128", "256")
+
+
+@click.command()
+@click.option("--preset", type=click.Choice(["deg_f", "deg_m", "deg_s"]), default="deg_f", show_default=True)
+@click.option(
+    "--size",
+    type=click.IntRange(min=16),
+    nargs=2,
+    default=(224, 224),
+    show_default=True,
+    help="Height and width of the frames.",
+)
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True)
+@click.option("--batch", type=click.Choice(BATCHES), default="auto", show_default=True, help="Frames in one go.")
+@click.option("--video", type=ANY_PATH, help="A video of yours instead of a made one.")
+@click.option("--frames", type=click.IntRange(min=1), default=320, show_default=True, help="How many frames at most.")
+@click.option(
+    "--runs", type=click.IntRange(min=1), default=3, show_default=True, help="Repetitions; medians are shown."
+)
+@click.option("--compile/--no-compile", "compiled", default=False, help="Compile the network first.")
+@json_option
+def bench(
+    preset: str,
+    size: tuple[int, int],
+    precision: str,
+    batch: str,
+    video: Path | None,
+    frames: int,
+    runs: int,
+    compiled: bool,
+    as_json: bool,
+) -> int:
+    """Frames per second of decoding, of the network, and of the whole from file to HDF5, with untrained weights.
+
+    \b
+    Example: deg bench --preset deg_f --size 224 224 --precision bf16
+    """
+    from deg.launch.stages.bench import Settings, run_bench
+
+    settings = Settings(
+        preset, size, precision, batch if batch == "auto" else int(batch), video, frames, runs, compiled
+    )
+    result = run_bench(settings)
+    if as_json:
+        print_json(result.as_dict())
+        return 0
+    say(
+        f"{result.device}, {result.threads} threads, {preset} at {size[0]}x{size[1]}, "
+        f"{result.precision}, batch {result.batch}"
+    )
+    for name, speed in (("decode", result.decode), ("network", result.network), ("whole", result.whole)):
+        print_speed(name, speed)
+    return 0
+
+
+def print_speed(name: str, frames_per_second: Sequence[float]) -> None:
+    """One line of `deg bench`: the median and all runs."""
+    import statistics
+
+    runs = ", ".join(f"{speed:.1f}" for speed in frames_per_second)
+    click.echo(f"{name:8s} {statistics.median(frames_per_second):8.1f} frames/s   (runs: {runs})")
+
+
+@click.command()
+@click.argument("folder", type=ANY_PATH, default="demo", metavar="[FOLDER]")
+@json_option
+def demo(folder: Path, as_json: bool) -> int:
+    """Make a small project of moving shapes in FOLDER; train, infer and report on it: minutes on two cores.
+
+    It shows that everything works on this machine, and what it looks like. Called again, it does what is missing.
+
+    \b
+    Example: deg demo my_demo
+    """
+    from deg.launch.stages.demo import run_demo
+
+    report = run_demo(folder)
+    if as_json:
+        print_json(report)
+    return int(report["exit_status"])

@@ -1,0 +1,315 @@
+"""`deg status`, `deg logs`, `deg why` and `deg cancel`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from time import sleep
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from deg.launch.commands.arguments import ANY_PATH, console, json_option, print_json
+from deg.launch.say import say
+
+if TYPE_CHECKING:
+    from deg.launch.watch.runs import RunStatus, TrainingStatus
+    from deg.launch.watch.status import LaunchStatus, StageStatus
+    from deg.launch.watch.target import Watched
+
+LEFT = ("launch", "training", "inference", "state", "phase", "validation", "stage", "what", "")
+"""Headings of columns of words."""
+LEAST_SECONDS = 30.0
+"""A scheduler that everybody asks every second does nothing else."""
+LEAST_LOCAL_SECONDS = 1.0
+
+watched_argument = click.argument("path", type=ANY_PATH, default=".", metavar="[RUN, LAUNCH or PROJECT]")
+
+
+# ---------------------------------------------------------------------------------------------------- status
+
+
+@click.command()
+@watched_argument
+@click.option("--watch", is_flag=True, help="Look again and again, until nothing happens any more.")
+@click.option(
+    "--every", type=click.FloatRange(min=LEAST_LOCAL_SECONDS), metavar="SECONDS", help="How often; 30 at the least "
+    "where a scheduler is asked.", default=LEAST_SECONDS, show_default=True,
+)  # fmt: skip
+@json_option
+def status(path: Path, watch: bool, every: float, as_json: bool) -> int:
+    """Runs and launches of a project, or one of them: what is done, how fast, how good, until when.
+
+    Files are read first; a scheduler is asked only about launches that are not done.
+
+    \b
+    Example: deg status my_project
+    """
+    from deg.launch.watch.status import OVER
+    from deg.launch.watch.target import find_watched
+
+    if watch and as_json:
+        raise click.UsageError("--watch shows tables; --json prints one document. Choose one of them.")
+    watched = find_watched(path)
+    if watch and watched.launches and every < LEAST_SECONDS:
+        raise click.UsageError(f"--every {every:g}: expected {LEAST_SECONDS:g} or more, for the scheduler's sake.")
+    while True:
+        look = _Look(watched)
+        if as_json:
+            print_json(look.as_dict())
+        else:
+            if watch:
+                console().clear()
+            look.show()
+        over = all(found.state in OVER for found in look.launches) and all(r.state != "running" for r in look.runs)
+        if not watch or over:
+            return 1 if look.unreadable else 0
+        try:
+            sleep(every)
+        except KeyboardInterrupt:
+            return 0
+        watched = find_watched(path)
+
+
+class _Look:
+    """All that is to be shown, read once."""
+
+    def __init__(self, watched: Watched):
+        from deg.errors import RunError
+        from deg.launch.watch.runs import read_status
+        from deg.launch.watch.status import read_launches
+        from deg.launch.watch.target import ask_queue
+
+        queue = ask_queue(watched.launches)
+        self.launches, self.unreadable = read_launches(watched.launches, queue)
+        self.runs: list[RunStatus | TrainingStatus] = []
+        for run in watched.runs:
+            try:
+                self.runs.append(read_status(run))
+            except RunError as error:
+                self.unreadable[run.name] = str(error)
+        self.problem = queue.problem
+
+    def as_dict(self) -> dict[str, Any]:
+        of_launches = [
+            {**stage.work.as_dict(), "launch": launch.name}
+            for launch in self.launches
+            for stage in launch.stages
+            if stage.work is not None
+        ]
+        return {
+            "launches": [launch.as_dict() for launch in self.launches],
+            "runs": [*of_launches, *(run.as_dict() for run in self.runs)],
+            "unreadable": self.unreadable,
+        }
+
+    def show(self) -> None:
+        for message in self.unreadable.values():
+            say(f"Warning: {message}")
+        if self.problem:
+            say(f"Note: what runs or waits is not known, for the queue could not be asked. {self.problem}")
+        for launch in self.launches:
+            _show_launch(launch)
+        _show_runs(self.runs)
+
+
+def _show_launch(launch: LaunchStatus) -> None:
+    advice = {"stalled": "; `deg why` says why, `deg resume` goes on", "cancelled": "; `deg resume` goes on"}
+    advice["failed"] = advice["stalled"]
+    click.echo(f"{launch.name}: {launch.state}{advice.get(launch.state, '')}")
+    headings = ("stage", "state", "done", "running", "failed", "recordings", "restarts", "speed", "")
+    _print_table(headings, [_stage_row(stage) for stage in launch.stages])
+    click.echo()
+
+
+def _stage_row(stage: StageStatus) -> tuple[str, ...]:
+    from deg.launch.stages.progress import FIGURES
+    from deg.launch.watch.runs import RunStatus
+
+    work, working = stage.work, stage.working
+    restarts = str(stage.restarts or "")
+    if work is None:
+        return stage.name, stage.state, "", "", "", "", restarts, "", _when(stage)
+    if isinstance(work, RunStatus):
+        recordings = f"{work.recordings_done}/{work.recordings}"
+        if work.recordings_failed:
+            recordings += f", {work.recordings_failed} failed"
+        done, running = f"{work.units_done}/{work.units} units", str(len(working.units) or "")
+        speed = "" if working.speed is None else f"{working.speed:.1f} frames/s"
+        failed = str(work.units_failed or "")
+        return stage.name, stage.state, done, running, failed, recordings, restarts, speed, _when(stage)
+    phase = f"{work.phase}: " if work.phases > 1 else ""
+    done = f"{phase}epoch {work.epochs_done}/{work.epochs}"
+    speed = "" if working.speed is None else f"{working.speed:.1f} samples/s"
+    about = [
+        "" if work.loss is None else f"loss {work.loss:.3f}",
+        "" if work.figure is None or work.value is None else f"{FIGURES[work.figure]} {work.value:.3f}",
+        _when(stage),
+    ]
+    return stage.name, stage.state, done, "", "", "", restarts, speed, ", ".join(filter(None, about))
+
+
+def _when(stage: StageStatus) -> str:
+    """What a stage waits for, or until when it takes."""
+    jobs = ", ".join(f"{count} {state.lower()}" for state, count in stage.jobs.items())
+    if stage.state == "running" and stage.working.ends is not None:
+        return f"until {_clock(stage.working.ends)} (jobs: {jobs})" if jobs else f"until {_clock(stage.working.ends)}"
+    if stage.state == "waiting" and stage.starts is not None:
+        return f"begins {_clock(stage.starts)} (jobs: {jobs})"
+    if stage.state in ("failed", "partly"):
+        return stage.message
+    return f"jobs: {jobs}" if jobs else ""
+
+
+def _clock(moment: float) -> str:
+    then = datetime.fromtimestamp(moment)
+    return then.strftime("%H:%M" if then.date() == datetime.now().date() else "%Y-%m-%d %H:%M")
+
+
+def _show_runs(runs: Sequence[RunStatus | TrainingStatus]) -> None:
+    from deg.launch.stages.progress import FIGURES
+    from deg.launch.watch.runs import RunStatus, TrainingStatus
+
+    trainings = [
+        (
+            state.name,
+            state.state,
+            state.phase if state.phases > 1 else "",
+            f"{state.epochs_done}/{state.epochs}",
+            "" if state.loss is None else f"{state.loss:.3f}",
+            "" if state.figure is None or state.value is None else f"{FIGURES[state.figure]} {state.value:.3f}",
+        )
+        for state in runs
+        if isinstance(state, TrainingStatus)
+    ]
+    inferences = [
+        (
+            state.name,
+            state.state,
+            f"{state.units_done}/{state.units}",
+            f"{state.recordings_done}/{state.recordings}",
+            str(state.recordings_failed),
+            f"{state.frames_done}/{state.frames}",
+            "" if state.frames_per_second is None else f"{state.frames_per_second:.1f}",
+        )
+        for state in runs
+        if isinstance(state, RunStatus)
+    ]
+    _print_table(("training", "state", "phase", "epochs", "loss", "validation"), trainings)
+    _print_table(("inference", "state", "units", "recordings", "failed", "frames", "frames/s"), inferences)
+
+
+def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on standard output, words to the left and numbers to the right; nothing without rows."""
+    from rich.table import Table
+
+    if not rows:
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in LEFT else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console().print(table, markup=False)
+
+
+# ---------------------------------------------------------------------------------------------------- logs
+
+
+@click.command()
+@watched_argument
+@click.option("--follow", "-f", "goes_on", is_flag=True, help="Go on with what is added, until the run has ended.")
+@click.option("--unit", type=click.IntRange(min=0), help="Of this unit of the run alone.")
+@click.option("--recording", metavar="KEY", help="Of the units that have a part of this recording.")
+@click.option("--rank", type=click.IntRange(min=0), help="Of this process of a training alone.")
+@click.option("--lines", "-n", type=click.IntRange(min=1), default=40, show_default=True, help="How many at the most.")
+def logs(path: Path, goes_on: bool, unit: int | None, recording: str | None, rank: int | None, lines: int) -> int:
+    """What the processes of the newest run or launch wrote, in the order of time.
+
+    Where something failed, that alone is shown, unless a unit, recording or rank is named.
+
+    \b
+    Example: deg logs my_project --recording mouse_1
+    """
+    from deg.launch.watch.logs import Chosen, follow, last_lines, sources
+    from deg.launch.watch.target import Ending, find_watched
+
+    watched, chosen = find_watched(path).newest(), Chosen(unit, recording, rank)
+    if goes_on:
+        try:
+            for line in follow(watched, chosen, lines, is_over=Ending(watched)):
+                click.echo(str(line))
+        except KeyboardInterrupt:
+            say("Stopped looking; the run goes on.")
+        return 0
+    found = last_lines(sources(watched, chosen), lines)
+    for line in found:
+        click.echo(str(line))
+    if not found:
+        say("Nothing has been written yet.")
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------- why, cancel
+
+
+@click.command()
+@watched_argument
+@json_option
+def why(path: Path, as_json: bool) -> int:
+    """Why the newest run or launch is not done: each cause with what shows it, and what to do.
+
+    \b
+    Example: deg why my_project
+    """
+    from deg.launch.watch.target import find_watched
+    from deg.launch.watch.why import explain
+
+    found = explain(find_watched(path), path)
+    if as_json:
+        print_json(found.as_dict())
+        return 0
+    click.echo(f"{found.name}: {found.summary}")
+    for finding in found.findings:
+        click.echo(f"\n{finding.cause}")
+        for line in finding.evidence:
+            click.echo(f"  {line}")
+    if found.command:
+        click.echo(f"\nWhat to do:\n  {found.command}")
+    return 0
+
+
+@click.command()
+@watched_argument
+@json_option
+def cancel(path: Path, as_json: bool) -> int:
+    """End all that runs or waits of a run, a launch or a project. What is done stays done.
+
+    \b
+    Example: deg cancel my_project
+    """
+    import shlex
+
+    from deg.errors import show_path
+    from deg.launch.on.slurm.cancel import cancel_launch, cancel_run
+    from deg.launch.watch.target import find_watched, is_settled
+
+    watched = find_watched(path)
+    found = [cancel_run(run) for run in watched.runs]  # first: a scheduler that is not there does not keep them
+    found += [cancel_launch(launch) for launch in watched.launches if not is_settled(launch)]
+    touched = [one for one in found if one.ended or one.left]
+    left = [one for one in touched if one.left]
+    if as_json:
+        print_json({"cancelled": [vars(one) for one in touched], "exit_status": 3 if left else 0})
+        return 3 if left else 0
+    for one in touched:
+        if one.ended:
+            click.echo(f"{one.name}: ended {', '.join(one.ended)}.")
+        if one.left:
+            click.echo(f"{one.name}: asked to end, but still there: {', '.join(one.left)}. {one.note}".rstrip())
+    if not touched:
+        click.echo("Nothing runs or waits.")
+    elif not left:
+        click.echo(f"What is done is kept. To go on: deg resume {shlex.quote(show_path(path))}")
+    return 3 if left else 0

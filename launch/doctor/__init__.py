@@ -1,0 +1,1 @@
+"""Examinations of a machine, a cluster and its image."""

@@ -1,0 +1,54 @@
+"""What is tried in a process of its own, since it may hang, crash or load what this process must not: modules of deg
+that print one JSON document as their last line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from deg.launch.on.local.pool import describe_exit
+from deg.runs.rundir import tail
+
+
+class Child:
+    """One such process."""
+
+    def __init__(self, module: str, words: Sequence[str] = (), environment: Mapping[str, str] = os.environ):
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=dict(environment),
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+
+    def answer(self, seconds: float) -> dict[str, Any]:
+        """Its document; `{"failure": reason}` where there is none. It has ended then, at the latest after `seconds`."""
+        try:
+            said, errors = self._process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            said, errors = self._process.communicate()
+            return {"failure": f"no answer in {seconds:.0f} s. {_last_words(errors)}".strip()}
+        try:
+            document = json.loads(said.splitlines()[-1])
+        except (IndexError, ValueError):
+            return {"failure": f"the process {describe_exit(self._process.returncode)}. {_last_words(errors)}".strip()}
+        return dict(document)
+
+    def kill(self) -> None:
+        """End it, if it has not ended."""
+        self._process.kill()
+        self._process.communicate()
+
+
+def _last_words(errors: str) -> str:
+    return " / ".join(line.strip() for line in tail(errors, lines=3))

@@ -1,0 +1,259 @@
+"""The file system that a project lies on: room, and the habits that results depend on.
+
+Each habit is tried out in a folder of its own, made in the project and taken away again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from deg.data.atomic import replacing, write_atomically
+from deg.data.json_lines import append_line
+from deg.errors import show_path
+from deg.launch.doctor.machine import GIB, file_system_type, gib
+from deg.launch.findings import Finding, State
+
+LITTLE_ROOM, NO_ROOM = 20 * GIB, GIB
+LINES = 200
+"""Lines that each of two processes appends."""
+SECONDS = 60.0
+
+APPEND = """
+import sys
+from pathlib import Path
+from deg.launch.doctor.files import append_lines
+append_lines(Path(sys.argv[1]), sys.argv[2])
+"""
+
+
+class Unfit(Exception):
+    """A file system did something else than it was told, without an error."""
+
+
+@dataclass(frozen=True)
+class Habit:
+    """Something that a file system should do."""
+
+    check: str
+    attempt: Callable[[Path], None]
+    """Tries it in a folder. Raises OSError or Unfit."""
+    lacking: State
+    """How bad it is where the file system does not."""
+    expected: str
+    remedy: str
+
+
+def check_project_files(folder: Path) -> list[Finding]:
+    """All that is asked of the file system below `folder`, which is there."""
+    room = check_room(folder)
+    try:
+        own = Path(tempfile.mkdtemp(prefix=".deg-doctor-", dir=folder))
+    except OSError as error:
+        remedy = "Have yourself given the right to write there, or copy the project to where you have it."
+        return [room, Finding("project folder", "fault", _refused(folder, error), "a folder to write to", remedy)]
+    try:
+        return [room, check_quota(), *(try_habit(habit, own) for habit in HABITS)]
+    finally:
+        shutil.rmtree(own, ignore_errors=True)  # what cannot be removed lies there as a hidden folder
+
+
+def try_habit(habit: Habit, folder: Path) -> Finding:
+    try:
+        habit.attempt(folder)
+    except (OSError, Unfit) as problem:
+        return Finding(habit.check, habit.lacking, f"no: {problem}", habit.expected, habit.remedy)
+    return Finding(habit.check, "ok", "yes")
+
+
+def check_room(folder: Path) -> Finding:
+    return judge_room(folder, shutil.disk_usage(folder).free, file_system_type(folder))
+
+
+def judge_room(folder: Path, free: int, kind: str) -> Finding:
+    """`free` in bytes."""
+    found = f"{show_path(folder)}: {gib(free)} free, {kind or 'unknown file system'}"
+    if free >= LITTLE_ROOM:
+        return Finding("project's disk", "ok", found)
+    state: State = "fault" if free < NO_ROOM else "warning"
+    remedy = "Make room: results take about 4 KB a frame."
+    return Finding("project's disk", state, found, f"{gib(LITTLE_ROOM)} or more", remedy)
+
+
+def check_quota() -> Finding:
+    if shutil.which("quota") is None:
+        return Finding("quota", "not tried", "there is no `quota` here; the site may have a command of its own")
+    try:
+        asked = subprocess.run(["quota", "-w", "-p"], capture_output=True, text=True, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        return Finding("quota", "not tried", f"`quota` gave no answer in {SECONDS:.0f} s")
+    return judge_quota(asked.stdout)
+
+
+def judge_quota(text: str) -> Finding:
+    """Of what `quota -w -p` prints: file system, KiB used, soft limit, hard limit, grace, files used..."""
+    tight, seen = [], []
+    for line in text.splitlines():
+        if matched := re.match(r"\s*(\S+)\s+(\d+)(\*?)\s+(\d+)\s+(\d+)\s", line):
+            place, used, over, soft, hard = matched.groups()
+            limit = int(hard) or int(soft)
+            said = f"{place}: {gib(int(used) * 1024)} of {gib(limit * 1024)}"
+            seen.append(said)
+            if over or (limit and int(used) > 0.9 * limit):
+                tight.append(said)
+    if tight:
+        return Finding("quota", "warning", "; ".join(tight), "a tenth of it free", "Make room or ask for more.")
+    return Finding("quota", "ok", "; ".join(seen) or "none")
+
+
+def _rename(folder: Path) -> None:
+    target = folder / "renamed"
+    for content in ("old", "new"):
+        write_atomically(target, content)
+    if target.read_text(encoding="utf-8") != "new":
+        raise Unfit("the old content was still there after a rename")
+
+
+def _hard_link(folder: Path) -> None:
+    target = folder / "published"
+    with replacing(target, only_new=True) as part:
+        part.write_text("first")
+        os.link(part, folder / "beside")
+    try:
+        os.link(folder / "beside", target)
+    except FileExistsError:
+        return
+    raise Unfit("a link replaced a file that was there")
+
+
+def _folder_lock(folder: Path) -> None:
+    with _opened(folder) as first, _opened(folder) as second:
+        fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+    raise Unfit("two had the lock at once")
+
+
+def _hdf5(folder: Path, *, locking: bool) -> None:
+    import h5py
+
+    path = folder / f"locking-{locking}.h5"
+    with h5py.File(path, "w", locking=locking) as file:
+        file["frames"] = [1, 2, 3]
+    with h5py.File(path, "r", locking=locking) as file:
+        if file["frames"][:].tolist() != [1, 2, 3]:
+            raise Unfit("other numbers were read than were written")
+
+
+def _append(folder: Path) -> None:
+    path = folder / "appended"
+    names = ("one", "two")
+    writers = [subprocess.Popen([sys.executable, "-c", APPEND, str(path), name]) for name in names]
+    try:
+        if any([writer.wait(SECONDS) for writer in writers]):
+            raise Unfit("a process could not append")
+    except subprocess.TimeoutExpired:
+        raise Unfit(f"{2 * LINES} lines took longer than {SECONDS:.0f} s") from None
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.wait()
+    require_lines(path, names)
+
+
+def append_lines(path: Path, name: str) -> None:
+    """Append LINES lines `<name> <number>`, each by one write."""
+    for number in range(LINES):
+        append_line(path, {name: number})
+
+
+def require_lines(path: Path, names: Sequence[str]) -> None:
+    """Unfit if a line that `append_lines` wrote under one of these names is missing or torn."""
+    found = path.read_text(encoding="utf-8").splitlines()
+    wanted = {json.dumps({name: number}) for name in names for number in range(LINES)}
+    if lost := len(wanted - set(found)):
+        raise Unfit(f"{lost} of {len(wanted)} lines were lost or torn")
+
+
+def _case(folder: Path) -> None:
+    (folder / "Case").write_text("upper")
+    if (folder / "case").exists():
+        raise Unfit("`Case` and `case` are one file")
+
+
+def _refused(path: Path, error: OSError) -> str:
+    return f"{show_path(path)}: {error.strerror or error}"
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+HABITS = (
+    Habit(
+        "rename over a file",
+        _rename,
+        "fault",
+        "that a whole file takes the place of another at once",
+        "Results cannot be kept whole here: put the project on another file system.",
+    ),
+    Habit(
+        "hard links",
+        _hard_link,
+        "warning",
+        "that a link fails where a file is, so that of two workers one is first",
+        "It works without; a unit that two workers do at once may be written twice.",
+    ),
+    Habit(
+        "lock on a folder",
+        _folder_lock,
+        "warning",
+        "that one process keeps another out",
+        "It works without; do not start the same run twice at one time.",
+    ),
+    Habit(
+        "HDF5 with locking",
+        lambda folder: _hdf5(folder, locking=True),
+        "warning",
+        "HDF5 files that are locked while they are open",
+        "deg works without; for other programs set HDF5_USE_FILE_LOCKING=FALSE.",
+    ),
+    Habit(
+        "HDF5 without locking",
+        lambda folder: _hdf5(folder, locking=False),
+        "fault",
+        "HDF5 files that can be written and read",
+        "Results are HDF5 files: put the project on another file system.",
+    ),
+    Habit(
+        "lines from two processes",
+        _append,
+        "warning",
+        "that both can append to one file",
+        "Lines may be missing from logs of runs; results are not touched.",
+    ),
+    Habit(
+        "upper and lower case",
+        _case,
+        "warning",
+        "that they make different names",
+        "Give recordings names that differ by more than case.",
+    ),
+)

@@ -1,0 +1,283 @@
+"""The doctor's job: submitted like real work, waited for, and read.
+
+    FOLDER/request.json   what the ranks need to know          FOLDER/job.json     its number, and findings before it
+    FOLDER/ranks/         the ranks' findings, and the files by which they meet
+    FOLDER/jobs/          scripts, and what the scheduler wrote
+    FOLDER/began, status, signal.*, requeue.*, restarted       left by the scripts on the host (see doctor.sh)
+
+FOLDER is PROJECT/models/<yymmdd_HHMMSS>_doctor, or lies in the folder that is examined if that is no project.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+from submitit.core.utils import DelayedSubmission
+
+from deg.data.atomic import write_atomically
+from deg.errors import LaunchError, RunError, show_path
+from deg.launch.doctor import ranks as doctor_ranks
+from deg.launch.findings import Finding
+from deg.launch.image import container
+from deg.launch.on.slurm import queue
+from deg.launch.on.slurm.script import Need, Script, Submitter, gpus
+from deg.options.forms import time_limit_minutes
+from deg.options.schema import Cluster
+from deg.runs.rundir import tail
+from deg.work import STOPPED
+
+MINUTES = 5
+MOST_CORES, MOST_GIB = 4, 8.0
+"""Of a rank: a small job starts soon."""
+LOOK_SECONDS = 1.0
+ASK_SECONDS = 15.0
+"""How often squeue is asked."""
+LATE_FILES_SECONDS = 30.0
+"""How long after a job's end to look for its files."""
+
+
+@dataclass(frozen=True)
+class JobDir:
+    """The folder of a doctor's job."""
+
+    path: Path
+
+    @property
+    def ranks(self) -> Path:
+        return self.path / "ranks"
+
+    @property
+    def jobs(self) -> Path:
+        return self.path / "jobs"
+
+    def text(self, name: str) -> str | None:
+        """What a file of a script on the host says; None if it is not there."""
+        try:
+            return (self.path / name).read_text(encoding="utf-8", errors="replace").strip()
+        except FileNotFoundError:
+            return None
+
+    def is_there(self, name: str) -> bool:
+        return (self.path / name).exists()
+
+    def is_examined(self, count: int) -> bool:
+        """Whether all ranks have left their findings."""
+        return len(list(self.ranks.glob("*.json"))) == count
+
+    def requeueing_is_known(self) -> bool:
+        """Whether it is certain that the job came back, or did not."""
+        refused = self.text("requeue.status") not in (None, "0")
+        return self.is_there("restarted") or refused or not self.is_there("requeue.asked")
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job that was submitted, as job.json holds it."""
+
+    job: str
+    count: int
+    """Its ranks."""
+    requeue: bool
+    """cluster.requeue."""
+    before: tuple[Finding, ...]
+    """What was found before it."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Submitted:
+        document = json.loads(text)
+        return cls(**{**document, "before": tuple(map(Finding.from_dict, document["before"]))})
+
+
+class RanksSubmitter(Submitter):
+    """Submits the doctor's ranks instead of work."""
+
+    def __init__(self, folder: JobDir, cluster: Cluster, container: Path, after: Path):
+        super().__init__(folder.jobs, cluster, container, after)
+        self._examined = folder.path
+
+    def pickle(self, script: Script, path: Path) -> Path:
+        delayed = DelayedSubmission(doctor_ranks.examine, str(self._examined))
+        delayed.set_timeout(0, 0)
+        delayed.dump(path)
+        return path
+
+    def _prepare(self, script: Script, dependency: str | None) -> None:
+        super()._prepare(script, dependency)
+        self.parameters["setup"] += before_lines(self._examined, self._after)
+
+
+def before_lines(folder: Path, host_script: Path) -> list[str]:
+    """What the batch script does before srun: a second start is all that is to be known of it."""
+    place = shlex.quote(str(folder))
+    return [
+        f'if [ "${{SLURM_RESTART_COUNT:-0}}" != 0 ]; then : > {place}/restarted; exit 0; fi',
+        f"date +%s.%N > {place}/began",
+        f"bash {shlex.quote(str(host_script))} before {place} &",
+    ]
+
+
+def doctor_need(cluster: Cluster) -> Need:
+    """Two ranks, on two nodes if trainings have several; GPUs for them as far as trainings have them."""
+    nodes = min(cluster.nodes or 1, 2)
+    tasks = 2 // nodes
+    limit = MINUTES if cluster.time is None else min(MINUTES, time_limit_minutes(cluster.time))
+    return Need("deg-doctor", nodes, tasks, min(gpus(cluster), tasks), str(max(int(limit), 1)), cluster.partition)
+
+
+def small(cluster: Cluster) -> Cluster:
+    """The options with which the doctor's job is submitted: no more than it needs, and no signal but its own."""
+    cores, memory = cluster.cpus_per_task, cluster.memory_gb
+    return replace(
+        cluster,
+        nodes=None if cluster.nodes is None else min(cluster.nodes, 2),
+        cpus_per_task=None if cores is None else min(cores, MOST_CORES),
+        memory_gb=None if memory is None else min(memory, MOST_GIB),
+        requeue=True,  # whether that is granted is to be found out
+        stop_ahead=None,
+    )
+
+
+def new_folder(folder: Path) -> JobDir:
+    """Make the folder of a job that examines `folder`. OSError if that cannot be written to."""
+    models = folder / "models"
+    made = (models if models.is_dir() else folder) / f"{datetime.now():%y%m%d_%H%M%S}_doctor"
+    job = JobDir(made)
+    job.jobs.mkdir(parents=True)
+    job.ranks.mkdir()
+    return job
+
+
+def submit(job: JobDir, cluster: Cluster, before: Sequence[Finding]) -> Submitted:
+    """Submit the job. LaunchError if the scheduler refuses it, or the image cannot be run."""
+    options, need = small(cluster), doctor_need(cluster)
+    in_container = container.Container.of(cluster, [job.path])
+    scripts = {"container.sh": container.script(in_container), "doctor.sh": _host_script()}
+    for name, text in scripts.items():
+        (job.jobs / name).write_text(text, encoding="utf-8", errors="surrogateescape")
+    request = doctor_ranks.Request(
+        image=cluster.image is not None,
+        gpus_per_node=need.gpus_per_node,
+        cpus_per_task=options.cpus_per_task,
+        memory_gb=options.memory_gb,
+    )
+    write_atomically(job.path / "request.json", request.to_json())
+    submitter = RanksSubmitter(job, options, job.jobs / "container.sh", job.jobs / "doctor.sh")
+    number = submitter.submit_script(Script(need, (), (str(job.path),)))
+    submitted = Submitted(number, need.nodes * need.tasks_per_node, cluster.requeue, tuple(before))
+    write_atomically(job.path / "job.json", submitted.to_json())
+    return submitted
+
+
+def load(folder: Path) -> tuple[JobDir, Submitted]:
+    """A job that was submitted before. RunError if the folder is none of a doctor's job."""
+    job = JobDir(folder.resolve())
+    try:
+        return job, Submitted.from_json((job.path / "job.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError):
+        raise RunError(
+            f"{show_path(folder)}: expected the folder of a job of `deg doctor --on slurm`, found no job.json in it "
+            "that can be read. The command told the folder when it submitted."
+        ) from None
+
+
+def wait(job: JobDir, submitted: Submitted, seconds: float, tell: Callable[[str], None]) -> str:
+    """Wait until all is known or the job has ended; returns its state in the scheduler's words.
+
+    `tell` is called when that changes. The job is cancelled if it is still alive after `seconds`.
+    """
+    deadline = time.monotonic() + seconds
+    said, asked, ended = "", -ASK_SECONDS, None
+    try:
+        while time.monotonic() < deadline:
+            if job.is_examined(submitted.count) and job.is_there("status") and job.requeueing_is_known():
+                return "done"
+            if time.monotonic() - asked >= ASK_SECONDS:
+                state = queue.states([submitted.job])[submitted.job]
+                asked, reason = time.monotonic(), f" ({state.reason})" if state.reason not in ("", "None") else ""
+                if said != (said := f"{state.state}{reason}"):
+                    tell(said)
+                ended = None if state.is_alive else ended or time.monotonic()
+            if ended is not None and time.monotonic() - ended > LATE_FILES_SECONDS:
+                return said
+            time.sleep(LOOK_SECONDS)
+        return said
+    finally:
+        cancel(submitted.job)
+
+
+def cancel(number: str) -> None:
+    """End a job, if it has not ended."""
+    with suppress(LaunchError):  # the scheduler has forgotten it
+        queue.run_scheduler(["scancel", number])
+
+
+def read_findings(job: JobDir, submitted: Submitted, state: str) -> list[Finding]:
+    """What the job found so far. `state` is the scheduler's word."""
+    found: list[Finding] = []
+    files = sorted(job.ranks.glob("*.json"))
+    for file in files:
+        found += map(Finding.from_dict, json.loads(file.read_text(encoding="utf-8")))
+    if len(files) < submitted.count:
+        found.append(judge_absence(job, submitted, len(files), state))
+    else:
+        found.insert(0, Finding("job", "ok", f"{submitted.job}, {submitted.count} ranks"))
+        if (status := job.text("status")) not in (None, str(STOPPED)):
+            found.append(doctor_ranks.lost_image(f"a rank died of the signal: srun ended with {status}"))
+    found.append(
+        judge_requeue(
+            asked=job.is_there("requeue.asked"),
+            status=job.text("requeue.status"),
+            said=job.text("requeue.log") or "",
+            restarted=job.is_there("restarted"),
+            wanted=submitted.requeue,
+        )
+    )
+    return found
+
+
+def judge_absence(job: JobDir, submitted: Submitted, came: int, state: str) -> Finding:
+    """Some ranks left no findings."""
+    expected = f"the findings of {submitted.count} ranks"
+    if not job.is_there("began"):
+        remedy = "Try again with a longer --wait, or with a partition that is less busy (cluster.partition)."
+        return Finding(
+            "job", "fault", f"{submitted.job} did not begin: {state or 'nobody knows why'}", expected, remedy
+        )
+    status = job.text("status")
+    how = f"srun ended with {status}" if status else f"the scheduler says {state or 'nothing'}"
+    words = [line for file in sorted(job.jobs.glob("*.err")) for line in tail(file.read_text(errors="replace"), 3)]
+    said = f"; it said: {' / '.join(words)}" if words else ""
+    remedy = f"The scheduler's output lies in {show_path(job.jobs)}."
+    return Finding("job", "fault", f"{came} of {submitted.count} ranks came to an end, {how}{said}", expected, remedy)
+
+
+def judge_requeue(*, asked: bool, status: str | None, said: str, restarted: bool, wanted: bool) -> Finding:
+    """Whether the job's own script could put it back: status and words of scontrol. `wanted` is cluster.requeue."""
+    check = "requeueing"
+    if restarted:
+        unused = "" if wanted else "; cluster.requeue could be true"
+        return Finding(check, "ok", f"the job was put back into the queue and began again{unused}")
+    if not asked:
+        return Finding(check, "not tried", "the ranks did not come to their end")
+    if status not in (None, "0"):
+        remedy = "Write the profile's line below: a follow-up job is submitted instead."
+        why = said or f"exit status {status}"
+        if not wanted:
+            return Finding(check, "ok", f"refused, and cluster.requeue is false: {why}")
+        return Finding(check, "warning", f"refused: {why}", "that a job may requeue itself", remedy, {"requeue": False})
+    remedy = "Its second start may come later than this command waited: a longer --wait tells."
+    return Finding(check, "warning", "granted, and no second start was seen", "a second start", remedy)
+
+
+def _host_script() -> str:
+    return Path(__file__).with_name("doctor.sh").read_text(encoding="utf-8")

@@ -1,0 +1,1 @@
+"""The container image: made, fetched, checked, and used on a node."""

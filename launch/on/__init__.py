@@ -1,0 +1,1 @@
+"""Places where units are done: the values of `--on`."""

@@ -1,0 +1,1 @@
+"""A SLURM cluster: launches, jobs, and what the scheduler says of them."""

@@ -1,0 +1,102 @@
+"""Ends what runs: the jobs of launches, and the process of a run on this machine. What is done stays done."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from deg.errors import LaunchError
+from deg.launch.on.slurm.launches import LaunchDir
+from deg.launch.on.slurm.queue import alive, array_of, in_queue, run_scheduler
+from deg.runs.rundir import RunDir
+
+PATIENCE_SECONDS = 90.0
+"""Slurm kills half a minute after it has asked; a process of this machine stops at the end of a batch."""
+LOOK_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """What became of one launch or run."""
+
+    name: str
+    ended: tuple[str, ...] = ()
+    """Jobs, by element of an array; of a run of this machine, its process."""
+    left: tuple[str, ...] = ()
+    """Those that have been asked to end, and have not yet."""
+    note: str = ""
+
+
+def cancel_launch(launch: LaunchDir, wait: Callable[[float], None] = time.sleep) -> Cancelled:
+    """Cancel all jobs that run or wait. LaunchError if the scheduler refuses.
+
+    A job that was stopped while it could put itself into the queue again, or could submit another one, may do so: what
+    is found alive afterwards is cancelled too.
+    """
+    asked: set[str] = set()
+    left = _alive(launch)
+    if not left:
+        return Cancelled(launch.name)
+    launch.log_event("cancelled", jobs=sorted(left))
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while left and time.monotonic() < deadline:
+        if going_on := {job for job, state in left.items() if state != "COMPLETING"}:
+            asked |= going_on
+            _scancel(going_on)
+        wait(LOOK_SECONDS)
+        left = _alive(launch)
+    return Cancelled(launch.name, tuple(sorted(asked - left.keys())), tuple(sorted(left)))
+
+
+def _alive(launch: LaunchDir) -> dict[str, str]:
+    """The jobs that run, wait or are ending, each with its state."""
+    found = in_queue([job.job for job in launch.jobs()])
+    return {name: job.state for name, job in found.items() if job.is_alive}
+
+
+def _scancel(jobs: set[str]) -> None:
+    # whoever waits for another goes first, or would begin as soon as that one has ended
+    arrays = sorted({array_of(job) for job in jobs}, key=int, reverse=True)
+    try:
+        run_scheduler(["scancel", *arrays])
+    except LaunchError:
+        if alive(arrays) >= jobs:  # else it refused because some have ended meanwhile
+            raise
+
+
+def cancel_run(run: RunDir, wait: Callable[[float], None] = time.sleep) -> Cancelled:
+    """Ask the process that works on a run to stop, if it is of this machine. It stops at the end of a batch."""
+    holder = find_holder(run) if run.is_claimed() else None
+    if holder is None:
+        return Cancelled(run.name)
+    host, pid = holder
+    if host != socket.gethostname() or not _holds(pid, run.path):
+        return Cancelled(run.name, left=(f"process {pid} on {host}",), note=f"On {host}: kill {pid}")
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while run.is_claimed() and time.monotonic() < deadline:
+        wait(LOOK_SECONDS / 10)
+    process = (f"process {pid}",)
+    return Cancelled(run.name, left=process) if run.is_claimed() else Cancelled(run.name, ended=process)
+
+
+def find_holder(run: RunDir) -> tuple[str, int] | None:
+    """Host and number of the process that claimed a run last."""
+    claims = [event for event in run.events() if event["event"] == "claimed"]
+    return (str(claims[-1]["host"]), int(claims[-1]["pid"])) if claims else None
+
+
+def _holds(pid: int, folder: Path) -> bool:
+    """Whether a process of this machine has the folder open, as who works on a run does; numbers are used again."""
+    for link in Path(f"/proc/{pid}/fd").glob("*"):
+        try:
+            if link.samefile(folder):
+                return True
+        except OSError:
+            continue  # closed meanwhile
+    return False

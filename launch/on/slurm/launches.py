@@ -1,0 +1,220 @@
+"""A launch: what was handed to a scheduler at once, and all that the scheduler's jobs and `deg status` need of it.
+
+    PROJECT/models/<yymmdd_HHMMSS>_launch/
+        launch.json   what was asked, and its stages        jobs.jsonl   each job that was submitted
+        events.jsonl  provenance.json                       jobs/        scripts, scheduler output
+        stages/02/    merge.json   what became of the stage
+
+A launch does nothing itself: its stages are runs, in run directories of their own, whose names are chosen beforehand.
+Whatever is submitted again, by `deg resume` or by a job, is added to jobs.jsonl.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from deg.data.atomic import write_atomically
+from deg.data.json_lines import append_line, read_lines
+from deg.errors import LaunchError, RunError, show_path
+from deg.launch.on.slurm.queue import alive
+from deg.runs.rundir import RunDir
+
+LAUNCH_VERSION = 1
+Role = Literal["execute", "merge"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One link of the chain."""
+
+    verb: Literal["train", "infer"]
+    stage: str
+    """`flow_generator`, `feature_extractor` or `sequence`."""
+    run: str
+    """Name of its run directory, which is made when the stage is planned; none if there is nothing to do."""
+    elements: int
+    """Workers of an inference: element i does the units i, i + elements, i + 2 * elements...; 1 for a training."""
+    command: tuple[str, ...]
+    """The words after `deg` that do the same on one machine."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.verb} {self.stage}"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What was asked, as launch.json holds it."""
+
+    project: Path
+    stages: tuple[Stage, ...]
+    report: bool
+    """Write a report after the last stage."""
+    deg: str
+    """Version of deg that submitted; the image must have the same."""
+    image: Path | None
+    cluster: Mapping[str, Any]
+    """The options `cluster.*` that held."""
+    array_size: int
+    """Most elements of an array here: element 2 * array_size is the first of the third array."""
+
+    def to_json(self) -> str:
+        document = asdict(self) | {"version": LAUNCH_VERSION, "project": str(self.project)}
+        document["image"] = None if self.image is None else str(self.image)
+        return json.dumps(document, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Launch:
+        document = json.loads(text)
+        if document.pop("version") != LAUNCH_VERSION:
+            raise ValueError("a launch of another version of deg")
+        document["project"] = Path(document["project"])
+        document["image"] = None if document["image"] is None else Path(document["image"])
+        document["stages"] = tuple(
+            Stage(**(stage | {"command": tuple(stage["command"])})) for stage in document["stages"]
+        )
+        return cls(**document)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job that was submitted: a line of jobs.jsonl, which a job's script may have written too."""
+
+    job: str
+    """As the scheduler names it; an array by its own number."""
+    stage: int
+    role: Role
+    elements: tuple[int, ...] | None = None
+    """Of an array: the numbers of its elements, by the index that the scheduler gives them. None for a single job."""
+    round: int = 0
+    """How many times the merge job had submitted the stage again before."""
+    time: float = 0.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a merge job found, as merge.json holds it."""
+
+    state: Literal["done", "partly", "again", "failed"]
+    """partly: done but for some recordings, or with units put aside; again: execute jobs were submitted once more."""
+    message: str = ""
+    exit_status: int = 0
+
+
+@dataclass(frozen=True)
+class LaunchDir:
+    """The folder of a launch."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def launch_file(self) -> Path:
+        return self.path / "launch.json"
+
+    @property
+    def jobs_file(self) -> Path:
+        return self.path / "jobs.jsonl"
+
+    @property
+    def jobs_folder(self) -> Path:
+        """Scripts, and what the scheduler wrote: `<job>_<task>_log.out`, `<array>_<element>_<task>_log.err`..."""
+        return self.path / "jobs"
+
+    def stage_folder(self, index: int) -> Path:
+        return self.path / "stages" / f"{index:02d}"
+
+    def merge_file(self, index: int) -> Path:
+        return self.stage_folder(index) / "merge.json"
+
+    def load(self) -> Launch:
+        """What was asked. RunError if there is no launch here, or none that this version can read."""
+        try:
+            return Launch.from_json(self.launch_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RunError(f"{show_path(self.path)}: expected a launch.json, found none.") from None
+        except (ValueError, TypeError, KeyError) as error:
+            raise RunError(
+                f"{show_path(self.launch_file)}: not a launch that this version of deg can read ({error})."
+            ) from None
+
+    def run_of(self, stage: Stage) -> RunDir:
+        """The run of a stage; its folder is there once it is planned."""
+        return RunDir(self.path.parent / stage.run)
+
+    def jobs(self) -> list[Job]:
+        """All jobs that were submitted, oldest first."""
+        found = []
+        for line in read_lines(self.jobs_file):
+            elements = line.get("elements")
+            found.append(Job(**(line | {"elements": None if elements is None else tuple(elements)})))
+        return found
+
+    def add_job(self, job: Job) -> None:
+        """Note a job that was submitted."""
+        append_line(self.jobs_file, asdict(job) | {"time": job.time or round(time.time(), 3)})
+
+    def verdict(self, index: int) -> Verdict | None:
+        """What the merge job of a stage found last; None before the first."""
+        try:
+            return Verdict(**json.loads(self.merge_file(index).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+
+    def is_done(self, index: int) -> bool:
+        """Whether the jobs of a stage have done what they could."""
+        verdict = self.verdict(index)
+        return verdict is not None and verdict.state in ("done", "partly")
+
+    def set_verdict(self, index: int, verdict: Verdict) -> None:
+        self.stage_folder(index).mkdir(parents=True, exist_ok=True)
+        write_atomically(self.merge_file(index), json.dumps(asdict(verdict)))
+
+    def log_event(self, kind: str, **details: Any) -> None:
+        """Append one line to events.jsonl."""
+        append_line(self.path / "events.jsonl", {"time": round(time.time(), 3), "event": kind, **details})
+
+
+def find_launches(models: Path) -> Sequence[LaunchDir]:
+    """All launches of a project, newest first."""
+    found = [LaunchDir(file.parent) for file in models.glob("*/launch.json")]
+    return sorted(found, key=lambda launch: (launch.launch_file.stat().st_mtime_ns, launch.name), reverse=True)
+
+
+def launch_of(run: RunDir) -> LaunchDir | None:
+    """The newest launch that a run is a stage of; None if none is."""
+    for launch in find_launches(run.path.parent):
+        try:
+            if any(stage.run == run.name for stage in launch.load().stages):
+                return launch
+        except RunError:  # of another version
+            continue
+    return None
+
+
+def require_free(run: RunDir) -> None:
+    """RunError if jobs of a scheduler are at work on a run, or will be, as far as can be told from here."""
+    launch = launch_of(run)
+    if launch is None:
+        return
+    submitted = [job.job for job in launch.jobs()]
+    if os.environ.get("SLURM_JOB_ID") in submitted:
+        return  # we are its merge job, put back into the queue after it had planned this very run
+    try:
+        jobs = alive(submitted)
+    except LaunchError:
+        return  # no scheduler here: in an image, where the launch itself asks, or elsewhere
+    if jobs:
+        raise RunError(
+            f"{run.name}: {len(jobs)} jobs of {launch.name} work on this run, or wait to. Watch with `deg status`, "
+            "or end them first with `deg cancel`."
+        )

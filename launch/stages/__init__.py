@@ -1,0 +1,1 @@
+"""Stages from beginning to end: plan, have it done at a place, merge, tell."""

@@ -1,0 +1,129 @@
+"""`deg demo`: a project made, filled, trained, inferred and reported on, by the commands that users type."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from deg.data.atomic import write_atomically
+from deg.data.labels import write_labels
+from deg.errors import ProjectError, show_path
+from deg.launch.cli import run
+from deg.launch.say import say
+from deg.options.yamlfile import read_yaml, yaml_text
+from deg.projects.shapes import BEHAVIORS, write_shapes_video
+
+VIDEOS = 4
+FRAMES = 200
+SEED = 1
+OPTIONS: dict[str, dict[str, Any]] = {
+    "augs": {"resize": [36, 48], "LR": 0.0, "grayscale": 0.0, "degrees": 0},  # to the left is not to the right
+    "compute": {"batch_size": 16, "num_workers": 1},
+    "split": {"train_val_test": [0.75, 0.25, 0.0]},
+    "train": {
+        "lr": 1e-3,
+        "num_epochs": 2,
+        "steps_per_epoch": {"train": 20},
+        "stopping_type": "num_epochs",
+        "scheduler": None,
+    },
+    "flow_generator": {"weights": None},
+    "feature_extractor": {"weights": "random"},
+    # every frame begins a stretch, so that an epoch has as many steps as those of the other networks
+    "sequence": {"sequence_length": 30, "nonoverlapping": False},
+}
+"""So small that all of it takes minutes on two cores, and learns to tell the shapes' movements all the same."""
+
+
+def run_demo(folder: Path) -> dict[str, Any]:
+    """Make the project and run every step. ProjectError if `folder` holds something else."""
+    if folder.is_file():
+        raise ProjectError(f"{show_path(folder)}: expected a folder, found a file. Name another folder.")
+    if folder.exists() and any(folder.iterdir()) and not (folder / "demo.json").exists():
+        raise ProjectError(
+            f"{show_path(folder)}: expected no folder or an empty one, found files. Name another folder."
+        )
+    started = time.monotonic()
+    if not (folder / "demo.json").exists():
+        _make(folder)
+    status = _steps(
+        ["check", str(folder)],
+        ["run", str(folder)],
+        ["export", str(folder), "--format", "csv"],
+        ["status", str(folder)],
+    )
+    if status:
+        return {"project": str(folder), "exit_status": status}
+    pages = sorted(str(path) for path in folder.glob("reports/*/index.html"))
+    results = sorted(str(path) for path in (folder / "DATA").glob("*/*_outputs.h5"))
+    f1 = {stage: _validation(folder, stage) for stage in ("feature_extractor", "sequence")}
+    _conclude(folder, f1, pages[-1], results)
+    say(f"It took {(time.monotonic() - started) / 60:.1f} minutes.")
+    return {"project": str(folder), "f1": f1, "report": pages[-1], "results": results, "exit_status": 0}
+
+
+def _conclude(folder: Path, f1: Mapping[str, Mapping[str, float]], page: str, results: Sequence[str]) -> None:
+    """Say what was learned, and where to look."""
+    say(
+        f"\nThree networks have learned to tell {' and '.join(BEHAVIORS)} from background. How well, on the validation"
+        " video, which none of them was trained on: F1, where 1 is perfect and 0 is nothing found."
+    )
+    for stage, scores in f1.items():
+        say(f"  {stage:17s} " + ", ".join(f"{name} {value:.2f}" for name, value in scores.items()))
+    say("Where to look:")
+    say(f"  report    {page} (open it in a browser)")
+    say(f"  results   {len(results)} files that DeepEthogram's GUI opens, such as {results[0]}")
+    say(f"  networks  {folder / 'models'}")
+
+
+def _steps(*commands: Sequence[str]) -> int:
+    """Run commands one after another until one fails; its exit status. Their tables are for people here."""
+    for command in commands:
+        say(f"\n$ deg {' '.join(command)}")
+        with redirect_stdout(sys.stderr):
+            status = run(list(command))
+        if status:
+            return status
+    return 0
+
+
+def _validation(folder: Path, stage: str) -> Mapping[str, float]:
+    """F1 of each class, and the mean without background, of the newest network of a stage on the validation video."""
+    from deg.launch.stages.chain import find_network
+    from deg.launch.stages.train import read_best
+    from deg.options.load import load_config
+    from deg.projects.project import open_project
+    from deg.runs.rundir import RunDir
+
+    project = open_project(folder)
+    network = find_network(project, stage, getattr(load_config(project.config_file), stage).arch)
+    assert network is not None  # `deg run` has just trained it
+    row = read_best(RunDir(network.folder)).val
+    return {**dict(zip(project.class_names, row["f1_by_class"], strict=True)), "mean": row["f1_class_mean_nobg"]}
+
+
+def _make(folder: Path) -> None:
+    """The project: labelled videos, and options with which training takes minutes."""
+    if _steps(["new", str(folder), "--behaviors", ",".join(BEHAVIORS)]):
+        raise ProjectError(f"{show_path(folder)}: the demo's project could not be made; see above.")
+    with tempfile.TemporaryDirectory() as scratch:
+        for index in range(VIDEOS):
+            video = Path(scratch) / f"shapes_{index}.mp4"
+            labels = video.with_name(f"shapes_{index}_labels.csv")
+            labels_TK = write_shapes_video(video, num_frames=FRAMES, height=192, width=256, seed=SEED + index)
+            write_labels(labels, labels_TK, ["background", *BEHAVIORS])
+            if _steps(["add", str(folder), str(video), "--labels", str(labels)]):
+                raise ProjectError(f"{show_path(video)}: the demo's video could not be added; see above.")
+    config_file = folder / "project_config.yaml"
+    config = read_yaml(config_file, ProjectError)
+    config["preset"] = "deg_f"
+    for section, options in OPTIONS.items():
+        config[section] = {**config.get(section, {}), **options}
+    write_atomically(config_file, yaml_text(config))
+    write_atomically(folder / "demo.json", json.dumps({"seed": SEED, "videos": VIDEOS, "frames": FRAMES}))

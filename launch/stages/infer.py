@@ -1,0 +1,379 @@
+"""One stage of inference from beginning to end on this machine: plan, execute, merge, tell.
+
+An interrupted run is found again by its plan and continued; only what is missing is done.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Collection, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from deg.arithmetic.units import missing_units
+from deg.errors import DegError, RunError
+from deg.launch.devices import devices
+from deg.launch.on.local import pool as local
+from deg.launch.on.slurm.launches import require_free
+from deg.launch.say import say
+from deg.launch.stages.progress import Progress
+from deg.options.load import as_dict
+from deg.options.schema import Config
+from deg.plan import infer as planning
+from deg.projects.project import Project
+from deg.runs.merge import Merged, close_if_merged, finish, merge
+from deg.runs.networks import scan
+from deg.runs.rundir import Plan, RunDir, create_run, read_error, unfinished_runs
+from deg.version import __version__
+from deg.work import STOPPED
+
+MERGE_SECONDS = 10.0
+"""How often to merge, while units are being done, the recordings that are complete."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for."""
+
+    project: Project
+    config: Config
+    videos: tuple[str, ...] = ()
+    overwrite: bool = False
+    run_name: str | None = None
+    workers: int | None = None
+    """How many there will be, where others do the work; None: as many as this machine has devices."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of a stage, for people and for --json."""
+
+    stage: str
+    group: str | None = None
+    run: str | None = None
+    done: tuple[str, ...] = ()
+    already_done: tuple[str, ...] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
+    waiting: tuple[str, ...] = ()
+    """Recordings that another call of the same command goes on with; those that met an obstacle are in `failed` too."""
+    notices: tuple[str, ...] = ()
+    plan: Mapping[str, Any] | None = None
+    stopped: bool = False
+
+    @property
+    def exit_status(self) -> int:
+        if self.stopped:
+            return STOPPED
+        return 1 if self.failed or self.waiting else 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"exit_status": self.exit_status}
+
+
+def stages(wanted: str, project: Project, config: Config) -> tuple[str, ...]:
+    """The stages that a word on the command line means. `all` leaves out the sequence network while none is trained."""
+    if wanted != "all":
+        return (wanted,)
+    if config.sequence.weights is None and not any(run.model == "sequence" for run in scan(project.model_path)):
+        say("Note: this project has no trained sequence network yet; features only.")
+        return ("feature_extractor",)
+    return planning.STAGES
+
+
+def show_plan(stage: str, request: Request) -> Report:
+    """--dry-run: what would be done, in how many units; nothing is written."""
+    prepared = _prepare(stage, request)
+    report = _report(stage, prepared)
+    _tell_failures(report)
+    if prepared.plan is None:
+        say(f"{stage}: nothing to do, {len(prepared.done)} recordings are done.")
+        return report
+    units = prepared.plan.units
+    frames = sum(unit.num_frames for unit in units)
+    say(f"{stage}: {len(prepared.plan.videos)} recordings, {frames} frames, {len(units)} units:")
+    for unit in units:
+        spans = ", ".join(f"{span.key}[{span.start}:{span.stop}]" for span in unit.spans)
+        say(f"  {unit.index:5d}  {unit.num_frames:8d} frames  {spans}")
+    shape = {"units": [[[s.key, s.start, s.stop] for s in unit.spans] for unit in units], "frames": frames}
+    return replace(report, plan=shape)
+
+
+def infer(stage: str, request: Request) -> Report:
+    """Do a stage. Recordings that fail are in the report, and do not keep the others from being done."""
+    run, plan, wanted, report = _begin(stage, request)
+    if run is None or plan is None or wanted is None:
+        return report
+    with run.claimed():
+        outcome, merged = _execute(run, plan, request, wanted)
+    return _tell(_result(report, plan, wanted.videos, merged, outcome.failed), outcome.stopped, request, merged)
+
+
+def plan_run(stage: str, request: Request) -> Report:
+    """Make the run directory of a stage, for others to do its units; none if there is nothing to do."""
+    run, _, _, report = _begin(stage, request)
+    return report if run is None else replace(report, run=run.name)
+
+
+def resume_run(run: RunDir, request: Request) -> Report:
+    """Go on with an interrupted run as it was planned."""
+    plan = run.load_plan()
+    with run.claimed():
+        outcome, merged = _execute(run, plan, request, plan)
+    report = Report(plan.stage, group=plan.group, run=run.name)
+    return _tell(_result(report, plan, plan.videos, merged, outcome.failed), outcome.stopped, request, merged)
+
+
+def merge_run(stage: str, request: Request) -> Report:
+    """Put together what others have done of a run: of the one that the request names, or the newest unfinished one.
+
+    RunError if there is none.
+    """
+    run, plan = _run_to_merge(stage, request)
+    if run.is_merged():
+        say(f"{run.name}: merged already.")
+        return Report(stage, group=plan.group, run=run.name, done=tuple(plan.videos))
+    with run.claimed():
+        merged = merge(run, plan)
+        if merged.is_complete:
+            finish(run, merged)
+    put_aside = {unit.index: read_error(run, unit.index) for unit in missing_units(plan.units, run.finished_units())}
+    failed = {index: reason for index, reason in put_aside.items() if reason is not None}
+    report = Report(stage, group=plan.group, run=run.name)
+    return _tell(_result(report, plan, plan.videos, merged, failed), False, request, merged)
+
+
+def _run_to_merge(stage: str, request: Request) -> tuple[RunDir, Plan]:
+    if request.run_name is not None:
+        run = RunDir(request.project.model_path / request.run_name)
+        return run, run.load_plan()
+    found = unfinished_runs(request.project.model_path, stage)
+    if not found:
+        raise RunError(f"{stage}: there is no run that waits to be merged. `deg status` lists the runs.")
+    return found[0]
+
+
+def _begin(stage: str, request: Request) -> tuple[RunDir | None, Plan | None, Plan | None, Report]:
+    """The run to work on, its plan, and the plan of what is wanted now; None without anything to do."""
+    if not request.overwrite:  # which rather goes on with such a run
+        _close_merged_runs(stage, request.project)
+    prepared = _prepare(stage, request)
+    report = _report(stage, prepared)
+    if request.config.inference.ignore_error is False and prepared.failed:
+        key, reason = next(iter(prepared.failed.items()))
+        raise DegError(f"{key}: {reason} (inference.ignore_error is false)")
+    if prepared.plan is None:
+        say(f"{stage}: nothing to do, {len(prepared.done)} recordings are done.")
+        _tell_failures(report)
+        return None, None, None, report
+    run, plan = _continued(request, prepared.plan) or _created(request, prepared.plan)
+    return run, plan, prepared.plan, replace(report, run=run.name)
+
+
+def _result(
+    report: Report, plan: Plan, wanted: Collection[str], merged: Merged, put_aside: Mapping[int, str]
+) -> Report:
+    """The report with what became of the recordings that are wanted. `put_aside`: units that could not be done."""
+    waiting = {key for key in (*merged.waiting, *merged.unwritten) if key in wanted}
+    obstacles = {
+        span.key: f"unit {index} was not done: {reason}"
+        for index, reason in put_aside.items()
+        for span in plan.units[index].spans
+        if span.key in waiting
+    }
+    found = {**merged.failed, **merged.unwritten, **obstacles}
+    return replace(
+        report,
+        done=tuple(key for key in merged.done if key in wanted),
+        failed={**report.failed, **{key: reason for key, reason in found.items() if key in wanted}},
+        waiting=tuple(sorted(waiting)),
+    )
+
+
+def _tell(report: Report, stopped: bool, request: Request, merged: Merged) -> Report:
+    report = replace(report, stopped=stopped and bool(report.waiting) and not _gave_up(request, merged))
+    _tell_failures(report)
+    say(
+        f"{report.stage}: {len(report.done)} recordings done, {len(report.failed)} failed, "
+        f"{len(report.waiting)} still to do."
+    )
+    if report.waiting:
+        say("Run the same command again to go on.")
+    return report
+
+
+def _gave_up(request: Request, merged: Merged) -> bool:
+    """Whether the work ends here because one recording failed and the user wants no more then."""
+    return bool(merged.failed) and not request.config.inference.ignore_error
+
+
+def _prepare(stage: str, request: Request) -> planning.Prepared:
+    records = planning.choose_records(request.project, request.videos, request.config.inference)
+    prepared = planning.prepare(
+        stage,
+        request.project,
+        request.config,
+        records,
+        devices=request.workers or len(devices(request.config.inference.devices)),
+        overwrite=request.overwrite,
+    )
+    for notice in prepared.notices:
+        say(notice)
+    return prepared
+
+
+def _report(stage: str, prepared: planning.Prepared) -> Report:
+    group = prepared.plan.group if prepared.plan else None
+    return Report(
+        stage, group=group, already_done=prepared.done, failed=dict(prepared.failed), notices=prepared.notices
+    )
+
+
+def _tell_failures(report: Report) -> None:
+    for key, reason in report.failed.items():
+        say(f"{key}: FAILED: {reason}")
+
+
+def _close_merged_runs(stage: str, project: Project) -> None:
+    """Finish runs that were killed when all that was left to do was to say so."""
+    for run, plan in unfinished_runs(project.model_path, stage):
+        if not run.is_claimed():
+            with run.claimed():
+                close_if_merged(run, plan)
+
+
+def _continued(request: Request, wanted: Plan) -> tuple[RunDir, Plan] | None:
+    """An interrupted run that would give just what is wanted, with its own plan and units."""
+    for run, plan in unfinished_runs(request.project.model_path, wanted.stage):
+        if request.run_name in (None, run.name) and _same_work(plan, wanted):
+            require_free(run)
+            say(f"Going on with the interrupted run {run.name}.")
+            return run, plan
+    return None
+
+
+def _same_work(plan: Plan, wanted: Plan) -> bool:
+    # weights with their paths: workers read them where they were
+    names = ("group", "class_names", "thresholds", "settings", "overwrite", "weights")
+    if any(getattr(plan, name) != getattr(wanted, name) for name in names):
+        return False
+    return all(
+        plan.videos.get(key) == video
+        and plan.outputs.get(key) == wanted.outputs[key]
+        and plan.sources.get(key) == wanted.sources.get(key)
+        for key, video in wanted.videos.items()
+    )
+
+
+def _created(request: Request, plan: Plan) -> tuple[RunDir, Plan]:
+    run = create_run(
+        request.project.model_path,
+        stage=plan.stage,
+        kind="inference",
+        plan=plan,
+        config=_absolute(request),
+        provenance=provenance(),
+        now=datetime.now(),
+        name=request.run_name,
+        notes=request.config.notes,
+    )
+    return run, plan
+
+
+def _absolute(request: Request) -> dict[str, Any]:
+    """The configuration as the original stores it with a run: complete, with the project's paths as they are here."""
+    config, project = as_dict(request.config), request.project
+    config["project"].update(
+        path=str(project.path),
+        config_file=str(project.config_file),
+        data_path=str(project.data_path),
+        model_path=str(project.model_path),
+    )
+    if project.pretrained_path is not None:
+        config["project"]["pretrained_path"] = str(project.pretrained_path)
+    return config
+
+
+def _execute(run: RunDir, plan: Plan, request: Request, wanted: Plan) -> tuple[local.Outcome, Merged]:
+    units = [unit for unit in plan.units if any(span.key in wanted.videos for span in unit.spans)]
+    missing = missing_units(units, run.finished_units())
+    shares = devices(request.config.inference.devices)
+    say(f"{run.name}: {len(missing)} of {len(units)} units to do on {len(shares)} device(s)")
+    with Progress(sum(unit.num_frames for unit in missing)) as progress, _MergingBeside(run, plan) as merging:
+        pool = local.LocalPool(run, missing, shares, lambda frames, finished: on_progress(frames, finished))
+
+        def on_progress(frames: int, finished: bool) -> None:
+            progress.add(frames)
+            if finished and progress.due("merge", seconds=MERGE_SECONDS) and _gave_up(request, merging.go_on()):
+                pool.stop()
+
+        outcome = pool.execute() if missing else local.Outcome()
+    merged = merge(run, plan)
+    if merged.is_complete:
+        finish(run, merged)
+    return outcome, merged
+
+
+class _MergingBeside:
+    """Merges recordings while others are computed; in a thread, so that no worker waits for its next unit meanwhile."""
+
+    def __init__(self, run: RunDir, plan: Plan):
+        self._run, self._plan = run, plan
+        self._settled: set[str] = set()
+        self._thread = ThreadPoolExecutor(1, "merge")
+        self._pending: Future[Merged] | None = None
+
+    def __enter__(self) -> _MergingBeside:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._thread.shutdown()
+
+    def go_on(self) -> Merged:
+        """Begin to merge what has come since, unless the last merging is still at it; returns what that has found."""
+        found = Merged()
+        if self._pending is not None:
+            if not self._pending.done():
+                return found
+            found = self._pending.result()
+            self._settled.update(found.done, found.failed)
+        self._pending = self._thread.submit(merge, self._run, self._plan, skip=frozenset(self._settled))
+        return found
+
+
+def provenance() -> dict[str, Any]:
+    """Who made a result, with what and where."""
+    return {
+        "deg": __version__,
+        "command": sys.argv,
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "git": _git_revision(),
+        "image": _image(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _git_revision() -> str | None:
+    """The revision of deg where it runs from a checkout."""
+    try:
+        asked = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    return asked.stdout.strip() or None
+
+
+def _image() -> str | None:
+    """The container image that we are in, if any."""
+    return os.environ.get("APPTAINER_CONTAINER")

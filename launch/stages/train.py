@@ -1,0 +1,268 @@
+"""One stage of training from beginning to end on this machine: plan, execute phase after phase, tell.
+
+An interrupted run of the same training is found again by its plan and gone on with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from deg.data.atomic import write_atomically
+from deg.data.metrics_file import MetricsFile, without_tables
+from deg.errors import LaunchError, RunError, show_path
+from deg.launch.devices import Device
+from deg.launch.on.local.ranks import rank_devices, run_ranks
+from deg.launch.on.slurm.launches import require_free
+from deg.launch.say import say
+from deg.launch.stages.infer import provenance
+from deg.launch.stages.progress import TrainingProgress, figures
+from deg.options.schema import Config
+from deg.plan import train as planning
+from deg.projects.project import Project
+from deg.runs.networks import companion, weight_files
+from deg.runs.rundir import RunDir, TrainingPlan, create_run, find_runs
+from deg.work import STOPPED
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for."""
+
+    project: Project
+    config: Config
+    run_name: str | None = None
+    ranks: int | None = None
+    """How many there will be, where others do the work; None: as many as this machine has devices."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """The network that a training gave, and how good it was on the validation recordings."""
+
+    weights: str
+    epoch: int
+    """Counted from 0, as in the name of the weight file."""
+    epochs: int
+    key_metric: str
+    val: Mapping[str, Any]
+    """The metrics of that epoch by name, the key metric among them; without those for every threshold."""
+    test: Mapping[str, Any] = field(default_factory=dict)
+    """The same of the test recordings, where there are any."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of a stage, for people and for --json."""
+
+    stage: str
+    run: str | None = None
+    best: Best | None = None
+    notices: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Recordings that could not be used, each with its reason."""
+    plan: Mapping[str, Any] | None = None
+    stopped: bool = False
+
+    @property
+    def exit_status(self) -> int:
+        return STOPPED if self.stopped else 0
+
+    def as_dict(self) -> dict[str, Any]:
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return plain | {"best": self.best and vars(self.best), "exit_status": self.exit_status}
+
+
+def show_plan(stage: str, request: Request) -> Report:
+    """--dry-run: what would be learned from what; nothing is written."""
+    prepared = _prepare(stage, request)
+    for line in planning.describe(prepared):
+        say(line)
+    if (continued := _continued(request, prepared.plan)) is not None:
+        say(f"This would go on with the interrupted run {continued.name}.")
+    plan = prepared.plan
+    shape = {"parts": plan.parts, "phases": plan.phases, "weights": plan.weights, "devices": plan.devices}
+    return _report(prepared, run=None if continued is None else continued.name, plan=shape)
+
+
+def train(stage: str, request: Request) -> Report:
+    """Train a network, or go on with it. DegError if it cannot be trained, LaunchError if a process died."""
+    prepared, run = _begin(stage, request)
+    with run.claimed():
+        planning.commit(prepared, run)
+        best = _execute_to_end(run, request.config)
+    return _report(prepared, run=run.name, best=best, stopped=best is None)
+
+
+def resume_run(run: RunDir, config: Config) -> Report:
+    """Go on with an interrupted training as it was planned."""
+    plan = run.load_training_plan()
+    with run.claimed():
+        best = _execute_to_end(run, config)
+    return Report(plan.stage, run=run.name, best=best, stopped=best is None)
+
+
+def _execute_to_end(run: RunDir, config: Config) -> Best | None:
+    """Do what is left, close the run and tell; None if a signal stopped it."""
+    stage = run.load_training_plan().stage
+    if not _execute(run, rank_devices(config.compute)):
+        say(f"{stage}: stopped; what was learned is kept in {run.name}. Run the same command again to go on.")
+        return None
+    best = _close(run)
+    _tell(stage, best)
+    return best
+
+
+def plan_run(stage: str, request: Request) -> Report:
+    """Make the run directory of a training, for others to do its units."""
+    prepared, run = _begin(stage, request)
+    with run.claimed():
+        planning.commit(prepared, run)
+    return _report(prepared, run=run.name)
+
+
+def merge_run(stage: str, request: Request) -> Report:
+    """Close a run whose phases others have trained: the one that the request names, or the newest unfinished one.
+
+    RunError if there is none, or if it is not trained to its end.
+    """
+    run = _run_to_close(stage, request)
+    plan = run.load_training_plan()
+    left = [plan.phases[unit.index] for unit in plan.units if not run.phase_done_file(unit.index).exists()]
+    if left:
+        raise RunError(f"{run.name}: expected a training that is done, found {', '.join(left)} still to be trained.")
+    with run.claimed():
+        best = _close(run)
+    _tell(stage, best)
+    return Report(stage, run=run.name, best=best)
+
+
+def _run_to_close(stage: str, request: Request) -> RunDir:
+    if request.run_name is not None:
+        return RunDir(request.project.model_path / request.run_name)
+    for run in find_runs(request.project.model_path):
+        plan = unfinished_training(run)
+        if plan is not None and plan.stage == stage:
+            return run
+    raise RunError(f"{stage}: there is no training that waits to be closed. `deg status` lists the runs.")
+
+
+def _begin(stage: str, request: Request) -> tuple[planning.Prepared, RunDir]:
+    """What is to be learned, and the run to learn it in."""
+    prepared = _prepare(stage, request)
+    for notice in prepared.notices:
+        say(notice)
+    for key, reason in prepared.left_out.items():
+        say(f"{show_path(key)}: left out: {reason}")
+    run = _continued(request, prepared.plan)
+    if run is not None:
+        say(f"Going on with the interrupted run {run.name}.")
+        return prepared, run
+    planning.commit(prepared, None)
+    return prepared, _created(request, prepared.plan)
+
+
+def _close(run: RunDir) -> Best:
+    """Say that a run is done; it is so once all its phases are."""
+    best = read_best(run)
+    write_atomically(run.done_file, json.dumps(vars(best), indent=1))
+    run.log_event("finished")
+    return best
+
+
+def _tell(stage: str, best: Best) -> None:
+    say(f"{stage}: trained in {best.epochs} epochs; epoch {best.epoch + 1} was best: {figures(best.val)}.")
+    if best.test:
+        say(f"On the test recordings: {figures(best.test)}.")
+    say(f"Weights: {show_path(best.weights)}")
+
+
+def unfinished_training(run: RunDir) -> TrainingPlan | None:
+    """The plan of a training run that still has something to do; None of any other, and of another version's."""
+    try:
+        return None if run.done_file.exists() or not run.is_training() else run.load_training_plan()
+    except RunError:
+        return None
+
+
+def read_best(run: RunDir) -> Best:
+    """The network that the last phase gave. RunError if weights or metrics are not there."""
+    weights = weight_files(run.path)
+    metrics = companion(weights[0]).metrics if weights else None
+    if metrics is None:
+        raise RunError(f"{show_path(run.path)}: expected weights and metrics of a finished training, found none.")
+    file = MetricsFile.open(metrics)
+    epoch = file.best_epoch()
+    if epoch is None:
+        raise RunError(f"{show_path(metrics)}: expected values of {file.key_metric}, found none. Train again.")
+    val, test = _row(file, "val", epoch), _row(file, "test", 0)
+    return Best(str(weights[0]), epoch, file.num_epochs, file.key_metric, val, test)
+
+
+def _row(file: MetricsFile, part: str, epoch: int) -> dict[str, Any]:
+    return without_tables({name: file.values(part, name)[epoch] for name in file.names(part)})
+
+
+def _prepare(stage: str, request: Request) -> planning.Prepared:
+    ranks = request.ranks or len(rank_devices(request.config.compute))
+    return planning.prepare(stage, request.project, request.config, devices=ranks)
+
+
+def _report(prepared: planning.Prepared, **rest: Any) -> Report:
+    return Report(prepared.plan.stage, notices=prepared.notices, left_out=prepared.left_out, **rest)
+
+
+def _continued(request: Request, wanted: TrainingPlan) -> RunDir | None:
+    """An interrupted run that would give the same network, the newest first."""
+    for run in find_runs(request.project.model_path):
+        if request.run_name not in (None, run.name):
+            continue
+        plan = unfinished_training(run)
+        if plan is None or plan.stage != wanted.stage or not planning.same_training(plan, wanted):
+            continue
+        require_free(run)
+        if not run.is_claimed():
+            return run
+        say(f"Note: another `deg` is at this very training, in {run.name}; this one is a second.")
+    return None
+
+
+def _created(request: Request, plan: TrainingPlan) -> RunDir:
+    config = dict(plan.config)
+    config["project"] = {**config["project"], "config_file": str(request.project.config_file)}
+    return create_run(
+        request.project.model_path,
+        stage=plan.stage,
+        kind="train",
+        plan=plan,
+        config=config,
+        provenance=provenance(),
+        now=datetime.now(),
+        name=request.run_name,
+        notes=request.config.notes,
+    )
+
+
+def _execute(run: RunDir, devices: Sequence[Device]) -> bool:
+    """Do all phases that are not done; False if a signal stopped them."""
+    plan = run.load_training_plan()
+    with TrainingProgress() as progress:
+        for unit in plan.units:
+            if run.phase_done_file(unit.index).exists():
+                continue
+            phase = f", phase {plan.phases[unit.index]}" if len(plan.phases) > 1 else ""
+            say(f"{run.name}{phase}: training on {len(devices)} device(s)")
+            outcome = run_ranks(run, unit.index, devices, progress.hear)
+            done = run.phase_done_file(unit.index).exists()
+            if outcome.stopped and not (done and unit is plan.units[-1]):
+                return False
+            if not done:
+                raise LaunchError(f"{run.name}{phase}: the ranks ended, but the phase is not done. {_logs(run)}")
+    return True
+
+
+def _logs(run: RunDir) -> str:
+    return f"See {show_path(run.path / 'jobs')}; run the same command again to go on."

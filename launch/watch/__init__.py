@@ -1,0 +1,1 @@
+"""How far runs and launches have come, what they say, and why they are not done."""

@@ -1,0 +1,320 @@
+"""What ended the attempts at the units of a run that are not done: memory, time limit, node, preemption..."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from deg.arithmetic.units import spans_by_key
+from deg.errors import RunError
+from deg.launch.on.slurm.jobs import bad_hosts
+from deg.launch.on.slurm.launches import Launch, LaunchDir, Stage
+from deg.launch.on.slurm.queue import JobState
+from deg.launch.watch.status import SKEW_SECONDS, at_work, output_file, told_frames
+from deg.launch.watch.symptoms import Symptom, symptom_of
+from deg.options.forms import time_limit_minutes
+from deg.runs.attempts import Attempt, read_attempts
+from deg.runs.rundir import RunDir, read_error, tail
+from deg.work import STOPPED
+
+LAST_LINES = 15
+SHOWN = 5
+"""Cases told of one cause."""
+ENOUGH = 1.5
+"""So much more time than the slowest unit needs is asked for."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One cause, what shows it, and what would mend it."""
+
+    kind: str
+    cause: str
+    evidence: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    """key=value, to go on with."""
+    command: str | None = None
+    """What to do instead of just going on."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """An attempt that did not do its unit, and why."""
+
+    unit: int
+    attempt: Attempt
+    kind: str
+    """`memory`, `gpu_memory`, `time_limit`, `preempted`, `cancelled`, `node`, `killed`, `failed`, `stopped`,
+    `never_started` or the kind of a symptom."""
+    lines: tuple[str, ...] = ()
+    """Its last words."""
+    symptom: Symptom | None = None
+
+    def __str__(self) -> str:
+        at = self.attempt
+        words = [
+            f"unit {self.unit}: job {at.job}" + (f" (restart {at.restart})" if at.restart else "") + f" on {at.host}"
+        ]
+        if at.oom_kills:
+            words.append(f"the kernel killed {at.oom_kills} of its processes for want of memory")
+        if at.status not in (None, STOPPED):
+            words.append(f"exit status {at.status}")
+        if at.why:
+            words.append(at.why)
+        return ", ".join(words)
+
+
+def units_left(run: RunDir) -> list[int]:
+    """The units of a run that are not done. RunError if its plan cannot be read."""
+    if run.done_file.exists():
+        return []
+    if run.is_training():
+        return [unit.index for unit in run.load_training_plan().units if not run.phase_done_file(unit.index).exists()]
+    finished = run.finished_units()
+    return [unit.index for unit in run.load_plan().units if unit.index not in finished]
+
+
+def ended_attempts(
+    launch: LaunchDir, run: RunDir, jobs: Mapping[str, JobState], known: bool, accounts: Sequence[JobState]
+) -> list[Ended]:
+    """The attempts that ended at units that are still not done."""
+    found = []
+    for unit in units_left(run):
+        for attempt in read_attempts(run.unit_folder(unit)):
+            if not at_work(attempt, jobs, known):
+                found.append(_ended(launch, unit, attempt, [*accounts, *jobs.values()]))
+    return found
+
+
+def _ended(launch: LaunchDir, unit: int, attempt: Attempt, said: Sequence[JobState]) -> Ended:
+    lines = last_words(output_file(launch, attempt.job, ending="err"))
+    if attempt.end == "stopped":
+        state = state_at(attempt, said)
+        kind = "time_limit" if attempt.why == "time limit" else {"CANCELLED": "cancelled"}.get(state, "preempted")
+        return Ended(unit, attempt, kind)
+    symptom = symptom_of([attempt.why]) if attempt.end == "failed" else symptom_of(lines)
+    if attempt.end == "failed":
+        return Ended(unit, attempt, "failed" if symptom is None else symptom.kind, (), symptom)
+    return Ended(unit, attempt, why_it_died(attempt, state_at(attempt, said), symptom), lines, symptom)
+
+
+def why_it_died(attempt: Attempt, state: str, symptom: Symptom | None) -> str:
+    """The kind of end of an attempt that said nothing itself. Its host is believed first, then the scheduler."""
+    if attempt.oom_kills:
+        return "memory"
+    by_state = {
+        "OUT_OF_MEMORY": "memory",
+        "TIMEOUT": "time_limit",
+        "DEADLINE": "time_limit",
+        "PREEMPTED": "preempted",
+        "CANCELLED": "cancelled",
+        "NODE_FAIL": "node",
+        "BOOT_FAIL": "node",
+    }
+    if state in by_state:
+        return by_state[state]
+    if symptom is not None:
+        return symptom.kind
+    if attempt.status is None:
+        return "node"
+    if attempt.ended == attempt.time:
+        return "never_started"
+    return {STOPPED: "preempted", 140: "preempted", 143: "preempted"}.get(attempt.status, "killed")
+
+
+def state_at(attempt: Attempt, said: Sequence[JobState]) -> str:
+    """How the scheduler says that a job ended that time; empty if it does not. A job that was put back into the queue
+    has one entry for each time."""
+    mine = [
+        job
+        for job in said
+        if job.job == attempt.job
+        and not job.is_alive
+        and (job.start is None or job.start <= attempt.time + SKEW_SECONDS)
+    ]
+    return max(mine, key=lambda job: job.start or 0.0).state if mine else ""
+
+
+def last_words(path: Path) -> tuple[str, ...]:
+    """The last lines of a log; none if it is not there."""
+    try:
+        return tuple(tail(path.read_text(encoding="utf-8", errors="replace"), LAST_LINES))
+    except FileNotFoundError:
+        return ()
+
+
+# ---------------------------------------------------------------------------------------------------- findings
+
+
+def explain_units(
+    launch: LaunchDir, spec: Launch, stage: Stage, run: RunDir, ended: Sequence[Ended]
+) -> Iterator[Finding]:
+    """Causes, one for each kind of end."""
+    by_kind: dict[str, list[Ended]] = defaultdict(list)
+    for one in ended:
+        by_kind[one.kind].append(one)
+    for kind, cases in by_kind.items():
+        hosts = ", ".join(sorted({case.attempt.host for case in cases}))
+        where = f"{stage.name}, {_units([case.unit for case in cases])}, on {hosts}"
+        evidence = shown([str(case) for case in cases])
+        if kind == "memory":
+            yield Finding(kind, f"Out of memory: {where}", evidence, _more_memory(spec))
+        elif kind == "gpu_memory":
+            command = _smaller_batch(stage, run)
+            yield Finding(kind, f"The memory of the GPU was not enough: {where}", evidence, command=command)
+        elif kind == "time_limit":
+            limit = spec.cluster.get("time") or "the partition's"
+            time = _more_time(launch, spec, run, cases)
+            yield Finding(kind, f"Stopped by the time limit ({limit}): {where}", evidence, time)
+        elif kind == "preempted":
+            times = f"{len(cases)} time{'s' if len(cases) > 1 else ''}"
+            yield Finding(kind, f"Preempted, or asked by a signal to stop, {times}: {where}", evidence)
+        elif kind == "cancelled":
+            yield Finding(kind, f"Cancelled by `scancel` or `deg cancel`: {where}", evidence)
+        elif kind == "node":
+            yield Finding(kind, f"The node failed, or was lost: {where}", evidence)
+        elif kind == "failed":
+            yield Finding(kind, f"The work itself failed: {where}", evidence)
+        else:
+            symptom = cases[-1].symptom
+            cause = symptom.meaning if symptom else _unexplained(kind)
+            advice = (symptom.advice,) if symptom and symptom.advice else ()
+            command = None if symptom is None else symptom_command(symptom, spec)
+            yield Finding(kind, f"{cause}: {where}", (*evidence, *advice, *cases[-1].lines[-SHOWN:]), command=command)
+    yield from _bad_nodes(spec, stage, run)
+
+
+def _unexplained(kind: str) -> str:
+    return "The job ended before its work began" if kind == "never_started" else "The worker died"
+
+
+def symptom_command(symptom: Symptom, spec: Launch) -> str | None:
+    """What to do about something that going on will meet again."""
+    if symptom.kind in ("no_image", "driver", "version") and spec.image is not None:
+        return f"deg image check {spec.image}"
+    return "deg doctor --on slurm" if symptom.kind in ("no_apptainer", "namespace") else None
+
+
+def explain_put_aside(stage: str, run: RunDir) -> Iterator[Finding]:
+    """Units that will not be tried again."""
+    aside = {unit: reason for unit in units_left(run) if (reason := read_error(run, unit)) is not None}
+    if aside:
+        evidence = shown([f"unit {unit}: {reason}" for unit, reason in aside.items()])
+        yield Finding("put_aside", f"Put aside, not tried again by itself: {stage}, {_units(aside)}", evidence)
+
+
+def explain_recordings(stage: str, run: RunDir, check: str) -> Iterator[Finding]:
+    """Recordings that cannot be done, each with its reason, which names the frame where that is known."""
+    if run.is_training():
+        return
+    failed = _failed_recordings(run)
+    if failed:
+        evidence = shown([f"{key}: {reason}" for key, reason in failed.items()])
+        yield Finding("recordings", f"{len(failed)} recording(s) cannot be done: {stage}", evidence, command=check)
+
+
+def _failed_recordings(run: RunDir) -> dict[str, str]:
+    if run.done_file.exists():
+        return {str(key): str(reason) for key, reason in json.loads(run.done_file.read_text())["failed"].items()}
+    import h5py
+
+    found: dict[str, str] = {}
+    finished, plan = run.finished_units(), run.load_plan()
+    for key, places in spans_by_key(plan.units).items():
+        for unit, position in places:
+            if unit.index in finished and key not in found:
+                try:
+                    with h5py.File(run.result_file(unit.index), "r", locking=False) as file:
+                        if (reason := file[str(position)].attrs.get("error")) is not None:
+                            found[key] = str(reason)
+                except (OSError, KeyError):
+                    continue  # damaged, or merged and removed meanwhile; the merge finds out
+    return found
+
+
+def _bad_nodes(spec: Launch, stage: Stage, run: RunDir) -> Iterator[Finding]:
+    bad = bad_hosts(run)
+    if not bad:
+        return
+    done_by = {
+        file.parent.name: attempts[-1].host
+        for file in run.path.glob("units/*/attempts.jsonl")
+        if (attempts := read_attempts(file.parent)) and attempts[-1].end == "done"
+    }
+    evidence = []
+    for file in sorted(run.path.glob("units/*/attempts.jsonl")):
+        for attempt in read_attempts(file.parent):
+            if attempt.host in bad and attempt.end != "done":
+                other = done_by.get(file.parent.name)
+                mended = f", done on {other} afterwards" if other else ""
+                evidence.append(f"unit {int(file.parent.name)} failed on {attempt.host}{mended}")
+    sbatch = [flag for flag in spec.cluster.get("sbatch") or () if not str(flag).startswith("exclude=")]
+    flags = [*sbatch, f"exclude={','.join(bad)}"]
+    cause = f"Bad node: on {', '.join(bad)} nothing was done, and others could: {stage.name}"
+    yield Finding("bad_node", cause, shown(evidence), (f"cluster.sbatch={json.dumps(flags)}",))
+
+
+# ---------------------------------------------------------------------------------------------------- what would do
+
+
+def _more_memory(spec: Launch) -> tuple[str, ...]:
+    memory = spec.cluster.get("memory_gb")
+    return (f"cluster.memory_gb={memory * 2:g}",) if memory else ()
+
+
+def _smaller_batch(stage: Stage, run: RunDir) -> str | None:
+    """A training cannot go on with another batch: it would learn something else."""
+    if not run.is_training():
+        return None
+    batch = run.load_training_plan().config["compute"]["batch_size"]
+    smaller = max(batch // 2, 1) if isinstance(batch, int) else 16
+    words = stage.command[: stage.command.index("--run")]  # the run of this name has its batch size
+    return " ".join(["deg", *words, f"compute.batch_size={smaller}", "--on slurm"])
+
+
+def _more_time(launch: LaunchDir, spec: Launch, run: RunDir, cases: Sequence[Ended]) -> tuple[str, ...]:
+    text = spec.cluster.get("time")
+    if text is None:
+        return ()
+    limit = time_limit_minutes(text) * 60
+    slowest = None if run.is_training() else _slowest_unit(launch, run, cases)
+    wanted = limit * 2 if slowest is None else slowest * ENOUGH
+    return (f"cluster.time={in_hours(wanted)}",) if wanted > limit else ()
+
+
+def _slowest_unit(launch: LaunchDir, run: RunDir, cases: Sequence[Ended]) -> float | None:
+    """Seconds that the largest of the units that are left takes on the slowest worker seen; None if none was seen."""
+    timed = [event for event in run.events() if event["event"] == "unit_done" and event["seconds"]]
+    speeds = [event["frames"] / event["seconds"] for event in timed]
+    for case in {case.attempt.job: case for case in cases}.values():  # a log tells of its job's last attempt
+        frames, speed = told_frames(output_file(launch, case.attempt.job), case.attempt)
+        speeds += [speed] if frames and speed else []
+    try:
+        left = [run.load_plan().units[case.unit].num_frames for case in cases]
+    except RunError:
+        return None
+    return max(left) / min(speeds) if speeds and left else None
+
+
+def in_hours(seconds: float) -> str:
+    """A time limit, rounded up to half hours: `8:00:00`, `1-06:30:00`."""
+    halves = math.ceil(seconds / 1800)
+    days, hours = divmod(halves // 2, 24)
+    clock = f"{hours}:{30 * (halves % 2):02d}:00"
+    return f"{days}-{hours:02d}:{30 * (halves % 2):02d}:00" if days else clock
+
+
+def shown(cases: Sequence[str]) -> tuple[str, ...]:
+    """The first cases, and how many there are besides."""
+    more = [f"... and {len(cases) - SHOWN} more"] if len(cases) > SHOWN else []
+    return (*cases[:SHOWN], *more)
+
+
+def _units(numbers: Sequence[int] | Mapping[int, object]) -> str:
+    each = sorted(set(numbers))
+    listed = ", ".join(map(str, each[:SHOWN])) + (f" and {len(each) - SHOWN} more" if len(each) > SHOWN else "")
+    return f"unit{'s' if len(each) > 1 else ''} {listed}"

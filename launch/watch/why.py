@@ -1,0 +1,245 @@
+"""Why a launch or a run is not done: causes with what shows them, and one command for the whole.
+
+Files are asked first, then the queue, then the accounts, which not every site has.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from deg.errors import show_path
+from deg.launch.on.local.pool import describe_exit
+from deg.launch.on.slurm.cancel import find_holder
+from deg.launch.on.slurm.launches import Launch, LaunchDir
+from deg.launch.on.slurm.queue import JobState, in_accounts
+from deg.launch.watch.causes import (
+    SHOWN,
+    Finding,
+    ended_attempts,
+    explain_put_aside,
+    explain_recordings,
+    explain_units,
+    last_words,
+    shown,
+    symptom_command,
+)
+from deg.launch.watch.runs import RunStatus, read_status
+from deg.launch.watch.status import OVER, LaunchStatus, StageStatus, jobs_of, read_launch, was_cancelled
+from deg.launch.watch.symptoms import symptom_of, wait_in_words, waits_in_vain
+from deg.launch.watch.target import Queue, Watched, ask_queue
+from deg.runs.rundir import RunDir
+from deg.version import __version__
+
+ORDER = (
+    *("version", "no_image", "no_apptainer", "driver", "namespace", "disk", "never_started", "gpu_memory", "memory"),
+    *("time_limit", "bad_node", "node", "killed", "failed", "put_aside", "recordings", "dependency", "merge", "queue"),
+    *("cancelled", "preempted"),
+)
+"""What is told first, and whose advice counts."""
+USUAL = ("queue", "dependency", "preempted")
+"""What happens when all is well."""
+UNEXPLAINED = {"killed", "failed", "never_started"}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """All that is known of one launch or run."""
+
+    name: str
+    state: str
+    summary: str
+    findings: tuple[Finding, ...]
+    command: str | None
+    """What to do; None: nothing, or wait."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def explain(watched: Watched, word: Path) -> Explanation:
+    """The newest of the launches and runs. `word` is what the user calls it, for the command."""
+    newest = watched.newest()
+    if newest.launches:
+        return explain_launch(newest.launches[0], ask_queue(newest.launches), word)
+    return explain_run(newest.runs[0], word)
+
+
+# ---------------------------------------------------------------------------------------------------- launches
+
+
+def explain_launch(launch: LaunchDir, queue: Queue, word: Path) -> Explanation:
+    """RunError if the launch, or a plan of its runs, cannot be read."""
+    spec, status = launch.load(), read_launch(launch, queue)
+    findings = list(_about_version(spec))
+    for index, stage in enumerate(status.stages):
+        if stage.state != "done":
+            findings += _about_stage(launch, spec, index, stage, queue, word)
+    if status.state == "cancelled":
+        findings.append(Finding("cancelled", "Cancelled by `deg cancel`"))
+    if queue.problem:
+        findings.append(Finding("queue", "The queue could not be asked", (queue.problem,)))
+    findings.sort(key=lambda finding: ORDER.index(finding.kind))
+    return Explanation(
+        launch.name, status.state, _summary(status, findings), tuple(findings), _command(status, findings, queue, word)
+    )
+
+
+def _about_version(spec: Launch) -> Iterator[Finding]:
+    if spec.deg != __version__ and spec.image is not None:
+        cause = f"The jobs were submitted by deg {spec.deg}; this is {__version__}"
+        yield Finding("version", cause, (f"image: {show_path(spec.image)}",))
+
+
+def _about_stage(
+    launch: LaunchDir, spec: Launch, index: int, status: StageStatus, queue: Queue, word: Path
+) -> Iterator[Finding]:
+    stage = spec.stages[index]
+    submitted = [job for job in launch.jobs() if job.stage == index]
+    jobs = jobs_of(queue, submitted)
+    run = launch.run_of(stage)
+    found: list[Finding] = []
+    if status.work is not None:
+        accounts = in_accounts([job.job for job in submitted if job.role == "execute"], former=True)
+        ended = ended_attempts(launch, run, jobs, queue.is_known, accounts)
+        found += explain_units(launch, spec, stage, run, ended)
+        found += explain_put_aside(stage.name, run)
+        found += explain_recordings(stage.name, run, f"deg check {_quoted(spec.project)} --deep")
+    yield from found
+    yield from _about_waiting(status, jobs)
+    if status.state in ("failed", "stalled") and not was_cancelled(launch, launch.jobs()):
+        merges = [job.job for job in submitted if job.role == "merge"]
+        yield from _about_merge(launch, spec, status, merges, explained=bool(found))
+
+
+def _about_waiting(status: StageStatus, jobs: Mapping[str, JobState]) -> Iterator[Finding]:
+    by_reason: dict[str, list[JobState]] = defaultdict(list)
+    for job in jobs.values():
+        if job.state == "PENDING":
+            by_reason[job.reason].append(job)
+    for reason, waiting in by_reason.items():
+        kind = "dependency" if reason.startswith("Dependency") else "queue"
+        if reason == "Dependency":
+            continue  # that is the order of things
+        names = shown([job.job for job in waiting])
+        count = f"{len(waiting)} job{'s' if len(waiting) > 1 else ''}"
+        yield Finding(kind, f"In the queue: {status.name}, {count}: {wait_in_words(reason)}", (", ".join(names),))
+
+
+def _about_merge(
+    launch: LaunchDir, spec: Launch, status: StageStatus, merges: Sequence[str], *, explained: bool
+) -> Iterator[Finding]:
+    """What the job between two stages said, or its last words if it died."""
+    if status.state == "failed" and status.message:
+        yield Finding("merge", f"{status.name} failed: {status.message}")
+        return
+    if not merges:
+        yield Finding("merge", f"{status.name}: no job was submitted for it")
+        return
+    lines = last_words(launch.jobs_folder / f"{merges[-1]}_0_log.err")
+    symptom = symptom_of(lines)
+    if symptom is not None:
+        evidence = (*([symptom.advice] if symptom.advice else []), *lines[-SHOWN:])
+        cause = f"{symptom.meaning}: {status.name}, job {merges[-1]}"
+        yield Finding(symptom.kind, cause, evidence, command=symptom_command(symptom, spec))
+    elif not explained:
+        cause = f"{status.name}: nothing is in the queue that would go on with it; the last words of job {merges[-1]}"
+        yield Finding("merge", cause, lines[-SHOWN:] or ("(none)",))
+
+
+def _summary(status: LaunchStatus, findings: Sequence[Finding]) -> str:
+    at = [stage for stage in status.stages if stage.state in ("running", "waiting")]
+    if status.state == "finished":
+        partly = [stage.name for stage in status.stages if stage.state == "partly"]
+        return f"Done, but not every recording: {', '.join(partly)}." if partly else "All is well: it is done."
+    if status.state == "running":
+        well = all(finding.kind in USUAL for finding in findings)
+        return f"{'All is well: running' if well else 'It runs, and goes on by itself'}, {at[0].name}."
+    if status.state == "waiting":
+        return f"It waits in the queue: {at[0].name}."
+    return {
+        "failed": "It failed, and nothing goes on by itself.",
+        "cancelled": "It was cancelled; what is done is kept.",
+        "stalled": "It is not done, and nothing in the queue goes on with it.",
+    }.get(status.state, "The queue could not be asked, so whether anything goes on by itself is not known.")
+
+
+def _command(status: LaunchStatus, findings: Sequence[Finding], queue: Queue, word: Path) -> str | None:
+    partly = any(stage.state == "partly" for stage in status.stages)
+    if status.state not in OVER or (status.state == "finished" and not partly):
+        vain = any(job.state == "PENDING" and waits_in_vain(job.reason) for job in queue.jobs.values())
+        return f"deg cancel {_quoted(word)}" if vain and status.state == "waiting" else None
+    return _advice(findings, word)
+
+
+def _advice(findings: Sequence[Finding], word: Path) -> str:
+    """The first thing to do: what a finding says, or to go on with what all of them ask for."""
+    options = list(dict.fromkeys(option for finding in findings for option in finding.options))
+    kinds = {finding.kind for finding in findings}
+    if not options and (commands := [finding.command for finding in findings if finding.command]):
+        return commands[0]
+    if not options and "put_aside" in kinds and kinds & UNEXPLAINED:
+        return f"deg logs {_quoted(word)}"  # to go on would end the same way
+    return " ".join(["deg", "resume", _quoted(word), *map(shlex.quote, options)])
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(show_path(path))
+
+
+# ---------------------------------------------------------------------------------------------------- local runs
+
+
+def explain_run(run: RunDir, word: Path) -> Explanation:
+    """A run of this machine. RunError if it has no plan that can be read."""
+    status = read_status(run)
+    findings = [*explain_put_aside(status.stage, run), *explain_recordings(status.stage, run, _check(run))]
+    if status.state == "interrupted":
+        findings += _about_deaths(run)
+    if status.state == "running":
+        return Explanation(run.name, status.state, f"All is well: running, {_how_far(status)}.", tuple(findings), None)
+    if status.state == "finished":
+        summary = "Done, but not every recording." if findings else "All is well: it is done."
+        return Explanation(run.name, status.state, summary, tuple(findings), findings[0].command if findings else None)
+    holder = find_holder(run)
+    who = "whoever worked on it" if holder is None else f"process {holder[1]} on {holder[0]}, which worked on it,"
+    summary = f"It is not done ({_how_far(status)}), and {who} has ended."
+    return Explanation(run.name, status.state, summary, tuple(findings), _advice(findings, word))
+
+
+def _check(run: RunDir) -> str:
+    return f"deg check {_quoted(run.path.parent.parent)} --deep"
+
+
+def _how_far(status: Any) -> str:
+    if isinstance(status, RunStatus):
+        return f"{status.units_done} of {status.units} units done"
+    return f"{status.epochs_done} of at most {status.epochs} epochs"
+
+
+def _about_deaths(run: RunDir) -> Iterator[Finding]:
+    """What this process's workers or ranks ended with, since the run was claimed last."""
+    deaths: list[dict[str, Any]] = []
+    for event in run.events():
+        if event["event"] == "claimed":
+            deaths.clear()
+        elif event["event"] == "worker_died" or (event["event"] == "rank_ended" and event["status"] not in (0, 75)):
+            deaths.append(event)
+    if not deaths:
+        return
+    evidence = [
+        f"{'rank ' + str(event['rank']) if 'rank' in event else 'worker'}, unit {event['unit']}: "
+        f"{describe_exit(event['status'])}"
+        for event in deaths
+    ]
+    lines = [line for file in sorted(run.path.glob("jobs/*.log")) for line in last_words(file)]
+    symptom = symptom_of(lines)
+    kind = "killed" if symptom is None else symptom.kind
+    cause = "Processes died" if symptom is None else symptom.meaning
+    newest = max(run.path.glob("jobs/*.log"), key=lambda file: file.stat().st_mtime_ns, default=None)
+    last = () if newest is None else (f"The last lines of {newest.name}:", *last_words(newest)[-SHOWN:])
+    yield Finding(kind, cause, (*shown(evidence), *last))

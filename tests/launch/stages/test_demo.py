@@ -1,0 +1,51 @@
+"""`deg demo`: every step of a project's life, by the real networks, whole."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from deg.launch import cli
+from deg.launch.stages import demo
+from deg.projects.shapes import BEHAVIORS
+
+COMMAND = ("demo", "small_demo")
+"""As the pages show it."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_the_demo_trains_infers_and_reports(tmp_path):
+    command = [sys.executable, "-m", "deg.launch.cli", *COMMAND, "--json"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    told = json.loads(ended.stdout)
+    for stage in ("feature_extractor", "sequence"):
+        assert list(told["f1"][stage]) == ["background", *BEHAVIORS, "mean"]
+        assert min(told["f1"][stage].values()) > 0.8, told["f1"]
+    assert (tmp_path / told["report"]).is_file() and len(told["results"]) == 4
+    last = ended.stderr[ended.stderr.index("Three networks have learned") :]
+    assert told["report"] in last and told["results"][0] in last
+    assert len(list((tmp_path / "small_demo").glob("models/*_train"))) == 3
+
+
+def test_a_demo_that_was_made_goes_on_where_it_was_and_ends_with_the_step_that_fails(tmp_path, monkeypatch):
+    (tmp_path / "demo.json").write_text("{}")
+    asked = []
+
+    def run(words):
+        asked.append(words[0])
+        return 4 if words[0] == "run" else 0
+
+    monkeypatch.setattr(demo, "run", run)
+    assert demo.run_demo(tmp_path)["exit_status"] == 4
+    assert asked == ["check", "run"]
+
+
+def test_a_folder_that_holds_something_else_is_refused(tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("")
+    assert cli.run(["demo", str(tmp_path)]) == 2
+    assert "expected no folder or an empty one" in capsys.readouterr().err
