@@ -1,4 +1,4 @@
-"""YAML that says only what differs from the defaults in `deg.options.schema`: presets, cluster profiles, a new project."""
+"""YAML that says only what differs from the defaults in deg.options.schema: presets, cluster profiles, new projects."""
 
 from __future__ import annotations
 

@@ -43,9 +43,6 @@ def table() -> list[Row]:
 
 
 LAYERS = table()
-CALLS_ITS_OWN_COMMANDS = {(f"deg.launch.stages.{name}", "deg.launch.cli") for name in ("chain", "demo")}
-"""What is still to be mended."""
-
 ROW_OF_DEG = 0
 """The package itself, `import deg`, is of the words."""
 
@@ -194,7 +191,7 @@ def test_modules_import_only_from_their_own_layer_and_lower_ones():
             row = row_of(name)
             if row is None:
                 offences.append(f"{where}: imports {name}, which is in no layer")
-            elif row > own and (module, name) not in CALLS_ITS_OWN_COMMANDS:
+            elif row > own:
                 offences.append(f"{where}: {module} ({LAYERS[own].name}) may not import {name} ({LAYERS[row].name})")
     assert_none(offences, "imports from a higher layer")
 
@@ -220,9 +217,7 @@ def test_nothing_below_knows_that_launch_exists():
 
 
 def test_arithmetic_is_pure():
-    offences = [
-        f"{where}: imports {name}" for _, _, where, name in all_imports(ARITHMETIC) if library_of(name) in PURE
-    ]
+    offences = [f"{where}: imports {name}" for _, _, where, name in all_imports(ARITHMETIC) if library_of(name) in PURE]
     for module in sorted(name for name in MODULES if matches(name, ARITHMETIC)):
         for node in ast.walk(tree(module)):
             if isinstance(node, ast.Call):

@@ -65,10 +65,9 @@ def make_filled_runs(project: Path, preset: str, salt: int) -> tuple[Path, Path]
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    ("preset", "salt", "group"), [("deg_f", 1, "resnet18"), ("deg_m", 2, "resnet50"), ("deg_s", 3, "resnet3d_34")]
-)
+@pytest.mark.parametrize(("preset", "salt", "group"), [("deg_f", 1, "resnet18"), ("deg_s", 3, "resnet3d_34")])
 def test_feature_inference_equals_the_original(project, preset, salt, group):
+    """Frames stacked in channels, and clips; deg_m differs from deg_f in its networks alone, which have goldens."""
     extractor, flow = make_filled_runs(project, preset, salt)
     outputs = project / "DATA" / "field_4" / "field_4_outputs.h5"
     with h5py.File(outputs) as before:

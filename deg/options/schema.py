@@ -16,12 +16,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from deg.options.forms import sbatch_flag, time_limit_minutes
 
 Auto = Literal["auto"]
 Size = int | tuple[int, int]
+
+
+@dataclass(frozen=True)
+class IsPath:
+    """Marks the type of an option whose text names a file or a folder."""
+
+    unless: tuple[str, ...] = ()
+    """Words that mean something else."""
+    below_project: bool = False
+    """A relative path starts at the project folder; else at the current folder."""
+    or_name: bool = False
+    """Where no file lies, the text is the name of something else, such as a recording."""
+
+
+PathName = Annotated[str, IsPath()]
+WeightsName = Annotated[str, IsPath(unless=("pretrained", "latest", "random"))]
+RecordingName = Annotated[str, IsPath(unless=("all",), or_name=True)]
 
 
 def option(
@@ -143,7 +160,7 @@ class Compute:
         "auto", "Processes that train one network together. auto: one for each GPU, or a single one on the CPU.", low=1
     )
     threads: int | Auto = option("auto", "CPU threads for each training process. auto: the cores shared fairly.", low=1)
-    cache: str = option(
+    cache: Annotated[str, IsPath(unless=("project", "scratch", "none"))] = option(
         "project",
         "Where decoded and resized frames are kept, so that a training clip is one read: project: in the folder "
         "frame_cache of the project; scratch: on the node's own disk ($SLURM_TMPDIR or $TMPDIR); none: decode each "
@@ -166,7 +183,9 @@ class Split:
         "Go on with the split written in split.yaml; new recordings join at random. false: draw a new one. Sequence "
         "training always reloads, so that it is judged on recordings that no network has seen.",
     )
-    file: str | None = option(None, "A split file to use and keep up to date. null: split.yaml in the data folder.")
+    file: Annotated[str, IsPath(below_project=True)] | None = option(
+        None, "A split file to use and keep up to date. null: split.yaml in the data folder."
+    )
     train_val_test: tuple[float, float, float] = option(
         (0.8, 0.2, 0.0),
         "Shares of the recordings for training, validation and test, with sum 1; or how many of each, where one -1 "
@@ -294,7 +313,7 @@ class FlowGenerator:
         "TinyMotionNet", "TinyMotionNet is fast (deg_f), MotionNet larger (deg_m), TinyMotionNet3D for deg_s."
     )
     n_rgb: int = option(11, "Frames that it sees at once.", unit="frames", low=2)
-    weights: str | None = option(
+    weights: WeightsName | None = option(
         "pretrained",
         "pretrained: the newest in the folder of pretrained weights; latest: the newest trained in this project; or a "
         "path. null: none to train from scratch; for inference, those that the feature extractor was trained with, "
@@ -330,7 +349,7 @@ class FeatureExtractor:
         low=0, below=1,
     )  # fmt: skip
     curriculum: bool = option(False, "Train the streams one after the other, then together. Takes longer.")
-    weights: str | None = option(
+    weights: WeightsName | None = option(
         "pretrained",
         "pretrained: the newest in the folder of pretrained weights; latest: the newest trained in this project; or a "
         "path. null: start from ImageNet (2D networks); random: from nothing.",
@@ -375,7 +394,7 @@ class Sequence:
     bidirectional: bool = option(False, "The rnn also reads backwards in time.")
     rnn_style: Literal["lstm", "gru", "rnn"] = option("lstm", "Kind of rnn.")
     hidden_dropout: float = option(0.0, "Dropout between layers of the rnn.", low=0, below=1)
-    weights: str | None = option(
+    weights: WeightsName | None = option(
         None,
         "latest: the newest trained in this project; or a path. null: from scratch. Inference needs one of the two.",
     )
@@ -388,7 +407,7 @@ class Sequence:
 class Inference:
     """Features and probabilities of every video: what to do, how fast, in how many pieces."""
 
-    directory_list: str | tuple[str, ...] = option(
+    directory_list: RecordingName | tuple[RecordingName, ...] = option(
         "all", "all: every recording; or the recordings' folders, one or a list."
     )
     ignore_error: bool = option(
@@ -482,13 +501,13 @@ class Cluster:
     Memory and cores are of one task: a rank of a training, or a worker of an inference.
     """
 
-    profile: str | None = option(
+    profile: Annotated[str, IsPath(or_name=True)] | None = option(
         None,
         "Name of a cluster profile, or its file; `cluster=NAME` on the command line and `cluster: NAME` in a file mean "
         "the same. Profiles lie in the folders of $DEG_CLUSTERS, in ~/.config/deg/clusters and, for everybody, in "
         "/etc/xdg/deg/clusters.",
     )
-    image: str | None = option(
+    image: PathName | None = option(
         None,
         "The Apptainer image that jobs run in, on a file system that all nodes see. null: none; jobs run the Python "
         "that submits, which the nodes must see as well.",
@@ -497,7 +516,7 @@ class Cluster:
     apptainer_options: tuple[str, ...] = option((), "Further options of `apptainer exec`, such as --sharens.")
     modules: tuple[str, ...] = option((), "Environment modules that jobs load before all else.")
     setup: tuple[str, ...] = option((), "Lines of shell that jobs run on the node before the image, after the modules.")
-    binds: tuple[str, ...] = option(
+    binds: tuple[PathName, ...] = option(
         (), "Folders to show in the image beside those of project, videos and weights, which are found by themselves."
     )
     environment: tuple[str, ...] = option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -47,39 +48,35 @@ def infer(
     Example: deg infer feature_extractor my_project feature_extractor.weights=latest inference.precision=auto
     """
     from deg.launch.stages import infer as inference
-    from deg.options.load import load_config
+    from deg.launch.stages.request import StageRequest, read_options
     from deg.projects.project import open_project
 
     plain, overrides = split_words(words)
     stage = plain.pop(0) if plain and plain[0] in STAGES else "all"
     project = open_project(Path(one_project(plain)))
-    config = load_config(project.config_file, overrides, stage="inference", files=files)
-    if config.ignored:
-        say(f"Note: without effect in deg: {', '.join(config.ignored)}.")
+    config = read_options(project, overrides, files, "inference")
     chosen = inference.stages(stage, project, config)
     if only is not None and len(chosen) > 1:
         raise click.UsageError(f"--only {only}: name one stage, feature_extractor or sequence.")
-    if on == "slurm" and only is None:
-        from deg.launch.commands.submit import config_words, link_of_inference, submit_links
+    names = {name: run_name if run_name is None or len(chosen) == 1 else f"{run_name}_{name}" for name in chosen}
+    keys = tuple(str(video) for video in videos)
+    again = overwrite or config.inference.overwrite
+    requests = [StageRequest("infer", name, project, config, keys, again, names[name]) for name in chosen]
+    if on == "slurm":
+        from deg.launch.commands.submit import submit_stages
+        from deg.launch.on.slurm.orders import workers_on
 
-        more = [*overrides, *config_words(files), *(word for video in videos for word in ("--videos", str(video)))]
-        links = [link_of_inference(name, project, [*more, *["--overwrite"] * overwrite]) for name in chosen]
-        return submit_links(project, config, links, run_name=run_name, dry_run=dry_run, as_json=as_json)
-    do = {None: inference.infer, "plan": inference.plan_run, "merge": inference.merge_run}[only]
+        if only is None:
+            more = [*overrides, *(word for key in keys for word in ("--videos", key)), *["--overwrite"] * overwrite]
+            return submit_stages(requests, more, files, run_name=run_name, dry_run=dry_run, as_json=as_json)
+        requests = [replace(request, workers=workers_on(config.cluster, request)) for request in requests]
+    act = {None: inference.do, "plan": inference.plan_run, "merge": inference.merge_run}[only]
     reports: list[inference.Report] = []
-    for name in chosen:
+    for request in requests:
         if dry_run and any(report.plan for report in reports):
-            say(f"{name}: is planned once the features are there.")
+            say(f"{request.stage}: is planned once the features are there.")
             break
-        request = inference.Request(
-            project,
-            config,
-            tuple(str(video) for video in videos),
-            overwrite=overwrite or config.inference.overwrite,
-            run_name=None if run_name is None else (run_name if len(chosen) == 1 else f"{run_name}_{name}"),
-            workers=config.cluster.jobs if on == "slurm" else None,
-        )
-        reports.append(inference.show_plan(name, request) if dry_run else do(name, request))
+        reports.append(inference.show_plan(request) if dry_run else act(request))
         if reports[-1].stopped:
             break
     if as_json:

@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from deg.launch.commands.arguments import ANY_PATH, json_option, print_json, split_words
-from deg.launch.say import say
 
 
 @click.command()
@@ -23,33 +22,13 @@ def report(words: Sequence[str], folder: Path | None, as_json: bool) -> int:
     \b
     Example: deg report my_project
     """
-    from datetime import datetime
-
-    from deg.options.load import load_config
-    from deg.report.page import build_report, find_target, new_folder
+    from deg.launch.stages.report import write_report
 
     plain, overrides = split_words(words)
     if len(plain) != 1:
         found = ", ".join(plain) or "nothing"
         raise click.UsageError(f"Expected one PROJECT or one RUN; found {found}.")
-    project, run = find_target(Path(plain[0]))
-    config = load_config(project.config_file, overrides, stage="inference")
-    now = datetime.now()
-    target = new_folder(project, now) if folder is None else folder.expanduser().absolute()
-    files = build_report(project, config, folder=target, now=now, run=run)
-    for notice in files.notices:
-        say(f"Note: {notice}")
-    for key, reason in files.failed.items():
-        say(f"{key}: NOT DRAWN: {reason}")
-    say(f"Report: {files.page} ({len(files.recordings)} recordings)")
+    written = write_report(Path(plain[0]), overrides, folder)
     if as_json:
-        print_json(
-            {
-                "page": str(files.page),
-                "pictures": [str(path) for path in files.pictures],
-                "recordings": list(files.recordings),
-                "failed": dict(files.failed),
-                "notices": list(files.notices),
-            }
-        )
-    return 1 if files.failed else 0
+        print_json(written.as_dict())
+    return written.exit_status

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from deg.launch.commands.arguments import json_option, one_project, only_option, print_json, split_words, work_options
-from deg.launch.say import say
 
 STAGES = ("flow_generator", "feature_extractor", "sequence")
 
@@ -36,8 +36,8 @@ def train(
     \b
     Example: deg train feature_extractor my_project flow_generator.weights=latest train.num_epochs=10
     """
-    from deg.launch.stages import train as training
-    from deg.options.load import load_config
+    from deg.launch.stages import stage as stages
+    from deg.launch.stages.request import StageRequest, read_options
     from deg.projects.project import open_project
 
     plain, overrides = split_words(words)
@@ -45,27 +45,16 @@ def train(
     if stage not in STAGES:
         raise click.UsageError(f"Expected one of {', '.join(STAGES)} first, found {stage or 'nothing'}.")
     project = open_project(Path(one_project(plain)))
-    config = load_config(project.config_file, overrides, stage=stage, files=files)
-    if config.ignored:
-        say(f"Note: without effect in deg: {', '.join(config.ignored)}.")
-    ranks = None
+    request = StageRequest("train", stage, project, read_options(project, overrides, files, stage), run_name=run_name)
     if on == "slurm":
-        from deg.launch.commands.submit import Link, config_words, ranks_on, submit_links
+        from deg.launch.commands.submit import submit_stages
+        from deg.launch.on.slurm.orders import workers_on
 
-        ranks = ranks_on(config.cluster, stage)
         if only is None:
-            link = Link(("train", stage, str(project.path), *overrides, *config_words(files)))
-            return submit_links(project, config, (link,), run_name=run_name, dry_run=dry_run, as_json=as_json)
-    request = training.Request(project, config, run_name, ranks)
-    report = (
-        training.show_plan(stage, request)
-        if dry_run
-        else training.plan_run(stage, request)
-        if only == "plan"
-        else training.merge_run(stage, request)
-        if only == "merge"
-        else training.train(stage, request)
-    )
+            return submit_stages([request], overrides, files, run_name=run_name, dry_run=dry_run, as_json=as_json)
+        request = replace(request, workers=workers_on(request.config.cluster, request))
+    act = stages.show_plan if dry_run else {None: stages.do, "plan": stages.plan_run, "merge": stages.merge_run}[only]
+    report = act(request)
     if as_json:
         print_json(report.as_dict())
     return report.exit_status
@@ -90,7 +79,7 @@ def run(
     from deg.launch.stages import chain
 
     plain, overrides = split_words(words)
-    request = chain.Request(Path(one_project(plain)), tuple(overrides), tuple(files), run_name)
+    request = chain.ChainRequest(Path(one_project(plain)), tuple(overrides), tuple(files), run_name)
     if on == "slurm":
         from deg.launch.commands.submit import submit_chain
 

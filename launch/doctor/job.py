@@ -19,8 +19,6 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from submitit.core.utils import DelayedSubmission
-
 from deg.data.atomic import write_atomically
 from deg.errors import LaunchError, RunError, show_path
 from deg.launch.doctor import ranks as doctor_ranks
@@ -98,32 +96,14 @@ class Submitted:
         return cls(**{**document, "before": tuple(map(Finding.from_dict, document["before"]))})
 
 
-class RanksSubmitter(Submitter):
-    """Submits the doctor's ranks instead of work."""
-
-    def __init__(self, folder: JobDir, cluster: Cluster, container: Path, after: Path):
-        super().__init__(folder.jobs, cluster, container, after)
-        self._examined = folder.path
-
-    def pickle(self, script: Script, path: Path) -> Path:
-        delayed = DelayedSubmission(doctor_ranks.examine, str(self._examined))
-        delayed.set_timeout(0, 0)
-        delayed.dump(path)
-        return path
-
-    def _prepare(self, script: Script, dependency: str | None) -> None:
-        super()._prepare(script, dependency)
-        self.parameters["setup"] += before_lines(self._examined, self._after)
-
-
-def before_lines(folder: Path, host_script: Path) -> list[str]:
+def before_lines(folder: Path, host_script: Path) -> tuple[str, ...]:
     """What the batch script does before srun: a second start is all that is to be known of it."""
     place = shlex.quote(str(folder))
-    return [
+    return (
         f'if [ "${{SLURM_RESTART_COUNT:-0}}" != 0 ]; then : > {place}/restarted; exit 0; fi',
         f"date +%s.%N > {place}/began",
         f"bash {shlex.quote(str(host_script))} before {place} &",
-    ]
+    )
 
 
 def doctor_need(cluster: Cluster) -> Need:
@@ -171,8 +151,11 @@ def submit(job: JobDir, cluster: Cluster, before: Sequence[Finding]) -> Submitte
         memory_gb=options.memory_gb,
     )
     write_atomically(job.path / "request.json", request.to_json())
-    submitter = RanksSubmitter(job, options, job.jobs / "container.sh", job.jobs / "doctor.sh")
-    number = submitter.submit_script(Script(need, (), (str(job.path),)))
+    host_script = job.jobs / "doctor.sh"
+    submitter = Submitter(job.jobs, options, job.jobs / "container.sh", host_script)
+    folder = str(job.path)
+    examining = Script(need, doctor_ranks.examine, (folder,), (folder,), before=before_lines(job.path, host_script))
+    number = submitter.submit_script(examining)
     submitted = Submitted(number, need.nodes * need.tasks_per_node, cluster.requeue, tuple(before))
     write_atomically(job.path / "job.json", submitted.to_json())
     return submitted

@@ -40,7 +40,7 @@ def check_scheduler(cluster: Cluster) -> Iterator[Finding]:
     def try_out(options: Cluster) -> str:
         unused = Path("/")
         need = training_need(options, "deg-doctor")
-        return test_only(Submitter(unused, options, unused, unused).text(Script(need, (), ())))
+        return test_only(Submitter(unused, options, unused, unused).text(Script(need, print, (), ())))
 
     if gpus(cluster):
         yield judge_gpu_flags(cluster, {flag: try_out(replace(cluster, gpu_flag=flag)) for flag in GPU_FLAGS})

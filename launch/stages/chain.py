@@ -1,26 +1,25 @@
-"""`deg run`: from labelled videos to a report, in steps that are commands of their own, each done where it is missing.
+"""`deg run`: from labelled videos to a report, in steps that are commands, too, each done where it is missing.
 
     train flow_generator -> train feature_extractor -> infer feature_extractor -> train sequence -> infer sequence
     -> report
 
-Whether a step is done is read from files, when its turn comes: the chain may be killed and called at any time. A step
-is its words after `deg`, so whoever starts it, here or as jobs of a scheduler that wait for each other, does the same.
+Whether a step is done is read from files, when its turn comes: the chain may be killed and called at any time.
 """
 
 from __future__ import annotations
 
-import io
-import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from deg.errors import DegError, RunError, show_path
-from deg.launch import cli
 from deg.launch.say import say
+from deg.launch.stages import infer
+from deg.launch.stages.request import Report, StageRequest, Verb, read_options
+from deg.launch.stages.stage import Attempt, attempt, do, show_plan
 from deg.launch.stages.train import unfinished_training
 from deg.options.load import load_config
 from deg.options.schema import Config
@@ -36,8 +35,8 @@ SOME_FAILED = 1
 
 
 @dataclass(frozen=True)
-class Request:
-    """What the user asked for."""
+class ChainRequest:
+    """What the user asked of the whole chain."""
 
     path: Path
     overrides: tuple[str, ...] = ()
@@ -48,9 +47,17 @@ class Request:
         """The options that hold for a stage."""
         return load_config(project.config_file, [*self.overrides, *forced], stage=stage, files=self.files)
 
+    def stage(self, verb: Verb, stage: str, forced: Sequence[str] = ()) -> StageRequest:
+        """One of the stages, with the project as it is now."""
+        project = open_project(self.path)
+        kind = stage if verb == "train" else "inference"
+        config = read_options(project, [*self.overrides, *forced], self.files, kind)
+        name = None if self.run_name is None else f"{self.run_name}_{stage}_{verb}"
+        return StageRequest(verb, stage, project, config, overwrite=config.inference.overwrite, run_name=name)
+
 
 @dataclass(frozen=True)
-class Finding:
+class Missing:
     """Whether a step is to be done, and why."""
 
     missing: bool
@@ -63,9 +70,11 @@ class Step:
 
     name: str
     command: tuple[str, ...]
-    """The words after `deg` that do it; they do it again if it is done."""
-    look: Callable[[], Finding]
-    """Reads from the project's files whether that is needed."""
+    """The words after `deg` by which a user does it alone."""
+    look: Callable[[], Missing]
+    """Reads from the project's files whether it is needed."""
+    request: Callable[[], StageRequest] | None
+    """Makes the request of a stage; None for the report."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,7 @@ class StepReport:
 
 
 @dataclass(frozen=True)
-class Report:
+class ChainReport:
     """What became of the chain, for people and for --json."""
 
     steps: tuple[StepReport, ...]
@@ -93,26 +102,29 @@ class Report:
         return {"steps": [vars(step) for step in self.steps], "exit_status": self.exit_status}
 
 
-def steps(request: Request) -> list[Step]:
+def steps(request: ChainRequest) -> list[Step]:
     """The links of the chain, in their order. Networks are always the newest of this project."""
 
-    def words(*command: str, forced: Sequence[str] = ()) -> tuple[str, ...]:
+    def words(verb: str, stage: str, forced: Sequence[str]) -> tuple[str, ...]:
         options = [word for file in request.files for word in ("--config", str(file))]
         if request.run_name is not None:
-            options += ["--run", "_".join([request.run_name, *reversed(command)])]
-        return (*command, str(request.path), *request.overrides, *forced, *options)
+            options += ["--run", f"{request.run_name}_{stage}_{verb}"]
+        return (verb, stage, str(request.path), *request.overrides, *forced, *options)
 
     flow = ("flow_generator.weights=latest",)
     # null: the flow generator that the feature extractor was trained with
     extractor = ("feature_extractor.weights=latest", "flow_generator.weights=null")
-    always = Finding(True, "what is done is skipped")
+    always = Missing(True, "what is done is skipped")
+
+    def step(verb: Verb, stage: str, look: Callable[[], Missing], forced: Sequence[str]) -> Step:
+        make = partial(request.stage, verb, stage, forced)
+        return Step(f"{verb} {stage}", words(verb, stage, forced), look, make)
 
     def training(stage: str, forced: Sequence[str] = ()) -> Step:
-        name = f"train {stage}"
-        return Step(name, words("train", stage, forced=forced), lambda: look_for_network(request, stage, forced))
+        return step("train", stage, lambda: look_for_network(request, stage, forced), forced)
 
     def inference(stage: str, forced: Sequence[str]) -> Step:
-        return Step(f"infer {stage}", words("infer", stage, forced=forced), lambda: always)
+        return step("infer", stage, lambda: always, forced)
 
     return [
         training("flow_generator"),
@@ -120,81 +132,72 @@ def steps(request: Request) -> list[Step]:
         inference("feature_extractor", extractor),
         training("sequence"),
         inference("sequence", ("sequence.weights=latest",)),
-        Step("report", ("report", str(request.path), *request.overrides), lambda: look_for_report(request)),
+        Step("report", ("report", str(request.path), *request.overrides), lambda: look_for_report(request), None),
     ]
 
 
-def run_chain(request: Request, *, dry_run: bool = False) -> Report:
+def run_chain(request: ChainRequest, *, dry_run: bool = False) -> ChainReport:
     """Do what is missing, up to the first step that fails. DegError if it is clear beforehand that one will."""
     chain = steps(request)
     require_trainable(request, chain)
     reports: list[StepReport] = []
     for number, step in enumerate(chain, start=1):
         say(f"\n[{number}/{len(chain)}] {step.name}")
-        reports.append(_show(step, reports) if dry_run else _do(step))
-        if reports[-1].exit_status and not _may_go_on(request, reports[-1]):
+        missing = step.look()
+        if not missing.missing:
+            say(f"{missing.why}: nothing to do.")
+            reports.append(StepReport(step.name, step.command, "there", missing.why))
+            continue
+        if dry_run:
+            say(f"{missing.why}.")
+        say(f"$ deg {shlex.join(step.command)}")
+        report, goes_on = _show(step, missing, reports) if dry_run else _do(step, missing, request)
+        reports.append(report)
+        if not goes_on:
             break
-    return Report(tuple(reports), max(report.exit_status for report in reports))
+    return ChainReport(tuple(reports), max(report.exit_status for report in reports))
 
 
 # ---------------------------------------------------------------------------------------------------- doing
 
 
-def _do(step: Step) -> StepReport:
-    finding = step.look()
-    if not finding.missing:
-        say(f"{finding.why}: nothing to do.")
-        return StepReport(step.name, step.command, "there", finding.why)
-    say(f"$ deg {shlex.join(step.command)}")
-    status, document = run_quietly(step.command)
-    state = {0: "done", STOPPED: "stopped"}.get(status, "failed")
-    return StepReport(step.name, step.command, state, finding.why, status, document)
+def _do(step: Step, missing: Missing, request: ChainRequest) -> tuple[StepReport, bool]:
+    """Do a step; its report, and whether the chain may go on."""
+
+    def act() -> Report:
+        from deg.launch.stages.report import write_report
+
+        return write_report(request.path, request.overrides) if step.request is None else do(step.request())
+
+    found = attempt(act)
+    state = {0: "done", STOPPED: "stopped"}.get(found.exit_status, "failed")
+    report = StepReport(step.name, step.command, state, missing.why, found.exit_status, found.document)
+    return report, may_go_on(request.path, found)
 
 
-def _show(step: Step, before: Sequence[StepReport]) -> StepReport:
+def _show(step: Step, missing: Missing, before: Sequence[StepReport]) -> tuple[StepReport, bool]:
     """A step of a dry run. What comes after one that is missing cannot be planned yet."""
-    finding = step.look()
-    report = StepReport(step.name, step.command, "missing" if finding.missing else "there", finding.why)
-    say(f"{finding.why}." if finding.missing else f"{finding.why}: nothing to do.")
-    if not finding.missing:
-        return report
-    say(f"$ deg {shlex.join(step.command)}")
-    if step.name == "report" or any(other.state == "missing" for other in before):
-        return report
-    status, document = run_quietly((*step.command, "--dry-run"))
-    if status == 0 and step.name.startswith("infer") and not any(stage["plan"] for stage in document["stages"]):
-        return replace(report, state="there", document=document)
-    return replace(report, exit_status=status, document=document)
+    report = StepReport(step.name, step.command, "missing", missing.why)
+    if step.request is None or any(other.state == "missing" for other in before):
+        return report, True
+    found = attempt(lambda: show_plan(step.request()))  # type: ignore[misc]
+    if isinstance(found.report, infer.Report) and found.exit_status == 0 and not found.report.plan:
+        return replace(report, state="there", document=found.document), True
+    return replace(report, exit_status=found.exit_status, document=found.document), not found.exit_status
 
 
-def run_quietly(command: Sequence[str]) -> tuple[int, Any]:
-    """Do a command in this process: its exit status and its JSON document. What it says to people is said."""
-    with redirect_stdout(io.StringIO()) as printed:
-        status = cli.run([*command, "--json"])
-    return status, json.loads(printed.getvalue()) if printed.getvalue() else None
+def may_go_on(project: Path, found: Attempt) -> bool:
+    """Whether the chain goes on after a step.
 
-
-def run_or_raise(command: Sequence[str]) -> tuple[int, Any]:
-    """The same, but what the command raises is not caught."""
-    with redirect_stdout(io.StringIO()) as printed:
-        status = cli.main_group(args=[*command, "--json"], prog_name="deg", standalone_mode=False)
-    return status or 0, json.loads(printed.getvalue()) if printed.getvalue() else None
-
-
-def _may_go_on(request: Request, report: StepReport) -> bool:
-    """Whether a step that could not do everything keeps the others from being right."""
-    if report.exit_status != SOME_FAILED or not report.name.startswith("infer"):
-        return False
-    return may_go_on(request.path, report.name.removeprefix("infer "), report.document)
-
-
-def may_go_on(project: Path, stage: str, document: Mapping[str, Any]) -> bool:
-    """Whether the chain goes on after an inference, by its JSON document, that could not do every recording: one bad
-    video among a thousand does no harm, unless it is labelled, and the sequence network would be trained without it."""
-    if stage != "feature_extractor":
+    One bad video among a thousand does no harm to an inference, unless it is labelled, and the sequence network would
+    be trained without it.
+    """
+    if found.exit_status != SOME_FAILED or not isinstance(found.report, infer.Report):
+        return found.exit_status == 0
+    if found.report.stage != "feature_extractor":
         return True
     records = open_project(project).records
-    lacking = {key for stage in document["stages"] for key in (*stage["failed"], *stage["waiting"])}
+    lacking = {*found.report.failed, *found.report.waiting}
     labelled = sorted(key for key in lacking if key in records and records[key].labels is not None)
     if labelled:
         say(
@@ -204,7 +207,7 @@ def may_go_on(project: Path, stage: str, document: Mapping[str, Any]) -> bool:
     return not labelled
 
 
-def require_trainable(request: Request, chain: Sequence[Step]) -> None:
+def require_trainable(request: ChainRequest, chain: Sequence[Step]) -> None:
     """Before a flow generator is trained for a day: are there labels? ProjectError if not enough."""
     project = open_project(request.path)
     for stage in ("feature_extractor", "sequence"):
@@ -229,7 +232,7 @@ def find_network(project: Project, stage: str, arch: str) -> TrainedRun | None:
     return found[-1] if found else None
 
 
-def look_for_network(request: Request, stage: str, forced: Sequence[str]) -> Finding:
+def look_for_network(request: ChainRequest, stage: str, forced: Sequence[str]) -> Missing:
     """Whether a stage was trained. RunError while another process is at it."""
     project = open_project(request.path)
     config = request.config(project, stage, forced)
@@ -240,26 +243,26 @@ def look_for_network(request: Request, stage: str, forced: Sequence[str]) -> Fin
             raise RunError(f"{run.name}: another `deg` is training the {stage}. Wait for it, then run again.")
     found = find_network(project, stage, arch)
     if found is None:
-        return Finding(True, f"this project has not trained a {stage} {arch} yet")
+        return Missing(True, f"this project has not trained a {stage} {arch} yet")
     if changes := _changes(RunDir(found.folder), stage, project, config):
         say(
             f"Note: since {found.folder.name} was trained, this has changed: {', '.join(changes)}. "
             f"To train anew: deg train {stage} {show_path(request.path)}"
         )
-    return Finding(False, f"trained by {found.folder.name}")
+    return Missing(False, f"trained by {found.folder.name}")
 
 
-def look_for_report(request: Request) -> Finding:
+def look_for_report(request: ChainRequest) -> Missing:
     """Whether anything is newer than the newest report."""
     project = open_project(request.path)
     pages = sorted(project.path.glob("reports/*/index.html"), key=lambda page: page.stat().st_mtime_ns)
     if not pages:
-        return Finding(True, "there is none yet")
+        return Missing(True, "there is none yet")
     sources = [path for record in project.records.values() for path in (record.outputs, record.labels) if path]
     sources += project.model_path.glob("*/done.json")
     if any(path.stat().st_mtime_ns > pages[-1].stat().st_mtime_ns for path in sources):
-        return Finding(True, "results are newer than the last one")
-    return Finding(False, f"{show_path(pages[-1])} is of the newest results")
+        return Missing(True, "results are newer than the last one")
+    return Missing(False, f"{show_path(pages[-1])} is of the newest results")
 
 
 def _changes(run: RunDir, stage: str, project: Project, config: Config) -> list[str]:

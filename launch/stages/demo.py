@@ -1,21 +1,20 @@
-"""`deg demo`: a project made, filled, trained, inferred and reported on, by the commands that users type."""
+"""`deg demo`: a project made, filled, trained, inferred and reported on, as by the commands that users type."""
 
 from __future__ import annotations
 
 import json
-import sys
+import shlex
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from deg.data.atomic import write_atomically
 from deg.data.labels import write_labels
 from deg.errors import ProjectError, show_path
-from deg.launch.cli import run
 from deg.launch.say import say
+from deg.launch.stages.chain import ChainRequest, run_chain
 from deg.options.yamlfile import read_yaml, yaml_text
 from deg.projects.shapes import BEHAVIORS, write_shapes_video
 
@@ -52,13 +51,7 @@ def run_demo(folder: Path) -> dict[str, Any]:
     started = time.monotonic()
     if not (folder / "demo.json").exists():
         _make(folder)
-    status = _steps(
-        ["check", str(folder)],
-        ["run", str(folder)],
-        ["export", str(folder), "--format", "csv"],
-        ["status", str(folder)],
-    )
-    if status:
+    if status := _do(folder):
         return {"project": str(folder), "exit_status": status}
     pages = sorted(str(path) for path in folder.glob("reports/*/index.html"))
     results = sorted(str(path) for path in (folder / "DATA").glob("*/*_outputs.h5"))
@@ -66,6 +59,35 @@ def run_demo(folder: Path) -> dict[str, Any]:
     _conclude(folder, f1, pages[-1], results)
     say(f"It took {(time.monotonic() - started) / 60:.1f} minutes.")
     return {"project": str(folder), "f1": f1, "report": pages[-1], "results": results, "exit_status": 0}
+
+
+def _do(folder: Path) -> int:
+    """Check the project, do what is missing of it, and export; the exit status of the first step that fails."""
+    from deg.options.load import load_config
+    from deg.projects.check import check_project
+    from deg.projects.export import export_recordings
+    from deg.projects.project import open_project
+
+    _show("check", folder)
+    project = open_project(folder)
+    for issue in check_project(project, load_config(project.config_file)).issues:
+        say(f"{issue.severity}: {issue.key + ': ' if issue.key else ''}{issue.message}")
+    _show("run", folder)
+    if status := run_chain(ChainRequest(folder)).exit_status:
+        return status
+    _show("export", folder, "--format", "csv")
+    project = open_project(folder)
+    config = load_config(project.config_file, stage="inference")
+    for key, path in export_recordings(
+        project, config, list(project.records.values()), file_format="csv"
+    ).written.items():
+        say(f"{key}: {path}")
+    return 0
+
+
+def _show(*words: object) -> None:
+    """Say by which command a user does what follows."""
+    say(f"\n$ deg {shlex.join(map(str, words))}")
 
 
 def _conclude(folder: Path, f1: Mapping[str, Mapping[str, float]], page: str, results: Sequence[str]) -> None:
@@ -80,17 +102,6 @@ def _conclude(folder: Path, f1: Mapping[str, Mapping[str, float]], page: str, re
     say(f"  report    {page} (open it in a browser)")
     say(f"  results   {len(results)} files that DeepEthogram's GUI opens, such as {results[0]}")
     say(f"  networks  {folder / 'models'}")
-
-
-def _steps(*commands: Sequence[str]) -> int:
-    """Run commands one after another until one fails; its exit status. Their tables are for people here."""
-    for command in commands:
-        say(f"\n$ deg {' '.join(command)}")
-        with redirect_stdout(sys.stderr):
-            status = run(list(command))
-        if status:
-            return status
-    return 0
 
 
 def _validation(folder: Path, stage: str) -> Mapping[str, float]:
@@ -110,16 +121,19 @@ def _validation(folder: Path, stage: str) -> Mapping[str, float]:
 
 def _make(folder: Path) -> None:
     """The project: labelled videos, and options with which training takes minutes."""
-    if _steps(["new", str(folder), "--behaviors", ",".join(BEHAVIORS)]):
-        raise ProjectError(f"{show_path(folder)}: the demo's project could not be made; see above.")
+    from deg.projects.add import add_recording
+    from deg.projects.project import create_project
+
+    _show("new", folder, "--behaviors", ",".join(BEHAVIORS))
+    project = create_project(folder, BEHAVIORS)
     with tempfile.TemporaryDirectory() as scratch:
         for index in range(VIDEOS):
             video = Path(scratch) / f"shapes_{index}.mp4"
             labels = video.with_name(f"shapes_{index}_labels.csv")
             labels_TK = write_shapes_video(video, num_frames=FRAMES, height=192, width=256, seed=SEED + index)
             write_labels(labels, labels_TK, ["background", *BEHAVIORS])
-            if _steps(["add", str(folder), str(video), "--labels", str(labels)]):
-                raise ProjectError(f"{show_path(video)}: the demo's video could not be added; see above.")
+            _show("add", folder, video.name, "--labels", labels.name)
+            add_recording(project, video, labels)
     config_file = folder / "project_config.yaml"
     config = read_yaml(config_file, ProjectError)
     config["preset"] = "deg_f"

@@ -5,15 +5,10 @@ An interrupted run is found again by its plan and continued; only what is missin
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
-import sys
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from pathlib import Path
+from datetime import datetime
 from typing import Any
 
 from deg.arithmetic.units import missing_units
@@ -23,6 +18,8 @@ from deg.launch.on.local import pool as local
 from deg.launch.on.slurm.launches import require_free
 from deg.launch.say import say
 from deg.launch.stages.progress import Progress
+from deg.launch.stages.provenance import provenance
+from deg.launch.stages.request import StageRequest
 from deg.options.load import as_dict
 from deg.options.schema import Config
 from deg.plan import infer as planning
@@ -30,24 +27,10 @@ from deg.projects.project import Project
 from deg.runs.merge import Merged, close_if_merged, finish, merge
 from deg.runs.networks import scan
 from deg.runs.rundir import Plan, RunDir, create_run, read_error, unfinished_runs
-from deg.version import __version__
 from deg.work import STOPPED
 
 MERGE_SECONDS = 10.0
 """How often to merge, while units are being done, the recordings that are complete."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for."""
-
-    project: Project
-    config: Config
-    videos: tuple[str, ...] = ()
-    overwrite: bool = False
-    run_name: str | None = None
-    workers: int | None = None
-    """How many there will be, where others do the work; None: as many as this machine has devices."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +69,9 @@ def stages(wanted: str, project: Project, config: Config) -> tuple[str, ...]:
     return planning.STAGES
 
 
-def show_plan(stage: str, request: Request) -> Report:
+def show_plan(request: StageRequest) -> Report:
     """--dry-run: what would be done, in how many units; nothing is written."""
-    prepared = _prepare(stage, request)
+    stage, prepared = request.stage, _prepare(request)
     report = _report(stage, prepared)
     _tell_failures(report)
     if prepared.plan is None:
@@ -104,9 +87,9 @@ def show_plan(stage: str, request: Request) -> Report:
     return replace(report, plan=shape)
 
 
-def infer(stage: str, request: Request) -> Report:
+def do(request: StageRequest) -> Report:
     """Do a stage. Recordings that fail are in the report, and do not keep the others from being done."""
-    run, plan, wanted, report = _begin(stage, request)
+    run, plan, wanted, report = _begin(request)
     if run is None or plan is None or wanted is None:
         return report
     with run.claimed():
@@ -114,13 +97,13 @@ def infer(stage: str, request: Request) -> Report:
     return _tell(_result(report, plan, wanted.videos, merged, outcome.failed), outcome.stopped, request, merged)
 
 
-def plan_run(stage: str, request: Request) -> Report:
+def plan_run(request: StageRequest) -> Report:
     """Make the run directory of a stage, for others to do its units; none if there is nothing to do."""
-    run, _, _, report = _begin(stage, request)
+    run, _, _, report = _begin(request)
     return report if run is None else replace(report, run=run.name)
 
 
-def resume_run(run: RunDir, request: Request) -> Report:
+def resume_run(run: RunDir, request: StageRequest) -> Report:
     """Go on with an interrupted run as it was planned."""
     plan = run.load_plan()
     with run.claimed():
@@ -129,12 +112,12 @@ def resume_run(run: RunDir, request: Request) -> Report:
     return _tell(_result(report, plan, plan.videos, merged, outcome.failed), outcome.stopped, request, merged)
 
 
-def merge_run(stage: str, request: Request) -> Report:
+def merge_run(request: StageRequest) -> Report:
     """Put together what others have done of a run: of the one that the request names, or the newest unfinished one.
 
     RunError if there is none.
     """
-    run, plan = _run_to_merge(stage, request)
+    stage, (run, plan) = request.stage, _run_to_merge(request)
     if run.is_merged():
         say(f"{run.name}: merged already.")
         return Report(stage, group=plan.group, run=run.name, done=tuple(plan.videos))
@@ -148,21 +131,22 @@ def merge_run(stage: str, request: Request) -> Report:
     return _tell(_result(report, plan, plan.videos, merged, failed), False, request, merged)
 
 
-def _run_to_merge(stage: str, request: Request) -> tuple[RunDir, Plan]:
+def _run_to_merge(request: StageRequest) -> tuple[RunDir, Plan]:
     if request.run_name is not None:
         run = RunDir(request.project.model_path / request.run_name)
         return run, run.load_plan()
-    found = unfinished_runs(request.project.model_path, stage)
+    found = unfinished_runs(request.project.model_path, request.stage)
     if not found:
-        raise RunError(f"{stage}: there is no run that waits to be merged. `deg status` lists the runs.")
+        raise RunError(f"{request.stage}: there is no run that waits to be merged. `deg status` lists the runs.")
     return found[0]
 
 
-def _begin(stage: str, request: Request) -> tuple[RunDir | None, Plan | None, Plan | None, Report]:
+def _begin(request: StageRequest) -> tuple[RunDir | None, Plan | None, Plan | None, Report]:
     """The run to work on, its plan, and the plan of what is wanted now; None without anything to do."""
+    stage = request.stage
     if not request.overwrite:  # which rather goes on with such a run
         _close_merged_runs(stage, request.project)
-    prepared = _prepare(stage, request)
+    prepared = _prepare(request)
     report = _report(stage, prepared)
     if request.config.inference.ignore_error is False and prepared.failed:
         key, reason = next(iter(prepared.failed.items()))
@@ -195,7 +179,7 @@ def _result(
     )
 
 
-def _tell(report: Report, stopped: bool, request: Request, merged: Merged) -> Report:
+def _tell(report: Report, stopped: bool, request: StageRequest, merged: Merged) -> Report:
     report = replace(report, stopped=stopped and bool(report.waiting) and not _gave_up(request, merged))
     _tell_failures(report)
     say(
@@ -207,15 +191,15 @@ def _tell(report: Report, stopped: bool, request: Request, merged: Merged) -> Re
     return report
 
 
-def _gave_up(request: Request, merged: Merged) -> bool:
+def _gave_up(request: StageRequest, merged: Merged) -> bool:
     """Whether the work ends here because one recording failed and the user wants no more then."""
     return bool(merged.failed) and not request.config.inference.ignore_error
 
 
-def _prepare(stage: str, request: Request) -> planning.Prepared:
+def _prepare(request: StageRequest) -> planning.Prepared:
     records = planning.choose_records(request.project, request.videos, request.config.inference)
     prepared = planning.prepare(
-        stage,
+        request.stage,
         request.project,
         request.config,
         records,
@@ -247,7 +231,7 @@ def _close_merged_runs(stage: str, project: Project) -> None:
                 close_if_merged(run, plan)
 
 
-def _continued(request: Request, wanted: Plan) -> tuple[RunDir, Plan] | None:
+def _continued(request: StageRequest, wanted: Plan) -> tuple[RunDir, Plan] | None:
     """An interrupted run that would give just what is wanted, with its own plan and units."""
     for run, plan in unfinished_runs(request.project.model_path, wanted.stage):
         if request.run_name in (None, run.name) and _same_work(plan, wanted):
@@ -270,7 +254,7 @@ def _same_work(plan: Plan, wanted: Plan) -> bool:
     )
 
 
-def _created(request: Request, plan: Plan) -> tuple[RunDir, Plan]:
+def _created(request: StageRequest, plan: Plan) -> tuple[RunDir, Plan]:
     run = create_run(
         request.project.model_path,
         stage=plan.stage,
@@ -285,7 +269,7 @@ def _created(request: Request, plan: Plan) -> tuple[RunDir, Plan]:
     return run, plan
 
 
-def _absolute(request: Request) -> dict[str, Any]:
+def _absolute(request: StageRequest) -> dict[str, Any]:
     """The configuration as the original stores it with a run: complete, with the project's paths as they are here."""
     config, project = as_dict(request.config), request.project
     config["project"].update(
@@ -299,7 +283,7 @@ def _absolute(request: Request) -> dict[str, Any]:
     return config
 
 
-def _execute(run: RunDir, plan: Plan, request: Request, wanted: Plan) -> tuple[local.Outcome, Merged]:
+def _execute(run: RunDir, plan: Plan, request: StageRequest, wanted: Plan) -> tuple[local.Outcome, Merged]:
     units = [unit for unit in plan.units if any(span.key in wanted.videos for span in unit.spans)]
     missing = missing_units(units, run.finished_units())
     shares = devices(request.config.inference.devices)
@@ -344,36 +328,3 @@ class _MergingBeside:
             self._settled.update(found.done, found.failed)
         self._pending = self._thread.submit(merge, self._run, self._plan, skip=frozenset(self._settled))
         return found
-
-
-def provenance() -> dict[str, Any]:
-    """Who made a result, with what and where."""
-    return {
-        "deg": __version__,
-        "command": sys.argv,
-        "host": platform.node(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "git": _git_revision(),
-        "image": _image(),
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _git_revision() -> str | None:
-    """The revision of deg where it runs from a checkout."""
-    try:
-        asked = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (FileNotFoundError, subprocess.TimeoutExpired):
-        return None
-    return asked.stdout.strip() or None
-
-
-def _image() -> str | None:
-    """The container image that we are in, if any."""
-    return os.environ.get("APPTAINER_CONTAINER")

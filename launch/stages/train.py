@@ -18,25 +18,14 @@ from deg.launch.devices import Device
 from deg.launch.on.local.ranks import rank_devices, run_ranks
 from deg.launch.on.slurm.launches import require_free
 from deg.launch.say import say
-from deg.launch.stages.infer import provenance
 from deg.launch.stages.progress import TrainingProgress, figures
+from deg.launch.stages.provenance import provenance
+from deg.launch.stages.request import StageRequest
 from deg.options.schema import Config
 from deg.plan import train as planning
-from deg.projects.project import Project
 from deg.runs.networks import companion, weight_files
 from deg.runs.rundir import RunDir, TrainingPlan, create_run, find_runs
 from deg.work import STOPPED
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for."""
-
-    project: Project
-    config: Config
-    run_name: str | None = None
-    ranks: int | None = None
-    """How many there will be, where others do the work; None: as many as this machine has devices."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +65,9 @@ class Report:
         return plain | {"best": self.best and vars(self.best), "exit_status": self.exit_status}
 
 
-def show_plan(stage: str, request: Request) -> Report:
+def show_plan(request: StageRequest) -> Report:
     """--dry-run: what would be learned from what; nothing is written."""
-    prepared = _prepare(stage, request)
+    prepared = _prepare(request)
     for line in planning.describe(prepared):
         say(line)
     if (continued := _continued(request, prepared.plan)) is not None:
@@ -88,9 +77,9 @@ def show_plan(stage: str, request: Request) -> Report:
     return _report(prepared, run=None if continued is None else continued.name, plan=shape)
 
 
-def train(stage: str, request: Request) -> Report:
+def do(request: StageRequest) -> Report:
     """Train a network, or go on with it. DegError if it cannot be trained, LaunchError if a process died."""
-    prepared, run = _begin(stage, request)
+    prepared, run = _begin(request)
     with run.claimed():
         planning.commit(prepared, run)
         best = _execute_to_end(run, request.config)
@@ -116,43 +105,43 @@ def _execute_to_end(run: RunDir, config: Config) -> Best | None:
     return best
 
 
-def plan_run(stage: str, request: Request) -> Report:
+def plan_run(request: StageRequest) -> Report:
     """Make the run directory of a training, for others to do its units."""
-    prepared, run = _begin(stage, request)
+    prepared, run = _begin(request)
     with run.claimed():
         planning.commit(prepared, run)
     return _report(prepared, run=run.name)
 
 
-def merge_run(stage: str, request: Request) -> Report:
+def merge_run(request: StageRequest) -> Report:
     """Close a run whose phases others have trained: the one that the request names, or the newest unfinished one.
 
     RunError if there is none, or if it is not trained to its end.
     """
-    run = _run_to_close(stage, request)
+    run = _run_to_close(request)
     plan = run.load_training_plan()
     left = [plan.phases[unit.index] for unit in plan.units if not run.phase_done_file(unit.index).exists()]
     if left:
         raise RunError(f"{run.name}: expected a training that is done, found {', '.join(left)} still to be trained.")
     with run.claimed():
         best = _close(run)
-    _tell(stage, best)
-    return Report(stage, run=run.name, best=best)
+    _tell(request.stage, best)
+    return Report(request.stage, run=run.name, best=best)
 
 
-def _run_to_close(stage: str, request: Request) -> RunDir:
+def _run_to_close(request: StageRequest) -> RunDir:
     if request.run_name is not None:
         return RunDir(request.project.model_path / request.run_name)
     for run in find_runs(request.project.model_path):
         plan = unfinished_training(run)
-        if plan is not None and plan.stage == stage:
+        if plan is not None and plan.stage == request.stage:
             return run
-    raise RunError(f"{stage}: there is no training that waits to be closed. `deg status` lists the runs.")
+    raise RunError(f"{request.stage}: there is no training that waits to be closed. `deg status` lists the runs.")
 
 
-def _begin(stage: str, request: Request) -> tuple[planning.Prepared, RunDir]:
+def _begin(request: StageRequest) -> tuple[planning.Prepared, RunDir]:
     """What is to be learned, and the run to learn it in."""
-    prepared = _prepare(stage, request)
+    prepared = _prepare(request)
     for notice in prepared.notices:
         say(notice)
     for key, reason in prepared.left_out.items():
@@ -206,16 +195,16 @@ def _row(file: MetricsFile, part: str, epoch: int) -> dict[str, Any]:
     return without_tables({name: file.values(part, name)[epoch] for name in file.names(part)})
 
 
-def _prepare(stage: str, request: Request) -> planning.Prepared:
-    ranks = request.ranks or len(rank_devices(request.config.compute))
-    return planning.prepare(stage, request.project, request.config, devices=ranks)
+def _prepare(request: StageRequest) -> planning.Prepared:
+    ranks = request.workers or len(rank_devices(request.config.compute))
+    return planning.prepare(request.stage, request.project, request.config, devices=ranks)
 
 
 def _report(prepared: planning.Prepared, **rest: Any) -> Report:
     return Report(prepared.plan.stage, notices=prepared.notices, left_out=prepared.left_out, **rest)
 
 
-def _continued(request: Request, wanted: TrainingPlan) -> RunDir | None:
+def _continued(request: StageRequest, wanted: TrainingPlan) -> RunDir | None:
     """An interrupted run that would give the same network, the newest first."""
     for run in find_runs(request.project.model_path):
         if request.run_name not in (None, run.name):
@@ -230,7 +219,7 @@ def _continued(request: Request, wanted: TrainingPlan) -> RunDir | None:
     return None
 
 
-def _created(request: Request, plan: TrainingPlan) -> RunDir:
+def _created(request: StageRequest, plan: TrainingPlan) -> RunDir:
     config = dict(plan.config)
     config["project"] = {**config["project"], "config_file": str(request.project.config_file)}
     return create_run(

@@ -272,8 +272,7 @@ def _smaller_batch(stage: Stage, run: RunDir) -> str | None:
         return None
     batch = run.load_training_plan().config["compute"]["batch_size"]
     smaller = max(batch // 2, 1) if isinstance(batch, int) else 16
-    words = stage.command[: stage.command.index("--run")]  # the run of this name has its batch size
-    return " ".join(["deg", *words, f"compute.batch_size={smaller}", "--on slurm"])
+    return " ".join(["deg", *stage.command, f"compute.batch_size={smaller}", "--on slurm"])
 
 
 def _more_time(launch: LaunchDir, spec: Launch, run: RunDir, cases: Sequence[Ended]) -> tuple[str, ...]:

@@ -17,8 +17,8 @@ from small_cluster import SmallCluster
 from videos import write_video
 
 from deg.data.labels import write_labels
-from deg.launch.selftest import write_untrained_weights
 from deg.launch.on.slurm.launches import LaunchDir, find_launches
+from deg.launch.selftest import write_untrained_weights
 from deg.projects.add import add_recording
 from deg.projects.project import create_project, open_project
 from deg.runs.rundir import RunDir
@@ -117,7 +117,8 @@ def story(launch: LaunchDir) -> str:
 def results(project: Path) -> Iterator[tuple[str, str, np.ndarray]]:
     """Recording, dataset and values of everything in the outputs files."""
     for record in open_project(project).records.values():
-        assert record.outputs is not None, f"{record.key} has no results"
+        if record.outputs is None:
+            continue  # of two projects the same ones must have none: their datasets are compared by name
         found: list[tuple[str, np.ndarray]] = []
         with h5py.File(record.outputs) as file:
             file.visititems(
@@ -130,7 +131,7 @@ def results(project: Path) -> Iterator[tuple[str, str, np.ndarray]]:
 def assert_same_results(one: Path, other: Path) -> int:
     """Every dataset of every recording is the same, bit for bit; how many there are."""
     first, second = ({(key, name): values for key, name, values in results(project)} for project in (one, other))
-    assert first.keys() == second.keys()
+    assert first.keys() == second.keys() and first
     for name, values in first.items():
         np.testing.assert_array_equal(values, second[name], err_msg=str(name))
     return len(first)

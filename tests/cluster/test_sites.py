@@ -17,16 +17,26 @@ from cluster_lab import (
 from small_cluster import Site
 from test_under_fire import until
 
+from deg.projects.project import open_project
 from deg.runs.attempts import read_attempts
 
 
 def test_a_site_that_forbids_almost_everything(cluster, image, user, folder):
-    """No accounting, no requeueing, arrays of four, no --mem, GPUs by gres alone, no Python on the nodes."""
+    """No accounting, no requeueing, arrays of four, no --mem, GPUs by gres alone, no Python on the nodes.
+
+    The command is typed in another folder than the project, and names recordings from there.
+    """
     cluster.configure(Site(requeue=False, max_array_size=4, memory_flag=False, gpus_by="gres"))
-    project = make_project(folder, user, videos=5, frames=515, labelled=0, trained=True)
+    project = make_project(folder, user, videos=6, frames=515, labelled=0, trained=True)
     profile = write_profile(folder, user, image, memory_gb=None, gpu_flag="gres", requeue=False)
-    alone = undisturbed(project, ["infer", "all"], folder / "alone")
-    user.deg("infer", "all", project, "--on", "slurm", f"cluster={profile}")
+    keys = [f"mouse{number:02d}" for number in range(5)]
+    alone = undisturbed(
+        project, ["infer", "all", *(word for key in keys for word in ("--videos", key))], folder / "alone"
+    )
+    here = user.give(folder / "elsewhere")
+    videos = [word for key in keys for word in ("--videos", f"../mice/DATA/{key}/{key}.mp4")]
+    user.deg("infer", "all", "../mice", *videos, "--on", "slurm", "cluster=../site.yaml", folder=here)
+    assert profile.exists()
     launch = newest_launch(project)
     arrays = [job for job in launch.jobs() if job.stage == 0 and job.role == "execute"]
     assert [len(job.elements) for job in arrays] == [4, 1]
@@ -40,6 +50,7 @@ def test_a_site_that_forbids_almost_everything(cluster, image, user, folder):
     assert [attempt.end for attempt in attempts] == ["stopped", "done"]
     assert attempts[0].job.partition("_")[0] != attempts[1].job.partition("_")[0]  # by a job of its own
     assert_same_results(project, alone)
+    assert all((record.outputs is None) == (key not in keys) for key, record in open_project(project).records.items())
 
 
 def test_what_a_site_refuses_is_said_before_anything_is_left_behind(cluster, image, user, folder):

@@ -22,9 +22,12 @@ from deg import execute as door
 from deg.data.atomic import write_atomically
 from deg.data.json_lines import read_lines
 from deg.errors import DegError
-from deg.launch.on.slurm.launches import Launch, LaunchDir, Stage, Verdict
+from deg.launch.on.slurm.launches import Launch, LaunchDir, Verdict
+from deg.launch.on.slurm.orders import request_of
 from deg.launch.say import say
-from deg.launch.stages.chain import may_go_on, run_quietly
+from deg.launch.stages.chain import may_go_on
+from deg.launch.stages.report import write_report
+from deg.launch.stages.stage import attempt, merge_run, plan_run
 from deg.runs.attempts import Attempt, Job, hopeless, read_attempts
 from deg.runs.merge import close_if_merged
 from deg.runs.rundir import RunDir, read_error, steps_done
@@ -173,29 +176,28 @@ def rounds_in_vain(launch: LaunchDir, index: int, progress: int) -> int:
 def _merged(launch: LaunchDir, spec: Launch, index: int, stop: StopFlag) -> Verdict:
     """Merge a stage, then plan the next one or write the report; what became of that."""
     stage = spec.stages[index]
-    status: int = 0
-    document: Any = None
+    verdict = Verdict("done")
     run = launch.run_of(stage)
     if run.plan_file.exists():
         if (reason := _untrained(run)) is not None:
             say(f"{run.name}: {reason}")
             return Verdict("failed", reason, FAILED)
-        status, document = run_quietly((*stage.command, "--only", "merge"))
-    if status:
-        stop.check()
-    if status and not (stage.verb == "infer" and status == FAILED and may_go_on(spec.project, stage.stage, document)):
-        return Verdict("failed", _message(document), status)
-    verdict = Verdict("partly", _message(document), status) if status else Verdict("done")
-    following = next(
-        (stage for number, stage in enumerate(spec.stages) if number > index and not launch.is_done(number)), None
-    )
-    if following is not None:
-        status, document = plan_stage(launch, following)
+        merged = attempt(lambda: merge_run(request_of(launch, spec, index)))
+        if merged.exit_status:
+            stop.check()
+            if not may_go_on(spec.project, merged):
+                return Verdict("failed", merged.reason, merged.exit_status)
+            verdict = Verdict("partly", merged.reason, merged.exit_status)
+    following = [number for number in range(index + 1, len(spec.stages)) if not launch.is_done(number)]
+    if following:
+        after = attempt(lambda: plan_run(request_of(launch, spec, following[0])))
     elif spec.report:
-        status, document = run_quietly(("report", str(spec.project)))
-    if status:
+        after = attempt(lambda: write_report(spec.project))
+    else:
+        return verdict
+    if after.exit_status:
         stop.check()
-    return Verdict("failed", _message(document), status) if status > FAILED else verdict
+    return Verdict("failed", after.reason, after.exit_status) if after.exit_status > FAILED else verdict
 
 
 def _untrained(run: RunDir) -> str | None:
@@ -206,21 +208,6 @@ def _untrained(run: RunDir) -> str | None:
         if not run.phase_done_file(unit.index).exists():
             return read_error(run, unit.index) or "its jobs ended before it was done"
     return None
-
-
-def plan_stage(launch: LaunchDir, stage: Stage) -> tuple[int, Any]:
-    """Make the run directory of a stage."""
-    return run_quietly((*stage.command, "--on", "slurm", "--only", "plan"))
-
-
-def _message(document: Any) -> str:
-    """What a command's JSON document says about what went wrong."""
-    if not isinstance(document, dict):
-        return ""
-    if "error" in document:
-        return str(document["error"])
-    failed = [f"{key}: {why}" for stage in document.get("stages", ()) for key, why in stage["failed"].items()]
-    return "; ".join(failed)
 
 
 def units_left(run: RunDir, most: int) -> list[int]:

@@ -3,7 +3,7 @@
     PROJECT/models/<yymmdd_HHMMSS>_launch/
         launch.json   what was asked, and its stages        jobs.jsonl   each job that was submitted
         events.jsonl  provenance.json                       jobs/        scripts, scheduler output
-        stages/02/    merge.json   what became of the stage
+        stages/02/    config.yaml  all options of the stage        merge.json   what became of it
 
 A launch does nothing itself: its stages are runs, in run directories of their own, whose names are chosen beforehand.
 Whatever is submitted again, by `deg resume` or by a job, is added to jobs.jsonl.
@@ -25,7 +25,7 @@ from deg.errors import LaunchError, RunError, show_path
 from deg.launch.on.slurm.queue import alive
 from deg.runs.rundir import RunDir
 
-LAUNCH_VERSION = 1
+LAUNCH_VERSION = 2
 Role = Literal["execute", "merge"]
 
 
@@ -41,7 +41,11 @@ class Stage:
     elements: int
     """Workers of an inference: element i does the units i, i + elements, i + 2 * elements...; 1 for a training."""
     command: tuple[str, ...]
-    """The words after `deg` that do the same on one machine."""
+    """The words after `deg` that do the same on one machine: for people, never read by the program."""
+    videos: tuple[str, ...] = ()
+    """Keys of the recordings of an inference; empty: all."""
+    overwrite: bool = False
+    """Results that are there are computed again."""
 
     @property
     def name(self) -> str:
@@ -73,11 +77,12 @@ class Launch:
     def from_json(cls, text: str) -> Launch:
         document = json.loads(text)
         if document.pop("version") != LAUNCH_VERSION:
-            raise ValueError("a launch of another version of deg")
+            raise ValueError("it was submitted by another version")
         document["project"] = Path(document["project"])
         document["image"] = None if document["image"] is None else Path(document["image"])
         document["stages"] = tuple(
-            Stage(**(stage | {"command": tuple(stage["command"])})) for stage in document["stages"]
+            Stage(**(stage | {name: tuple(stage[name]) for name in ("command", "videos")}))
+            for stage in document["stages"]
         )
         return cls(**document)
 
@@ -133,6 +138,10 @@ class LaunchDir:
     def stage_folder(self, index: int) -> Path:
         return self.path / "stages" / f"{index:02d}"
 
+    def config_file(self, index: int) -> Path:
+        """All options of a stage, as they were when it was submitted."""
+        return self.stage_folder(index) / "config.yaml"
+
     def merge_file(self, index: int) -> Path:
         return self.stage_folder(index) / "merge.json"
 
@@ -144,7 +153,8 @@ class LaunchDir:
             raise RunError(f"{show_path(self.path)}: expected a launch.json, found none.") from None
         except (ValueError, TypeError, KeyError) as error:
             raise RunError(
-                f"{show_path(self.launch_file)}: not a launch that this version of deg can read ({error})."
+                f"{show_path(self.launch_file)}: not a launch that this version of deg can read ({error}). End its "
+                "jobs with `scancel`, then give the command again that submitted it: what is done stays done."
             ) from None
 
     def run_of(self, stage: Stage) -> RunDir:

@@ -15,11 +15,13 @@ from deg.data.atomic import write_atomically
 from deg.errors import ConfigError, RunError, show_path
 from deg.launch.on.slurm import submit
 from deg.launch.on.slurm.launches import Launch, LaunchDir, find_launches, launch_of
+from deg.launch.on.slurm.orders import named_in, request_of
 from deg.launch.on.slurm.queue import in_queue, run_scheduler
 from deg.launch.on.slurm.script import options_of
 from deg.launch.say import say
 from deg.launch.stages import infer, train
-from deg.launch.stages.chain import run_or_raise
+from deg.launch.stages.request import StageRequest
+from deg.launch.stages.stage import plan_run
 from deg.options.load import as_dict, did_you_mean, overlay, parse_overrides, read_run_config, restore
 from deg.options.schema import Cluster
 from deg.projects.project import open_project
@@ -68,7 +70,7 @@ def resume_run(run: RunDir) -> dict[str, Any]:
     if run.is_training():
         return train.resume_run(run, config).as_dict()
     project = open_project(run.path.parent.parent if config.project.path is None else Path(config.project.path))
-    return infer.resume_run(run, infer.Request(project, config)).as_dict()
+    return infer.resume_run(run, StageRequest("infer", run.load_plan().stage, project, config)).as_dict()
 
 
 # ---------------------------------------------------------------------------------------------------- launches
@@ -89,10 +91,11 @@ def resume_launch(launch: LaunchDir, overrides: Sequence[str]) -> dict[str, Any]
     if run.plan_file.exists():
         _give_new_chances(run)
     else:
-        run_or_raise((*stage.command, "--on", "slurm", "--only", "plan"))
+        plan_run(request_of(launch, spec, left[0]))
     for word in launch.path.glob("stages/*/again"):
         word.unlink()  # of a merge job that could not be followed by another
-    submit.write_scripts(project, launch, spec)
+    paths = named_in(request_of(launch, spec, index) for index in range(len(spec.stages)))
+    submit.write_scripts(project, launch, spec, paths)
     write_atomically(launch.launch_file, spec.to_json())
     launch.log_event("resumed", stages=left)
     submit.submit_stages(launch, spec, left)
@@ -115,7 +118,7 @@ def _with_what_follows(launch: LaunchDir, spec: Launch, left: list[int]) -> tupl
         if stage.verb == "infer" and launch.run_of(stage).plan_file.exists():
             number = next(n for n in itertools.count(2) if not (launch.path.parent / f"{stage.run}_{n}").exists())
             run = f"{stage.run}_{number}"
-            stages[index] = dataclasses.replace(stage, run=run, command=(*stage.command[:-1], run))
+            stages[index] = dataclasses.replace(stage, run=run)
             launch.merge_file(index).unlink(missing_ok=True)
             again.add(index)
     return dataclasses.replace(spec, stages=tuple(stages)), sorted(again)

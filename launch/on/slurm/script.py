@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,6 @@ from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmiss
 from submitit.helpers import clean_env
 
 from deg.errors import LaunchError
-from deg.launch.on.slurm.jobs import work
 from deg.launch.on.slurm.queue import run_scheduler
 from deg.options.forms import sbatch_flag, time_limit_minutes
 from deg.options.load import restore
@@ -139,12 +138,16 @@ class Script:
     """A batch script before it is submitted."""
 
     need: Need
+    call: Callable[..., object]
+    """The importable function that each process of the job calls."""
     words: tuple[str, ...]
-    """Arguments of `deg.launch.on.slurm.jobs.work`."""
+    """Its arguments."""
     after: tuple[str, ...]
-    """Arguments of after.sh that follow the exit status."""
+    """Arguments of the host's script that follow the exit status."""
     elements: int | None = None
-    """Of an array; None for a single job."""
+    """Number of elements of an array; None for a single job."""
+    before: tuple[str, ...] = ()
+    """Lines of shell that run on the host before srun."""
 
 
 class Submitter(submitit.SlurmExecutor):
@@ -184,7 +187,7 @@ class Submitter(submitit.SlurmExecutor):
     def pickle(self, script: Script, path: Path) -> Path:
         """Write what the job's processes load: one importable function, and texts."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        delayed = DelayedSubmission(work, *script.words)
+        delayed = DelayedSubmission(script.call, *script.words)
         delayed.set_timeout(0, 0)
         delayed.dump(path)
         return path
@@ -196,7 +199,7 @@ class Submitter(submitit.SlurmExecutor):
             **given,
             "dependency": dependency,
             "array_parallelism": self._cluster.jobs,
-            "setup": [OUTLIVE_WORK, *self._tell_end(script.need)],
+            "setup": [OUTLIVE_WORK, *self._tell_end(script.need), *script.before],
             "teardown": ["status=$?", DEAF, after],
         }
         if script.elements is not None:

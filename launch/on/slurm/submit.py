@@ -3,16 +3,16 @@
     execute -> merge and plan the next -> execute -> merge and plan the next -> ... -> merge and report
 
 The first stage is planned here, so that a mistake is told at once; each of the others by the merge job of the one
-before it, when the networks and features that it needs are there. What is submitted is recorded in a launch directory.
+before it, when the networks and features that it needs are there. What is submitted is recorded in a launch directory,
+with all options of each stage as they are now, paths in full: they mean the same wherever a stage is planned.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
@@ -24,46 +24,33 @@ from deg.data.video.decoder import probe_all
 from deg.errors import ConfigError, RunError, VideoError, show_path
 from deg.launch.image import container as containers
 from deg.launch.on.slurm import script as slurm
+from deg.launch.on.slurm.jobs import work
 from deg.launch.on.slurm.launches import Job, Launch, LaunchDir, Stage
+from deg.launch.on.slurm.orders import Order, named_in, options_text, training_need, workers_on
 from deg.launch.on.slurm.queue import run_scheduler
 from deg.launch.on.slurm.script import Need, Script, Submitter
 from deg.launch.say import say
-from deg.launch.stages.chain import run_or_raise
-from deg.launch.stages.infer import provenance
-from deg.options.load import as_dict
-from deg.options.schema import Cluster, Config
+from deg.launch.stages.provenance import provenance
+from deg.launch.stages.request import StageReport, StageRequest
+from deg.launch.stages.stage import plan_run, show_plan
+from deg.options.load import as_dict, with_full_paths
+from deg.options.schema import Cluster
+from deg.plan.infer import choose_records
 from deg.projects.project import Project
 from deg.runs.rundir import RunDir
 from deg.version import __version__
 
 
 @dataclass(frozen=True)
-class Link:
-    """One stage to be done, as the words after `deg` say it: verb, stage, project, options."""
-
-    command: tuple[str, ...]
-
-    @property
-    def verb(self) -> str:
-        return self.command[0]
-
-    @property
-    def stage(self) -> str:
-        return self.command[1]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for."""
+class Submission:
+    """What is to be submitted at once."""
 
     project: Project
-    config: Config
-    links: tuple[Link, ...]
+    cluster: Cluster
+    orders: tuple[Order, ...]
     report: bool = False
     """Write a report at the end."""
     run_name: str | None = None
-    profile: Path | None = None
-    """The file of the cluster profile."""
     dry_run: bool = False
 
 
@@ -85,142 +72,133 @@ class Report:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
-def submit(request: Request) -> Report:
+def submit(submission: Submission) -> Report:
     """Plan the first stage that has something to do, and submit it with all that follow.
 
     Returns at once. DegError if the first stage cannot be planned; LaunchError if the scheduler refuses, after which
     nothing is left in its queue.
     """
-    models = request.project.model_path
-    now = datetime.now()
-    stamp = request.run_name or now.strftime("%y%m%d_%H%M%S")
+    models = submission.project.model_path
+    stamp = submission.run_name or datetime.now().strftime("%y%m%d_%H%M%S")
     launch = LaunchDir(models / f"{stamp}_launch")
     if launch.path.exists():
         raise RunError(f"{show_path(launch.path)}: a launch of this name exists. Choose another --run.")
-    _require_image(request)
+    _require_image(submission.cluster)
     launch.jobs_folder.mkdir(parents=True)
     try:
-        links = [_settled(link, request, launch) for link in request.links]
-        stages = _plan_first(request, [_named(link, stamp) for link in links], launch)
-        if not stages:
+        left, run = _plan_first(submission)
+        if not left:
             say("Nothing to do: all is done.")
             return Report()
-        spec = _spec(request, stages)
-        if request.dry_run:
-            return _show(request, launch, spec)
-        _write(request, launch, spec)
+        orders = [_settled(order, stamp) for order in left]
+        spec = _spec(submission, orders, run)
+        if submission.dry_run:
+            return _show(submission, launch, spec, orders)
+        _write(submission, launch, spec, orders)
         _warn(launch, spec)
-        submit_stages(launch, spec, list(range(len(stages))))
+        submit_stages(launch, spec, list(range(len(spec.stages))))
     except BaseException:
         shutil.rmtree(launch.path, ignore_errors=True)  # nothing is in the queue
         raise
     finally:
-        if request.dry_run or not launch.launch_file.exists():
+        if submission.dry_run or not launch.launch_file.exists():
             shutil.rmtree(launch.path, ignore_errors=True)
     report = describe(launch, spec)
-    say(f"Submitted {launch.name}: {', '.join(stage.name for stage in stages)}{', report' * request.report}.")
-    say(f"Watch it with: deg status {show_path(request.project.path)}")
+    names = ", ".join(stage.name for stage in spec.stages)
+    say(f"Submitted {launch.name}: {names}{', report' * submission.report}.")
+    say(f"Watch it with: deg status {show_path(submission.project.path)}")
     return report
 
 
 # ---------------------------------------------------------------------------------------------------- what is asked
 
 
-def _settled(link: Link, request: Request, launch: LaunchDir) -> Link:
-    """A link whose words mean the same on a node: files that they name are taken along, or named in full."""
-    words: list[str] = []
-    pending = iter(link.command[2:])
-    for word in pending:
-        if word == "--config":
-            words += [word, _taken_along(Path(next(pending)), launch)]
-        elif word.startswith(("cluster=", "cluster.profile=")):
-            continue
-        elif "=" in word and not word.startswith("--"):
-            key, _, value = word.partition("=")
-            there = Path(value)
-            is_file = key.endswith((".weights", ".file")) and not there.is_absolute() and there.exists()
-            words.append(f"{key}={there.resolve()}" if is_file else word)
-        else:
-            words.append(word)
-    words[0] = str(request.project.path.resolve())
-    if request.profile is not None:
-        words.append(f"cluster={_taken_along(request.profile, launch)}")
-    return Link((*link.command[:2], *words))
+def _plan_first(submission: Submission) -> tuple[Sequence[Order], StageReport | None]:
+    """The orders from the first one on that has something to do, and what was planned for that."""
+    act = show_plan if submission.dry_run else plan_run
+    for number, order in enumerate(submission.orders):
+        # without a name an interrupted run is resumed, whatever it is called
+        name = submission.run_name and _name(order.request, submission.run_name)
+        workers = workers_on(submission.cluster, order.request)
+        report = act(replace(order.request, run_name=name, workers=workers))
+        if report.run is not None or report.plan is not None:
+            return submission.orders[number:], report
+    return (), None
 
 
-def _taken_along(path: Path, launch: LaunchDir) -> str:
-    """The name of a copy in the launch directory: what was asked for stays so, and the nodes see it."""
-    copy = launch.path / "options" / path.name
-    if copy.exists() and copy.read_bytes() != path.read_bytes():
-        raise ConfigError(f"{show_path(path)}: two files of options have this name. Rename one of them.")
-    copy.parent.mkdir(exist_ok=True)
-    try:
-        shutil.copyfile(path, copy)
-    except OSError as error:
-        raise ConfigError(f"{show_path(path)}: cannot be read: {error.strerror}.") from None
-    return str(copy.resolve())
+def _name(request: StageRequest, stamp: str) -> str:
+    """Name of the run directory of a stage."""
+    return f"{stamp}_{request.stage}_{'train' if request.verb == 'train' else 'inference'}"
 
 
-def _named(link: Link, stamp: str) -> Link:
-    """A link with the name of its run."""
-    kind = "train" if link.verb == "train" else "inference"
-    return Link((*link.command, "--run", f"{stamp}_{link.stage}_{kind}"))
+def _settled(order: Order, stamp: str) -> Order:
+    """An order that means the same on a node, with the name of its run."""
+    request = order.request
+    narrowed = request.videos or request.config.inference.directory_list != "all"
+    chosen = choose_records(request.project, request.videos, request.config.inference) if narrowed else ()
+    settled = replace(
+        request,
+        config=with_full_paths(request.config, request.project.path.resolve()),
+        videos=tuple(record.key for record in chosen),
+        run_name=_name(request, stamp),
+    )
+    return replace(order, request=settled)
 
 
-def _plan_first(request: Request, links: Sequence[Link], launch: LaunchDir) -> tuple[Stage, ...]:
-    """The stages from the first one on that has something to do, which is planned now."""
-    for number, link in enumerate(links):
-        options = ("--on", "slurm", "--only", "plan", *(("--dry-run",) if request.dry_run else ()))
-        # without a name an interrupted run is gone on with, whatever it is called
-        command = link.command if request.run_name else link.command[:-2]
-        _, document = run_or_raise((*command, *options))
-        report = document if link.verb == "train" else document["stages"][0]
-        if report["run"] is None and report["plan"] is None:
-            continue  # all is done
-        first = _stage(request, link, report)
-        return (first, *(_stage(request, each) for each in links[number + 1 :]))
-    return ()
+def _spec(submission: Submission, orders: Sequence[Order], first: StageReport | None) -> Launch:
+    """The launch: its first stage is planned, the others are not."""
+    cluster = with_full_paths(submission.cluster, submission.project.path.resolve())
+    return Launch(
+        project=submission.project.path.resolve(),
+        stages=tuple(_stage(submission, order, None if number else first) for number, order in enumerate(orders)),
+        report=submission.report,
+        deg=__version__,
+        image=None if cluster.image is None else Path(cluster.image).resolve(),
+        cluster=as_dict(cluster),
+        array_size=slurm.array_size(cluster),
+    )
 
 
-def _stage(request: Request, link: Link, planned: Mapping[str, Any] | None = None) -> Stage:
-    """A link as a stage of the launch; `planned` is what its planning told, if it was planned."""
-    run = (planned or {}).get("run") or link.command[-1]
-    command = (*link.command[:-1], run)  # an interrupted run that is gone on with has a name of its own
-    return Stage(link.verb, link.stage, run, _elements(request, link, planned), command)  # type: ignore[arg-type]
+def _stage(submission: Submission, order: Order, planned: StageReport | None) -> Stage:
+    """An order as a stage of the launch; `planned` is what its planning told, if it was planned."""
+    request = order.request
+    # an interrupted run that is gone on with has a name of its own
+    run = (planned.run if planned else None) or request.run_name
+    assert run is not None
+    elements = 1 if request.verb == "train" else _elements(submission, request, planned)
+    return Stage(request.verb, request.stage, run, elements, order.command, request.videos, request.overwrite)
 
 
-def _elements(request: Request, link: Link, planned: Mapping[str, Any] | None) -> int:
+def _elements(submission: Submission, request: StageRequest, planned: StageReport | None) -> int:
     """Elements of the array of an inference: one for each unit, as far as the number of units is known; of a sequence
     network, which takes less time than it takes to start, no more than run at one time."""
-    if link.verb == "train":
-        return 1
     if planned is None:
-        units = _units_of_all(request, whole=link.stage == "sequence")
-    elif planned["plan"] is not None:
-        units = len(planned["plan"]["units"])
+        units = _units_of_all(submission, request)
+    elif planned.plan is not None:
+        units = len(planned.plan["units"])
     else:
-        units = len(RunDir(request.project.model_path / planned["run"]).load_plan().units)
-    return max(min(units, request.config.cluster.jobs) if link.stage == "sequence" else units, 1)
+        units = len(RunDir(submission.project.model_path / str(planned.run)).load_plan().units)
+    return max(min(units, submission.cluster.jobs) if request.stage == "sequence" else units, 1)
 
 
-def _units_of_all(request: Request, *, whole: bool) -> int:
+def _units_of_all(submission: Submission, request: StageRequest) -> int:
     """Into how many units an inference of all recordings is cut."""
     records = {key: record.video for key, record in request.project.records.items() if record.video is not None}
     answers = dict(zip(records, probe_all(records.values()), strict=True))
     units = plan_units(
         {key: answer.num_frames for key, answer in answers.items() if not isinstance(answer, VideoError)},
-        devices=request.config.cluster.jobs,
+        devices=submission.cluster.jobs,
         units_per_device=request.config.inference.units_per_device,
-        whole=whole,
+        whole=request.stage == "sequence",
     )
     return len(units)
 
 
-def _require_image(request: Request) -> None:
+def _require_image(cluster: Cluster) -> None:
     """The image must be there, and of this version."""
     from deg.launch.image.file import require_same_version
 
-    if (image := request.config.cluster.image) is None:
+    if (image := cluster.image) is None:
         say("Note: cluster.image is null: jobs run the Python that submits, which all nodes must see.")
         return
     path = Path(image).expanduser()
@@ -232,50 +210,36 @@ def _require_image(request: Request) -> None:
     require_same_version(path)
 
 
-def _spec(request: Request, stages: tuple[Stage, ...]) -> Launch:
-    cluster = request.config.cluster
-    return Launch(
-        project=request.project.path.resolve(),
-        stages=stages,
-        report=request.report,
-        deg=__version__,
-        image=None if cluster.image is None else Path(cluster.image).expanduser().resolve(),
-        cluster=as_dict(cluster),
-        array_size=slurm.array_size(cluster),
-    )
-
-
 # ---------------------------------------------------------------------------------------------------- submitting
 
 
-def _write(request: Request, launch: LaunchDir, spec: Launch) -> None:
+def _write(submission: Submission, launch: LaunchDir, spec: Launch, orders: Sequence[Order]) -> None:
     """Everything that jobs need, and at last launch.json."""
-    write_scripts(request.project, launch, spec)
+    for index, order in enumerate(orders):
+        launch.stage_folder(index).mkdir(parents=True)
+        write_atomically(launch.config_file(index), options_text(order))
+    paths = named_in(order.request for order in orders)
+    write_scripts(submission.project, launch, spec, paths)
     write_atomically(launch.path / "provenance.json", json.dumps(provenance(), indent=1))
     write_atomically(launch.launch_file, spec.to_json())
 
 
-def write_scripts(project: Project, launch: LaunchDir, spec: Launch) -> None:
-    """The scripts that run on the nodes' hosts."""
-    container = containers.Container.of(slurm.options_of(spec.cluster), _paths(project, spec))
+def write_scripts(project: Project, launch: LaunchDir, spec: Launch, paths: Sequence[Path]) -> None:
+    """The scripts that run on the nodes' hosts. `paths` are named by options."""
+    container = containers.Container.of(slurm.options_of(spec.cluster), [*_paths(project), *paths])
     write_atomically(launch.jobs_folder / "container.sh", containers.script(container))
     write_atomically(launch.jobs_folder / "cleanup.sh", containers.cleanup_script(container))
     after = files("deg.launch.on.slurm") / "after.sh"
     write_atomically(launch.jobs_folder / "after.sh", after.read_text(encoding="utf-8"))
 
 
-def _paths(project: Project, spec: Launch) -> list[Path]:
-    """All that jobs read or write: the project, its videos and labels wherever they are, weights that options name."""
+def _paths(project: Project) -> list[Path]:
+    """All of a project that jobs read or write: its folders, its videos and labels wherever they are."""
     found = [project.path, project.data_path, project.model_path]
     if project.pretrained_path is not None:
         found.append(project.pretrained_path)
     for record in project.records.values():
         found += [path for path in (record.folder, record.video, record.labels, record.outputs) if path is not None]
-    for stage in spec.stages:
-        for word in stage.command:
-            _, equals, value = word.partition("=")
-            if equals and value.startswith("/") and Path(value).exists():
-                found.append(Path(value))
     return found
 
 
@@ -288,7 +252,7 @@ def scripts_of(launch: LaunchDir, spec: Launch, index: int) -> tuple[list[Script
 
     def execute(need: Need, first: int, elements: int | None) -> Script:
         words = ("execute", folder, str(index), str(first))
-        return Script(need, words, (folder, "execute", str(index), str(first), run, requeue), elements)
+        return Script(need, work, words, (folder, "execute", str(index), str(first), run, requeue), elements)
 
     if stage.verb == "train":
         arrays = [execute(training_need(cluster, stage.stage, title), 0, None)]
@@ -298,15 +262,11 @@ def scripts_of(launch: LaunchDir, spec: Launch, index: int) -> tuple[list[Script
         arrays = [execute(need, first, min(spec.array_size, stage.elements - first)) for first in firsts]
     merging = Script(
         slurm.merge_need(cluster, f"{title}-merge"),
+        work,
         ("merge", folder, str(index)),
         (folder, "merge", str(index), requeue),
     )
     return arrays, merging
-
-
-def training_need(cluster: Cluster, stage: str, title: str) -> Need:
-    """A sequence network is so small that one rank trains it in minutes; more would mostly wait for each other."""
-    return slurm.worker_need(cluster, title) if stage == "sequence" else slurm.training_need(cluster, title)
 
 
 def submit_stages(launch: LaunchDir, spec: Launch, indices: Sequence[int]) -> None:
@@ -350,7 +310,7 @@ def _warn(launch: LaunchDir, spec: Launch) -> None:
     """Say what the scheduler will not do. sbatch itself takes some jobs that then wait for ever."""
     submitter = _submitter(launch, spec)
     scripts = [script for index in range(len(spec.stages)) for script in _all_scripts(launch, spec, index)]
-    alike = {dataclasses.replace(script.need, name=""): script for script in scripts}
+    alike = {replace(script.need, name=""): script for script in scripts}
     said = {slurm.test_only(submitter.text(script)) for script in alike.values()}
     for words in sorted(words for words in said if "to start at" not in words):
         say(f"Warning: the scheduler may never begin a job like these: {words}")
@@ -390,9 +350,10 @@ def _gpu_hours(launch: LaunchDir, spec: Launch) -> float | None:
     return slurm.gpu_hours([(script.need, script.elements or 1) for script in scripts])
 
 
-def _show(request: Request, launch: LaunchDir, spec: Launch) -> Report:
+def _show(submission: Submission, launch: LaunchDir, spec: Launch, orders: Sequence[Order]) -> Report:
     """--dry-run: stages, scripts, GPU hours, and what the scheduler would say."""
-    write_scripts(request.project, launch, spec)
+    paths = named_in(order.request for order in orders)
+    write_scripts(submission.project, launch, spec, paths)
     cluster = slurm.options_of(spec.cluster)
     submitter = Submitter(
         launch.jobs_folder, cluster, launch.jobs_folder / "container.sh", launch.jobs_folder / "after.sh"

@@ -29,7 +29,7 @@ from deg.options.page import options_markdown
 from deg.options.schema import Config, FeatureExtractor, Sequence
 from deg.options.stages import STAGE_DEFAULTS, WITHOUT_EFFECT
 
-DOCS = Path(__file__).parents[2] / "docs" / "options.md"
+DOCS = Path(__file__).parents[3] / "docs" / "options.md"
 
 
 @pytest.fixture

@@ -50,13 +50,6 @@ def test_two_ranks_examine_a_node_and_each_other(fake_slurm, run_job):
     assert loaded == submitted and by_check(doctor_job.read_findings(again, loaded, "COMPLETED")) == found
 
 
-@pytest.mark.slow
-def test_a_site_that_forbids_requeueing_is_found_out(fake_slurm, run_job):
-    fake_slurm.configure(requeue_forbidden=True)
-    _, _, found = run_job()
-    assert found["requeueing"].state == "warning" and found["requeueing"].profile == {"requeue": False}
-
-
 def test_a_job_that_does_not_begin_is_cancelled(recorder, run_job):
     _, submitted, found = run_job(seconds=2.0)
     assert found["job"].state == "fault" and "did not begin" in found["job"].found

@@ -10,6 +10,8 @@ import pytest
 
 from deg.launch import cli
 from deg.launch.stages import demo
+from deg.launch.stages.chain import ChainReport
+from deg.projects.project import create_project
 from deg.projects.shapes import BEHAVIORS
 
 COMMAND = ("demo", "small_demo")
@@ -32,17 +34,13 @@ def test_the_demo_trains_infers_and_reports(tmp_path):
     assert len(list((tmp_path / "small_demo").glob("models/*_train"))) == 3
 
 
-def test_a_demo_that_was_made_goes_on_where_it_was_and_ends_with_the_step_that_fails(tmp_path, monkeypatch):
-    (tmp_path / "demo.json").write_text("{}")
-    asked = []
-
-    def run(words):
-        asked.append(words[0])
-        return 4 if words[0] == "run" else 0
-
-    monkeypatch.setattr(demo, "run", run)
-    assert demo.run_demo(tmp_path)["exit_status"] == 4
-    assert asked == ["check", "run"]
+def test_a_demo_that_was_made_goes_on_where_it_was_and_ends_with_the_step_that_fails(tmp_path, monkeypatch, capsys):
+    create_project(tmp_path / "demo", BEHAVIORS)
+    (tmp_path / "demo" / "demo.json").write_text("{}")
+    monkeypatch.setattr(demo, "run_chain", lambda request: ChainReport((), 4))
+    assert demo.run_demo(tmp_path / "demo")["exit_status"] == 4
+    said = [line.split()[2] for line in capsys.readouterr().err.splitlines() if line.startswith("$ deg")]
+    assert said == ["check", "run"]
 
 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path, capsys):

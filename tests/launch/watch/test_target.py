@@ -76,7 +76,7 @@ def test_the_queue_is_asked_once_and_only_of_what_is_not_done(project, tmp_path,
     launch = make_launch(project)
     assert list(ask_queue([launch]).jobs) == ["10_0"]
     assert "--jobs=10,11" in shims.calls("squeue")[0]
-    launch.merge_file(0).parent.mkdir(parents=True)
+    launch.merge_file(0).parent.mkdir(parents=True, exist_ok=True)
     launch.merge_file(0).write_text('{"state": "done"}')
     assert ask_queue([launch]).jobs == {} and len(shims.calls("squeue")) == 1
 

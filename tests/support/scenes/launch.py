@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from deg.launch.on.slurm.launches import Job, Launch, LaunchDir, Stage
-from deg.options.load import as_dict, overlay
-from deg.options.schema import Cluster
+from deg.options.load import as_dict, load_config, overlay, to_yaml
+from deg.options.schema import Cluster, Config
 from deg.runs.attempts import note, read_attempts
 from deg.runs.rundir import Plan, RunDir, create_run
 from deg.version import __version__
@@ -40,7 +40,8 @@ def make_launch(
     submitted: bool = True,
     **cluster: Any,
 ) -> LaunchDir:
-    """A launch of stages, which may be given as `verb stage`; `cluster` are options `cluster.*`.
+    """A launch of stages, which may be given as `verb stage`; `cluster` are options `cluster.*`. Options of a stage are
+    those of its words.
 
     If `submitted`, the jobs of the first are 10 (execute) and 11 (merge), of the next 20 and 21...
     """
@@ -49,11 +50,21 @@ def make_launch(
     made = [_stage(project, stage, index) if isinstance(stage, str) else stage for index, stage in enumerate(stages)]
     options = as_dict(overlay(Cluster(), cluster, source="in a test"))
     launch.launch_file.write_text(Launch(project, tuple(made), report, deg, image, options, array_size).to_json())
+    for index, stage in enumerate(made):
+        launch.stage_folder(index).mkdir(parents=True)
+        launch.config_file(index).write_text(to_yaml(_options(project, stage)))
     for index, stage in enumerate(made if submitted else ()):
         elements = tuple(range(stage.elements)) if stage.verb == "infer" else None
         launch.add_job(Job(f"{index + 1}0", index, "execute", elements, time=BEGAN - 60))
         launch.add_job(Job(f"{index + 1}1", index, "merge", time=BEGAN - 60))
     return launch
+
+
+def _options(project: Path, stage: Stage) -> Config:
+    file = project / "project_config.yaml"
+    words = [word for word in stage.command[3:] if "=" in word]
+    kind = stage.stage if stage.verb == "train" else "inference"
+    return load_config(file if file.exists() else None, words, stage=kind)
 
 
 def _stage(project: Path, words: str, index: int) -> Stage:
@@ -65,12 +76,12 @@ def _stage(project: Path, words: str, index: int) -> Stage:
 def inference(project: Path, run: str, elements: int = 1, stage: str = "feature_extractor", *words: str) -> Stage:
     """A stage that infers."""
     fixed = ("feature_extractor.weights=latest",)
-    return Stage("infer", stage, run, elements, ("infer", stage, str(project), *(words or fixed), "--run", run))
+    return Stage("infer", stage, run, elements, ("infer", stage, str(project), *(words or fixed)))
 
 
 def training(project: Path, run: str, stage: str = "flow_generator", *words: str) -> Stage:
     """A stage that trains."""
-    return Stage("train", stage, run, 1, ("train", stage, str(project), *words, "--run", run))
+    return Stage("train", stage, run, 1, ("train", stage, str(project), *words))
 
 
 def plan_stage(launch: LaunchDir, index: int = 0, lengths: dict[str, int] | None = None) -> tuple[RunDir, Plan]:

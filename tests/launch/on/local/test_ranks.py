@@ -24,7 +24,7 @@ from deg.options import schema
 from deg.runs.rundir import create_run
 from deg.work import available_cores
 
-SUPPORT = Path(__file__).parents[1] / "support"
+SUPPORT = Path(__file__).parents[3] / "support"
 TWO = [Device(0, {}), Device(1, {})]
 
 

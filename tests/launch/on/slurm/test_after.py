@@ -40,7 +40,7 @@ def launch(tmp_path) -> LaunchDir:
     )
     for index in (0, 1):
         folder = made.stage_folder(index)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for name in ("execute-0", "execute-1", "merge"):
             (folder / f"{name}.sh").write_text(f"#!/bin/sh\n# {name}\n")
             (folder / f"{name}.pkl").write_bytes(f"{index} {name}".encode())

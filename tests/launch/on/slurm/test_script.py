@@ -16,6 +16,7 @@ from shims import Shims
 
 from deg.errors import LaunchError
 from deg.launch.on.slurm import script as slurm
+from deg.launch.on.slurm.jobs import work
 from deg.launch.on.slurm.script import (
     Need,
     Script,
@@ -160,7 +161,7 @@ def submitter(cluster: Cluster = SITE, folder: Path = JOBS) -> Submitter:
 
 def script(cluster: Cluster, need: Need | None = None, **changes) -> Script:
     """An array of an inference, if no need is given."""
-    plain = Script(need or worker_need(cluster, "name"), ("execute", LAUNCH, "0", "0"), ("after",))
+    plain = Script(need or worker_need(cluster, "name"), work, ("execute", LAUNCH, "0", "0"), ("after",))
     return replace(plain, **changes)
 
 

@@ -16,8 +16,10 @@ from scenes.run import scripted_workers
 
 from deg.launch import cli
 from deg.launch.on.slurm import submit
+from deg.launch.on.slurm.orders import request_of
 from deg.launch.stages import infer as inference
 from deg.launch.stages import train
+from deg.launch.stages.request import StageRequest
 from deg.runs.rundir import RunDir
 
 LENGTHS = {"mouse_1": 1100, "mouse_2": 30}
@@ -189,7 +191,8 @@ def test_arrays_are_no_longer_than_the_site_allows(recorder, infer, folder, max_
 def test_what_is_needed_to_submit_again_lies_beside(recorder, infer, folder):
     infer("feature_extractor")
     stage = only_launch(folder).stage_folder(0)
-    assert {path.name for path in stage.iterdir()} == {"execute-0.sh", "execute-0.pkl", "merge.sh", "merge.pkl"}
+    again = {"execute-0.sh", "execute-0.pkl", "merge.sh", "merge.pkl"}
+    assert {path.name for path in stage.iterdir()} == {"config.yaml", *again}
     assert "--array" not in (stage / "execute-0.sh").read_text()
     assert "--dependency" not in (stage / "merge.sh").read_text()
 
@@ -206,42 +209,71 @@ def test_a_name_that_is_given(recorder, infer, folder):
 # ---------------------------------------------------------------------------------------------------- taken along
 
 
+def requests(folder: Path) -> list[StageRequest]:
+    """What the launch of a project holds of its stages."""
+    launch = only_launch(folder)
+    spec = launch.load()
+    return [request_of(launch, spec, index) for index in range(len(spec.stages))]
+
+
 def test_options_hold_as_they_were_when_it_was_submitted(recorder, infer, folder, tmp_path):
     (tmp_path / "more.yaml").write_text("inference: {units_per_device: 7}")
     (tmp_path / "site.yaml").write_text(yaml.safe_dump({"cluster": {"account": "lab", "qos": "high"}}))
-    assert infer("all", "--config", tmp_path / "more.yaml", f"cluster={tmp_path / 'site.yaml'}")[0] == 0
-    launch = only_launch(folder)
+    assert infer("all", "--config", tmp_path / "more.yaml", f"cluster={tmp_path / 'site.yaml'}", "notes=first")[0] == 0
     (tmp_path / "more.yaml").unlink()
     (tmp_path / "site.yaml").unlink()
-    spec = launch.load()
-    assert (spec.cluster["account"], spec.cluster["qos"]) == ("lab", "high")
-    for stage in spec.stages:
-        words = list(stage.command)
-        taken = Path(words[words.index("--config") + 1])
-        assert taken.is_relative_to(launch.path) and yaml.safe_load(taken.read_text())["inference"]
-        (profile,) = [word for word in words if word.startswith("cluster=")]
-        assert Path(profile.removeprefix("cluster=")).is_relative_to(launch.path)
-    sequence = [word for word in spec.stages[1].command if word != "--run"]
-    assert cli.run([*sequence[:-1], "--dry-run", "--on", "slurm", "--only", "plan"]) in (0, 1)
+    (folder / "project_config.yaml").write_text(
+        (folder / "project_config.yaml").read_text().replace("inference:", "notes: later\ninference:")
+    )
+    assert [request.stage for request in requests(folder)] == ["feature_extractor", "sequence"]
+    for request in requests(folder):
+        config = request.config
+        assert (config.inference.units_per_device, config.notes) == (7, "first")
+        assert (config.cluster.account, config.cluster.qos, request.workers) == ("lab", "high", 4)
+    text = only_launch(folder).config_file(1).read_text()
+    assert text.startswith(f"# deg infer sequence {folder} ") and "units_per_device: 7" in text
 
 
-def test_two_files_of_one_name(recorder, infer, folder, tmp_path):
-    for number, text in enumerate(("{}", "inference: {}")):
-        (tmp_path / str(number)).mkdir()
-        (tmp_path / str(number) / "more.yaml").write_text(text)
-    files = [word for number in "01" for word in ("--config", tmp_path / number / "more.yaml")]
-    status, report, _ = infer("feature_extractor", *files)
-    assert status == 2 and "two files of options have this name" in report["error"] and recorder.jobs() == {}
+@pytest.fixture
+def elsewhere(folder, tmp_path, monkeypatch):
+    """The folder in which the user is."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    return tmp_path / "elsewhere"
 
 
-def test_files_and_the_project_are_named_in_full(recorder, deg, folder, tmp_path, monkeypatch):
-    weights = add_weights(folder, "feature_extractor", "resnet18", "210101_000000") / "checkpoint.pt"
-    monkeypatch.chdir(tmp_path)
-    relative = weights.relative_to(tmp_path)
-    assert deg("infer", "all", "mice", f"feature_extractor.weights={relative}", "sequence.weights=latest")[0] == 0
-    for stage in only_launch(folder).load().stages:
-        assert stage.command[2] == str(folder)
-        assert f"feature_extractor.weights={weights}" in stage.command and "sequence.weights=latest" in stage.command
+PATHS = {
+    "compute.cache": ("frames", "{here}/frames"),
+    "flow_generator.weights": ("../w.pt", "{here}/../w.pt"),
+    "sequence.weights": ("latest", "latest"),
+    "split.file": ("split.yaml", "{project}/split.yaml"),
+    "cluster.binds": ("[scans,$ARCHIVE/old]", ("{here}/scans", "$ARCHIVE/old")),
+    "inference.directory_list": ("../mice/DATA/mouse_2", "{here}/../mice/DATA/mouse_2"),
+}
+"""Options that name files: what the user writes, and what holds for every stage."""
+
+
+def test_every_option_that_is_a_path_means_the_same_in_all_stages(recorder, deg, folder, elsewhere):
+    (elsewhere.parent / "w.pt").write_bytes(b"")
+    fixed = ["feature_extractor.weights=latest"]
+    words = [f"{key}={given}" for key, (given, _) in PATHS.items()]
+    weights = add_weights(folder, "flow_generator", "TinyMotionNet", "210101_000000") / "checkpoint.pt"
+    weights.rename(elsewhere.parent / "w.pt")
+    assert deg("infer", "all", "../mice", *fixed, *words)[0] == 0
+    for request in requests(folder):
+        assert request.project.path == folder and request.videos == ("mouse_2",)
+        for key, (_, wanted) in PATHS.items():
+            section, name = key.split(".")
+            found = getattr(getattr(request.config, section), name)
+            texts = wanted if isinstance(wanted, tuple) else (wanted,)
+            full = tuple(text.format(here=elsewhere, project=folder) for text in texts)
+            assert (found if isinstance(found, tuple) else (found,)) == full, key
+
+
+@pytest.mark.parametrize("named", ["mouse_2", "../mice/DATA/mouse_2", "../mice/DATA/mouse_2/mouse_2.mp4"])
+def test_recordings_are_chosen_when_it_is_submitted(recorder, deg, folder, elsewhere, named):
+    assert deg("infer", "all", "../mice", "--videos", named, "feature_extractor.weights=latest")[0] == 0
+    assert [request.videos for request in requests(folder)] == [("mouse_2",)] * 2
 
 
 # ---------------------------------------------------------------------------------------------------- refusals

@@ -174,10 +174,9 @@ def test_an_array_under_fire(fake_slurm, infer, folder, script, undisturbed):
     assert ends(launch, 0)[-1][0] == "done" and len(ends(launch, 0)) == 2
 
 
-@pytest.mark.parametrize("everything", [True, False], ids=["to all processes", "to the first process"])
-def test_a_signal_ahead_of_the_end_once_or_many_times(fake_slurm, infer, folder, script, undisturbed, everything):
-    fake_slurm.configure(signal_everything=everything)
-    script(pause=0.05)
+def test_a_signal_ahead_of_the_end_many_times_to_all_processes(fake_slurm, infer, folder, script, undisturbed):
+    fake_slurm.configure(signal_everything=True)
+    script(pause=0.12)
     launch = infer("feature_extractor")
     until(lambda: begun(launch, 0))
     array = launch.jobs()[0].job
@@ -192,7 +191,7 @@ def test_a_signal_ahead_of_the_end_once_or_many_times(fake_slurm, infer, folder,
 @pytest.mark.parametrize("told", [True, False], ids=["as the profile says", "and nobody said so"])
 def test_where_jobs_may_not_be_put_back_another_one_follows(fake_slurm, infer, folder, script, undisturbed, told):
     fake_slurm.configure(requeue=False, requeue_forbidden=True)
-    script(pause=0.05)
+    script(pause=0.12)  # a signal takes its time on a loaded machine
     launch = infer("all", *["cluster.requeue=false"] * told)
     until(lambda: begun(launch, 0))
     array = launch.jobs()[0].job
@@ -216,13 +215,6 @@ def test_a_unit_that_kills_its_worker_three_times_is_put_aside(fake_slurm, infer
     assert same(datasets(folder), {name: v for name, v in undisturbed.items() if name.startswith("mouse_1")})
     assert "3 times" in json.loads(launch.run_of(launch.load().stages[0]).error_file(2).read_text())["message"]
     assert [entry[3] for entry in submitted(launch) if entry[:2] == (0, "execute")] == [0, 1, 2]
-
-
-def test_a_unit_that_kills_its_worker_twice_is_done(fake_slurm, infer, folder, script, undisturbed):
-    script(deaths={"mouse_2": 2})
-    launch = infer("all")
-    fake_slurm.wait(seconds=PATIENCE)
-    assert states(launch) == ["done", "done"] and same(datasets(folder), undisturbed)
 
 
 def test_a_preempted_merge_job_is_one_job(fake_slurm, infer, folder, undisturbed):

@@ -1,0 +1,75 @@
+"""One stage, whichever it is: shown, done here, or planned and merged around units that others do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from deg.errors import DegError, show_path
+from deg.launch.say import say
+from deg.launch.stages import infer, train
+from deg.launch.stages.request import Report, StageReport, StageRequest
+
+_OF = {"train": train, "infer": infer}
+REFUSED = 2
+"""Exit status where the operating system refuses something."""
+
+
+def show_plan(request: StageRequest) -> StageReport:
+    """Say what would be done; nothing is written."""
+    return _OF[request.verb].show_plan(request)
+
+
+def do(request: StageRequest) -> StageReport:
+    """Do the stage on this machine, from planning to merging."""
+    return _OF[request.verb].do(request)
+
+
+def plan_run(request: StageRequest) -> StageReport:
+    """Make the run directory, for others to do its units."""
+    return _OF[request.verb].plan_run(request)
+
+
+def merge_run(request: StageRequest) -> StageReport:
+    """Put together what others have done."""
+    return _OF[request.verb].merge_run(request)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """How an attempt at a stage or a report ended."""
+
+    exit_status: int
+    report: Any = None
+    """What it returned; None if an error ended it."""
+    message: str = ""
+    """The error's."""
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The answer as --json prints it."""
+        if self.report is None:
+            return {"error": self.message, "status": self.exit_status}
+        found: dict[str, Any] = self.report.as_dict()
+        return {"stages": [found]} if isinstance(self.report, infer.Report) else found
+
+    @property
+    def reason(self) -> str:
+        """Why something was not done; empty where all was."""
+        failed = getattr(self.report, "failed", {})
+        return self.message or "; ".join(f"{show_path(key)}: {why}" for key, why in failed.items())
+
+
+def attempt(act: Callable[[], Report]) -> Attempt:
+    """Do something that may meet an error of the input, the cluster or the system, which is then said."""
+    try:
+        report = act()
+    except DegError as error:
+        message, status = str(error), error.exit_status
+    except OSError as error:
+        message, status = f"the system refused: {error}", REFUSED
+    else:
+        return Attempt(report.exit_status, report)
+    say(f"Error: {message}")
+    return Attempt(status, None, message)
