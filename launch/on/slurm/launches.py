@@ -153,8 +153,9 @@ class LaunchDir:
             raise RunError(f"{show_path(self.path)}: expected a launch.json, found none.") from None
         except (ValueError, TypeError, KeyError) as error:
             raise RunError(
-                f"{show_path(self.launch_file)}: not a launch that this version of deg can read ({error}). End its "
-                "jobs with `scancel`, then give the command again that submitted it: what is done stays done."
+                f"{show_path(self.launch_file)}: not a launch that this version of deg can read ({error}). End it with "
+                f"`deg cancel {show_path(self.path)}`, then give the command again that submitted it: what is done "
+                "stays done."
             ) from None
 
     def run_of(self, stage: Stage) -> RunDir:

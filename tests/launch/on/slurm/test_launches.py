@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from shims import Shims
 
 from deg.data.json_lines import append_line
 from deg.errors import LaunchError, RunError
+from deg.launch import cli
 from deg.launch.on.slurm import queue
 from deg.launch.on.slurm.launches import (
     Job,
@@ -28,6 +30,7 @@ from deg.launch.on.slurm.launches import (
 )
 from deg.options.load import as_dict
 from deg.options.schema import Cluster
+from deg.projects.project import create_project
 from deg.runs.rundir import RunDir
 
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -241,3 +244,82 @@ def test_where_there_is_no_scheduler_nobody_is_held_up(launch, shims):
     with pytest.raises(LaunchError):
         queue.alive(["7"])
     require_free(launch.run_of(launch.load().stages[0]))
+
+
+# ---------------------------------------------------------------------------------------------------- under way
+
+
+OF_VERSION_1 = """\
+{
+ "project": "/lab/mice",
+ "stages": [
+  {
+   "verb": "infer",
+   "stage": "feature_extractor",
+   "run": "261122_120000_feature_extractor_inference",
+   "elements": 3,
+   "command": [
+    "infer",
+    "feature_extractor",
+    "/lab/mice",
+    "feature_extractor.weights=latest",
+    "--run",
+    "261122_120000_feature_extractor_inference"
+   ]
+  }
+ ],
+ "report": false,
+ "deg": "0.1.0",
+ "image": null,
+ "cluster": {
+  "image": null,
+  "jobs": 4
+ },
+ "array_size": 1000,
+ "version": 1
+}"""
+"""launch.json as deg wrote it before stages kept their options."""
+
+
+@pytest.fixture
+def under_way(tmp_path):
+    """A launch that the version before submitted."""
+    project = create_project(tmp_path / "mice", ["groom"]).path
+    launch = LaunchDir(project / "models" / "261122_120000_launch")
+    launch.jobs_folder.mkdir(parents=True)
+    launch.launch_file.write_text(OF_VERSION_1)
+    launch.add_job(Job("10", 0, "execute", (0, 1, 2)))
+    return launch
+
+
+def test_a_launch_of_the_version_before_is_refused_with_what_to_do(under_way):
+    with pytest.raises(
+        RunError, match=r"submitted by another version.*End it with `deg cancel .*_launch`"
+    ):
+        under_way.load()
+
+
+@pytest.mark.parametrize("command", ["resume", "why", "logs", "status"])
+def test_commands_say_so_of_a_launch_of_the_version_before(under_way, command, capsys, monkeypatch, tmp_path):
+    Shims(tmp_path / "bin", monkeypatch)("squeue", "")
+    status = cli.run([command, str(under_way.path)])
+    said = capsys.readouterr()
+    assert status in (1, 2) and "Traceback" not in said.err
+    assert "submitted by another version" in " ".join((said.out + said.err).split())
+
+
+def test_a_launch_of_the_version_before_can_be_cancelled(under_way, recorder, tmp_path):
+    script = tmp_path / "job.sh"
+    script.write_text("#!/bin/bash\n#SBATCH --array=0-2\nsleep 300\n")
+    number = subprocess.run(["sbatch", str(script)], check=True, capture_output=True, text=True).stdout.split()[-1]
+    under_way.add_job(Job(number, 0, "execute", (0, 1, 2)))
+    assert cli.run(["cancel", str(under_way.path)]) == 0
+    assert set(recorder.jobs()[number].states.values()) == {"CANCELLED"}
+
+
+def test_a_job_of_the_version_before_ends_with_what_to_do(capsys):
+    work = pickle.loads(b"cdeg.launch.jobs\nwork\n.")  # the function that pickles of that version name
+    with pytest.raises(SystemExit) as ended:
+        work("execute", "/lab/mice/models/261122_120000_launch", "0", "0")
+    assert ended.value.code == 2
+    assert "End its launch with `deg cancel`, then give the command again" in capsys.readouterr().err
