@@ -293,9 +293,7 @@ def under_way(tmp_path):
 
 
 def test_a_launch_of_the_version_before_is_refused_with_what_to_do(under_way):
-    with pytest.raises(
-        RunError, match=r"submitted by another version.*End it with `deg cancel .*_launch`"
-    ):
+    with pytest.raises(RunError, match=r"submitted by another version.*End it with `deg cancel .*_launch`"):
         under_way.load()
 
 
