@@ -31,7 +31,9 @@ from deg.data.atomic import remove_parts, replacing, write_atomically
 from deg.data.results import checksum, describe_refusal, new_hdf5
 from deg.errors import DegError, RunError, show_path
 from deg.runs.attempts import attempt
-from deg.runs.rundir import Plan, RunDir, TrainingPlan, steps_done
+from deg.runs.plans import InferencePlan, TrainingPlan
+from deg.runs.rundir import RunDir, steps_done
+from deg.runs.state import open_run
 from deg.types import Span, Unit
 from deg.work import STOPPED, StopFlag, Stopped, Teller, log_to, stop_without_launcher
 
@@ -58,7 +60,7 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-def run_unit(run: RunDir, plan: Plan, unit: Unit, engine: Engine, stop: StopFlag, tell: Teller) -> None:
+def run_unit(run: RunDir, plan: InferencePlan, unit: Unit, engine: Engine, stop: StopFlag, tell: Teller) -> None:
     """Do one unit and leave its result. A recording at fault is recorded in the result; the other spans go on."""
     folder = run.unit_folder(unit.index)
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +115,7 @@ def _do_span(group: h5py.Group, span: Span, engine: Engine, stop: StopFlag, tell
         group.attrs["error"] = str(error)
 
 
-def units_from_input(plan: Plan | TrainingPlan, stop: StopFlag) -> Iterator[Unit]:
+def units_from_input(plan: InferencePlan | TrainingPlan, stop: StopFlag) -> Iterator[Unit]:
     """Units as their numbers come in, up to an empty line.
 
     The end of input before it ends the process; that is looked for from now on, also while networks are being loaded.
@@ -142,14 +144,14 @@ def units_from_input(plan: Plan | TrainingPlan, stop: StopFlag) -> Iterator[Unit
     return units()
 
 
-def unit_named(plan: Plan | TrainingPlan, number: str) -> Unit:
+def unit_named(plan: InferencePlan | TrainingPlan, number: str) -> Unit:
     """The unit of a number. RunError if the plan has none."""
     if not number.isdecimal() or int(number) >= len(plan.units):
         raise RunError(f"Expected the number of a unit, 0 to {len(plan.units) - 1}, found {number!r}.")
     return plan.units[int(number)]
 
 
-def make_engine(plan: Plan) -> Engine:
+def make_engine(plan: InferencePlan) -> Engine:
     """The engine of the plan's stage, on this process's device."""
     from deg.infer.spans import FeatureSpans, SequenceSpans
     from deg.models.device import choose_device
@@ -172,7 +174,7 @@ def main(arguments: Sequence[str] | None = None, stop: StopFlag | None = None) -
         stop.install()
     run = RunDir(Path(arguments[0]))
     try:
-        plan = run.load_training_plan() if run.is_training() else run.load_plan()
+        plan = open_run(run).plan
         served = arguments[1] == "-"
         chosen = units_from_input(plan, stop) if served else iter([unit_named(plan, name) for name in arguments[1:]])
         if isinstance(plan, TrainingPlan):
@@ -206,7 +208,7 @@ def _train(run: RunDir, plan: TrainingPlan, units: Iterator[Unit], stop: StopFla
     return True
 
 
-def _infer(run: RunDir, plan: Plan, units: Iterator[Unit], stop: StopFlag, tell: Teller) -> bool:
+def _infer(run: RunDir, plan: InferencePlan, units: Iterator[Unit], stop: StopFlag, tell: Teller) -> bool:
     """Do units, whose faults are recorded with them; whether all are done."""
     engine = make_engine(plan)
     tell.say("ready", **engine.describe())
@@ -219,7 +221,7 @@ def _infer(run: RunDir, plan: Plan, units: Iterator[Unit], stop: StopFlag, tell:
     return all_done
 
 
-def _do_unit(run: RunDir, plan: Plan, unit: Unit, engine: Engine, stop: StopFlag, tell: Teller) -> bool:
+def _do_unit(run: RunDir, plan: InferencePlan, unit: Unit, engine: Engine, stop: StopFlag, tell: Teller) -> bool:
     """Do a unit that is not done yet, and say what became of it; whether it is done now."""
     try:
         if not run.result_file(unit.index).exists():

@@ -22,7 +22,8 @@ from deg import execute
 from deg.arithmetic.units import missing_units
 from deg.data import atomic, results
 from deg.runs import merge, rundir
-from deg.runs.rundir import Plan, RunDir, find_runs
+from deg.runs.plans import InferencePlan
+from deg.runs.rundir import RunDir, find_runs
 
 WRITERS = {module.__file__ for module in (atomic, results, rundir, execute, merge)}
 
@@ -92,7 +93,7 @@ def plan(folder):
     return make_plan(folder, {"a": 780, "b": 20}, units=2)
 
 
-def put_former_results(plan: Plan) -> None:
+def put_former_results(plan: InferencePlan) -> None:
     """Another network's results in the files that the run writes to."""
     for key, video in plan.videos.items():
         rows = np.arange(video.num_frames * len(CLASSES), dtype=np.float32).reshape(-1, len(CLASSES))
@@ -109,14 +110,14 @@ def put_former_results(plan: Plan) -> None:
         )
 
 
-def go_on(run: RunDir, plan: Plan) -> None:
+def go_on(run: RunDir, plan: InferencePlan) -> None:
     """What `deg infer` does with a run that it finds."""
     if not merge.close_if_merged(run, plan):
         do_units(run, plan, {unit.index for unit in missing_units(plan.units, run.finished_units())})
         merge.finish(run, merge.merge(run, plan))
 
 
-def look(run: RunDir, plan: Plan) -> None:
+def look(run: RunDir, plan: InferencePlan) -> None:
     """Whatever has its final name is whole."""
     for key, path in plan.outputs.items():
         for group in results.groups(path):

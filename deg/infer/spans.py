@@ -25,7 +25,7 @@ from deg.infer.features import FeatureEngine, FeatureTask
 from deg.infer.sequences import SequenceEngine, SequenceTask
 from deg.models.device import keep_freed_memory, prepare_torch
 from deg.runs.networks import require_planned
-from deg.runs.rundir import Plan
+from deg.runs.plans import InferencePlan
 from deg.types import STREAM_FEATURES, Span
 from deg.version import __version__
 from deg.work import available_cores
@@ -39,7 +39,7 @@ WORTH_COMPILING = 50_000
 class FeatureSpans:
     """Feature extraction over spans of videos."""
 
-    def __init__(self, plan: Plan, device: torch.device):
+    def __init__(self, plan: InferencePlan, device: torch.device):
         require_planned(plan.weights)
         task = FeatureTask.from_dict(plan.task)
         task = replace(task, compile=_compiles(task.compile, plan, device))
@@ -92,7 +92,7 @@ class FeatureSpans:
 class SequenceSpans:
     """Sequence networks over whole recordings, from the features in their outputs files or from keypoints."""
 
-    def __init__(self, plan: Plan, device: torch.device):
+    def __init__(self, plan: InferencePlan, device: torch.device):
         require_planned(plan.weights)
         task = SequenceTask.from_dict(plan.task)
         prepare_torch(task.threads)
@@ -152,7 +152,7 @@ class _Seams:
         return found
 
 
-def _compiles(wanted: bool | str, plan: Plan, device: torch.device) -> bool:
+def _compiles(wanted: bool | str, plan: InferencePlan, device: torch.device) -> bool:
     if wanted != "auto":
         return bool(wanted)
     return device.type == "cuda" and sum(unit.num_frames for unit in plan.units) >= WORTH_COMPILING

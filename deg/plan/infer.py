@@ -35,7 +35,7 @@ from deg.runs.networks import (
     sha256,
     training_flow_weights,
 )
-from deg.runs.rundir import Plan
+from deg.runs.plans import InferencePlan
 from deg.types import NUM_FEATURES, Record, VideoInfo
 
 STAGES = ("feature_extractor", "sequence")
@@ -45,7 +45,7 @@ STAGES = ("feature_extractor", "sequence")
 class Prepared:
     """A plan, and what was found out on the way to it."""
 
-    plan: Plan | None
+    plan: InferencePlan | None
     """None where nothing is left to do."""
     done: tuple[str, ...] = ()
     """Recordings whose results are there already."""
@@ -95,7 +95,7 @@ def prepare(
 # ------------------------------------------------------------------------------------------------ what, without videos
 
 
-def _plan_features(project: Project, config: schema.Config) -> tuple[Plan, list[str]]:
+def _plan_features(project: Project, config: schema.Config) -> tuple[InferencePlan, list[str]]:
     extractor = config.feature_extractor
     # null and random say how training begins; inference needs what it ended with
     wanted = "latest" if extractor.weights in (None, "random") else extractor.weights
@@ -130,7 +130,7 @@ def _plan_features(project: Project, config: schema.Config) -> tuple[Plan, list[
     }
     files = {"feature_extractor": weights} | ({"flow_generator": flow_weights} if flow_weights is not None else {})
     unlike = ("weights", "flow_weights", "batch_size", "compile", "decoders", "threads")
-    plan = Plan(
+    plan = InferencePlan(
         stage="feature_extractor",
         group=config.sequence.latent_name or extractor.arch,
         class_names=tuple(class_names),
@@ -180,7 +180,7 @@ def _flow_architecture(
     return overlay(flow, stored, keep=("weights",))
 
 
-def _plan_sequence(project: Project, config: schema.Config) -> tuple[Plan, list[str]]:
+def _plan_sequence(project: Project, config: schema.Config) -> tuple[InferencePlan, list[str]]:
     sequence = config.sequence
     weights = resolve_weights(sequence.weights or "latest", model="sequence", arch=sequence.arch, project=project)
     if weights is None:
@@ -211,7 +211,7 @@ def _plan_sequence(project: Project, config: schema.Config) -> tuple[Plan, list[
     if keypoints:
         task |= {"num_features": NUM_KEYPOINT_FEATURES, "latent_name": ""}
     unlike = ("weights", "threads")
-    plan = Plan(
+    plan = InferencePlan(
         stage="sequence",
         group=config.sequence.output_name or sequence.arch,
         class_names=tuple(class_names),
@@ -246,7 +246,7 @@ def _fingerprint(*parts: Any) -> str:
 
 
 def _with_recordings(
-    plan: Plan,
+    plan: InferencePlan,
     records: Sequence[Record],
     options: schema.Inference,
     notices: Sequence[str],
@@ -290,7 +290,7 @@ def _with_recordings(
 Described = tuple[dict[str, VideoInfo], dict[str, Mapping[str, Any]], dict[str, str]]
 
 
-def _videos(plan: Plan, records: Sequence[Record], options: schema.Inference, overwrite: bool) -> Described:
+def _videos(plan: InferencePlan, records: Sequence[Record], options: schema.Inference, overwrite: bool) -> Described:
     """Recordings as their videos describe them; one with a finished result is not looked into again."""
     failed = {record.key: why_no_video(record.folder) for record in records if record.video is None}
     videos: dict[str, VideoInfo] = {}
@@ -311,7 +311,7 @@ def _videos(plan: Plan, records: Sequence[Record], options: schema.Inference, ov
     return videos, {}, failed
 
 
-def _seen_before(plan: Plan, key: str, video: Path, outputs: Path) -> VideoInfo | None:
+def _seen_before(plan: InferencePlan, key: str, video: Path, outputs: Path) -> VideoInfo | None:
     """A video file as its finished result describes it; None without one that is of this file and these options."""
     try:
         mark, status = read_mark(outputs, plan.group), video.stat()
@@ -323,7 +323,9 @@ def _seen_before(plan: Plan, key: str, video: Path, outputs: Path) -> VideoInfo 
     return info if mark == wanted_mark(replace(plan, videos={key: info}), key) else None
 
 
-def _feature_files(plan: Plan, records: Sequence[Record], options: schema.Inference, overwrite: bool) -> Described:
+def _feature_files(
+    plan: InferencePlan, records: Sequence[Record], options: schema.Inference, overwrite: bool
+) -> Described:
     """Recordings as their features describe them: a sequence network does not look at the video."""
     latent = plan.task["latent_name"]
     videos: dict[str, VideoInfo] = {}
@@ -353,7 +355,9 @@ def _feature_files(plan: Plan, records: Sequence[Record], options: schema.Infere
     return videos, sources, failed
 
 
-def _keypoint_files(plan: Plan, records: Sequence[Record], options: schema.Inference, overwrite: bool) -> Described:
+def _keypoint_files(
+    plan: InferencePlan, records: Sequence[Record], options: schema.Inference, overwrite: bool
+) -> Described:
     """Recordings as their videos describe them, each with the version of its keypoints, one for each frame."""
     sources: dict[str, Mapping[str, Any]] = {}
     frames: dict[str, int] = {}

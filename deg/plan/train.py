@@ -29,7 +29,8 @@ from deg.plan.recordings import Trainable, find_trainable, named
 from deg.plan.weights import find_weights
 from deg.projects.project import Project, disk_errors, read_split, write_split
 from deg.runs.networks import sha256
-from deg.runs.rundir import SCRATCH, RunDir, TrainingPlan
+from deg.runs.plans import SCRATCH, TrainingPlan
+from deg.runs.rundir import RunDir
 from deg.types import Record, VideoInfo
 
 STAGES = ("flow_generator", "feature_extractor", "sequence")

@@ -20,7 +20,8 @@ from deg.arithmetic.units import spans_by_key
 from deg.data.atomic import remove_all_parts, write_atomically
 from deg.data.results import Mark, checksum, describe_refusal, read_mark, write_group
 from deg.errors import DegError, ResultError, RunError
-from deg.runs.rundir import Plan, RunDir
+from deg.runs.plans import InferencePlan
+from deg.runs.rundir import RunDir
 from deg.types import Span, Unit
 
 ROWS = 2048
@@ -57,7 +58,7 @@ class _Damaged(DegError):
     """A unit's result was whole when it got its name, and the disk lost it; it is removed and done again."""
 
 
-def wanted_mark(plan: Plan, key: str) -> Mark:
+def wanted_mark(plan: InferencePlan, key: str) -> Mark:
     """The mark that the finished result of a recording carries."""
     video = plan.videos[key]
     return Mark(
@@ -70,12 +71,12 @@ def wanted_mark(plan: Plan, key: str) -> Mark:
     )
 
 
-def is_done(plan: Plan, key: str) -> bool:
+def is_done(plan: InferencePlan, key: str) -> bool:
     """Whether the outputs file of a recording holds just the result that this plan would give."""
     return read_mark(plan.outputs[key], plan.group) == wanted_mark(plan, key)
 
 
-def merge(run: RunDir, plan: Plan, *, skip: Collection[str] = ()) -> Merged:
+def merge(run: RunDir, plan: InferencePlan, *, skip: Collection[str] = ()) -> Merged:
     """Merge every recording that is complete and not merged yet, without looking at those in `skip`."""
     finished = run.finished_units()
     done: list[str] = []
@@ -106,7 +107,7 @@ def merge(run: RunDir, plan: Plan, *, skip: Collection[str] = ()) -> Merged:
     return Merged(tuple(done), failed, unwritten, tuple(waiting))
 
 
-def _is_done_quietly(plan: Plan, key: str) -> bool:
+def _is_done_quietly(plan: InferencePlan, key: str) -> bool:
     try:
         return is_done(plan, key)
     except ResultError:
@@ -129,7 +130,7 @@ def finish(run: RunDir, merged: Merged) -> None:
     run.log_event("finished", done=len(merged.done), failed=len(merged.failed))
 
 
-def close_if_merged(run: RunDir, plan: Plan) -> bool:
+def close_if_merged(run: RunDir, plan: InferencePlan) -> bool:
     """Finish a run that was interrupted between its last merge and its end; whether it was."""
     keys = spans_by_key(plan.units).keys()
     if keys - _merged_before(run):
@@ -143,7 +144,7 @@ def _merged_before(run: RunDir) -> set[str]:
     return {event["key"] for event in run.events() if event["event"] == "merged"}
 
 
-def merge_recording(run: RunDir, plan: Plan, key: str, places: Places) -> None:
+def merge_recording(run: RunDir, plan: InferencePlan, key: str, places: Places) -> None:
     """Write the outputs of one recording from its spans.
 
     Raises DegError with the reason if a unit could not do its part, if frames are missing or double, or if neighbouring
@@ -247,7 +248,7 @@ def _rows(run: RunDir, places: Places) -> Iterator[dict[str, np.ndarray]]:
                 raise ValueError("the rows do not read back as they were written")
 
 
-def _provenance(run: RunDir, plan: Plan, engines: list[str]) -> dict[str, Any]:
+def _provenance(run: RunDir, plan: InferencePlan, engines: list[str]) -> dict[str, Any]:
     provenance: dict[str, Any] = {"run": run.name, "stage": plan.stage, "weights": plan.weights}
     provenance["engines"] = [json.loads(engine) for engine in engines]
     file = run.path / "provenance.json"

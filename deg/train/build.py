@@ -17,7 +17,7 @@ from deg.models.sequence import build_sequence
 from deg.models.two_stream import TwoStream, build_flow_generator, build_two_stream
 from deg.models.weights import LoadReport, load_two_stream, load_weights, read_checkpoint
 from deg.options import schema
-from deg.runs.rundir import TrainingPlan
+from deg.runs.plans import TrainingPlan
 from deg.train.losses import Classification, CrossEntropy, FocalBCE, class_weights, softmax_class_weights
 from deg.train.tasks import ClipTask, FlowTask, SequenceTask, Task
 

@@ -28,7 +28,7 @@ from deg.data.frames.clips import Clips
 from deg.data.video.transform import FrameTransform
 from deg.errors import show_path
 from deg.options.schema import Augs, Config
-from deg.runs.rundir import TrainingPlan
+from deg.runs.plans import TrainingPlan
 from deg.train.labels import planned_labels
 from deg.work import available_cores
 

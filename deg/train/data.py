@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from deg.arithmetic.sampling import rarity_weights
 from deg.data.frames.cache import FrameCache
 from deg.options import schema
-from deg.runs.rundir import SCRATCH, TrainingPlan
+from deg.runs.plans import SCRATCH, TrainingPlan
 from deg.train.clip_data import ClipData, PartBatches, TrainBatches, frame_transform, make_loader
 from deg.train.ranks import Ranks
 from deg.train.sequence_data import SequenceData

@@ -32,7 +32,9 @@ from deg.models.weights import load_weights
 from deg.options import schema
 from deg.options.load import as_dict, restore
 from deg.runs.networks import METRICS_FILES, require_planned, weight_files
-from deg.runs.rundir import RunDir, TrainingPlan
+from deg.runs.plans import TrainingPlan
+from deg.runs.rundir import RunDir
+from deg.runs.state import TrainingRun
 from deg.train.auto import Chosen, choose
 from deg.train.batchnorm import synchronise
 from deg.train.build import build_task
@@ -119,9 +121,7 @@ class Phase:
 
     def results(self, index: int) -> Path:
         """Where a phase leaves networks and metrics: the last one where DeepEthogram looks for them."""
-        if index == len(self.plan.phases) - 1:
-            return self.run.path
-        return self.run.path / "curriculum" / self.plan.phases[index]
+        return TrainingRun(self.run, self.plan).phase_folder(index)
 
     def choose_precision(self) -> str:
         """What this rank would compute with. ConfigError for fp16 on a CPU."""

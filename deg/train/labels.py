@@ -11,7 +11,7 @@ from deg.data.labels import read_labels, repair, single_positive
 from deg.errors import RunError, show_path
 from deg.options.schema import Config
 from deg.runs.networks import sha256
-from deg.runs.rundir import TrainingPlan
+from deg.runs.plans import TrainingPlan
 
 
 def planned_labels(plan: TrainingPlan, key: str, config: Config) -> np.ndarray:

@@ -29,7 +29,7 @@ from deg.data.sequence_input import describe_mark, open_input, require_finite
 from deg.errors import ResultError, RunError, show_path
 from deg.models import tcn
 from deg.options.schema import Config
-from deg.runs.rundir import TrainingPlan
+from deg.runs.plans import TrainingPlan
 from deg.train.labels import planned_labels
 from deg.types import NUM_FEATURES, Span
 

@@ -27,7 +27,8 @@ from deg.plan import train as planning
 from deg.plan.recordings import find_trainable
 from deg.projects.project import Project, open_project
 from deg.runs.networks import TrainedRun, scan
-from deg.runs.rundir import RunDir, TrainingPlan, find_runs
+from deg.runs.plans import TrainingPlan
+from deg.runs.rundir import RunDir, find_runs
 from deg.work import STOPPED
 
 SOME_FAILED = 1

@@ -26,7 +26,8 @@ from deg.plan import infer as planning
 from deg.projects.project import Project
 from deg.runs.merge import Merged, close_if_merged, finish, merge
 from deg.runs.networks import scan
-from deg.runs.rundir import Plan, RunDir, create_run, read_error, unfinished_runs
+from deg.runs.plans import InferencePlan
+from deg.runs.rundir import RunDir, create_run, read_error, unfinished_runs
 from deg.work import STOPPED
 
 MERGE_SECONDS = 10.0
@@ -131,7 +132,7 @@ def merge_run(request: StageRequest) -> Report:
     return _tell(_result(report, plan, plan.videos, merged, failed), False, request, merged)
 
 
-def _run_to_merge(request: StageRequest) -> tuple[RunDir, Plan]:
+def _run_to_merge(request: StageRequest) -> tuple[RunDir, InferencePlan]:
     if request.run_name is not None:
         run = RunDir(request.project.model_path / request.run_name)
         return run, run.load_plan()
@@ -141,7 +142,7 @@ def _run_to_merge(request: StageRequest) -> tuple[RunDir, Plan]:
     return found[0]
 
 
-def _begin(request: StageRequest) -> tuple[RunDir | None, Plan | None, Plan | None, Report]:
+def _begin(request: StageRequest) -> tuple[RunDir | None, InferencePlan | None, InferencePlan | None, Report]:
     """The run to work on, its plan, and the plan of what is wanted now; None without anything to do."""
     stage = request.stage
     if not request.overwrite:  # which rather goes on with such a run
@@ -160,7 +161,7 @@ def _begin(request: StageRequest) -> tuple[RunDir | None, Plan | None, Plan | No
 
 
 def _result(
-    report: Report, plan: Plan, wanted: Collection[str], merged: Merged, put_aside: Mapping[int, str]
+    report: Report, plan: InferencePlan, wanted: Collection[str], merged: Merged, put_aside: Mapping[int, str]
 ) -> Report:
     """The report with what became of the recordings that are wanted. `put_aside`: units that could not be done."""
     waiting = {key for key in (*merged.waiting, *merged.unwritten) if key in wanted}
@@ -231,7 +232,7 @@ def _close_merged_runs(stage: str, project: Project) -> None:
                 close_if_merged(run, plan)
 
 
-def _continued(request: StageRequest, wanted: Plan) -> tuple[RunDir, Plan] | None:
+def _continued(request: StageRequest, wanted: InferencePlan) -> tuple[RunDir, InferencePlan] | None:
     """An interrupted run that would give just what is wanted, with its own plan and units."""
     for run, plan in unfinished_runs(request.project.model_path, wanted.stage):
         if request.run_name in (None, run.name) and _same_work(plan, wanted):
@@ -241,7 +242,7 @@ def _continued(request: StageRequest, wanted: Plan) -> tuple[RunDir, Plan] | Non
     return None
 
 
-def _same_work(plan: Plan, wanted: Plan) -> bool:
+def _same_work(plan: InferencePlan, wanted: InferencePlan) -> bool:
     # weights with their paths: workers read them where they were
     names = ("group", "class_names", "thresholds", "settings", "overwrite", "weights")
     if any(getattr(plan, name) != getattr(wanted, name) for name in names):
@@ -254,7 +255,7 @@ def _same_work(plan: Plan, wanted: Plan) -> bool:
     )
 
 
-def _created(request: StageRequest, plan: Plan) -> tuple[RunDir, Plan]:
+def _created(request: StageRequest, plan: InferencePlan) -> tuple[RunDir, InferencePlan]:
     run = create_run(
         request.project.model_path,
         stage=plan.stage,
@@ -283,7 +284,9 @@ def _absolute(request: StageRequest) -> dict[str, Any]:
     return config
 
 
-def _execute(run: RunDir, plan: Plan, request: StageRequest, wanted: Plan) -> tuple[local.Outcome, Merged]:
+def _execute(
+    run: RunDir, plan: InferencePlan, request: StageRequest, wanted: InferencePlan
+) -> tuple[local.Outcome, Merged]:
     units = [unit for unit in plan.units if any(span.key in wanted.videos for span in unit.spans)]
     missing = missing_units(units, run.finished_units())
     shares = devices(request.config.inference.devices)
@@ -306,7 +309,7 @@ def _execute(run: RunDir, plan: Plan, request: StageRequest, wanted: Plan) -> tu
 class _MergingBeside:
     """Merges recordings while others are computed; in a thread, so that no worker waits for its next unit meanwhile."""
 
-    def __init__(self, run: RunDir, plan: Plan):
+    def __init__(self, run: RunDir, plan: InferencePlan):
         self._run, self._plan = run, plan
         self._settled: set[str] = set()
         self._thread = ThreadPoolExecutor(1, "merge")

@@ -10,6 +10,7 @@ from deg.errors import DegError, show_path
 from deg.launch.say import say
 from deg.launch.stages import infer, train
 from deg.launch.stages.request import Report, StageReport, StageRequest
+from deg.runs.rundir import RunDir
 
 _OF = {"train": train, "infer": infer}
 REFUSED = 2
@@ -34,6 +35,11 @@ def plan_run(request: StageRequest) -> StageReport:
 def merge_run(request: StageRequest) -> StageReport:
     """Put together what others have done."""
     return _OF[request.verb].merge_run(request)
+
+
+def resume_run(run: RunDir, request: StageRequest) -> StageReport:
+    """Do on this machine what is left of a run, as it was planned."""
+    return _OF[request.verb].resume_run(run, request)
 
 
 @dataclass(frozen=True)

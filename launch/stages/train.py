@@ -24,7 +24,9 @@ from deg.launch.stages.request import StageRequest
 from deg.options.schema import Config
 from deg.plan import train as planning
 from deg.runs.networks import companion, weight_files
-from deg.runs.rundir import RunDir, TrainingPlan, create_run, find_runs
+from deg.runs.plans import TrainingPlan
+from deg.runs.rundir import RunDir, create_run, find_runs
+from deg.runs.state import TrainingRun, open_run
 from deg.work import STOPPED
 
 
@@ -86,11 +88,11 @@ def do(request: StageRequest) -> Report:
     return _report(prepared, run=run.name, best=best, stopped=best is None)
 
 
-def resume_run(run: RunDir, config: Config) -> Report:
+def resume_run(run: RunDir, request: StageRequest) -> Report:
     """Go on with an interrupted training as it was planned."""
     plan = run.load_training_plan()
     with run.claimed():
-        best = _execute_to_end(run, config)
+        best = _execute_to_end(run, request.config)
     return Report(plan.stage, run=run.name, best=best, stopped=best is None)
 
 
@@ -172,9 +174,10 @@ def _tell(stage: str, best: Best) -> None:
 def unfinished_training(run: RunDir) -> TrainingPlan | None:
     """The plan of a training run that still has something to do; None of any other, and of another version's."""
     try:
-        return None if run.done_file.exists() or not run.is_training() else run.load_training_plan()
+        found = open_run(run)
     except RunError:
         return None
+    return found.plan if isinstance(found, TrainingRun) and not run.done_file.exists() else None
 
 
 def read_best(run: RunDir) -> Best:

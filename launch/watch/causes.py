@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deg.arithmetic.units import spans_by_key
 from deg.errors import RunError
 from deg.launch.on.slurm.jobs import bad_hosts
 from deg.launch.on.slurm.launches import Launch, LaunchDir, Stage
@@ -19,6 +18,7 @@ from deg.launch.watch.symptoms import Symptom, symptom_of
 from deg.options.forms import time_limit_minutes
 from deg.runs.attempts import Attempt, read_attempts
 from deg.runs.rundir import RunDir, read_error, tail
+from deg.runs.state import TrainingRun, open_run
 from deg.work import STOPPED
 
 LAST_LINES = 15
@@ -68,22 +68,12 @@ class Ended:
         return ", ".join(words)
 
 
-def units_left(run: RunDir) -> list[int]:
-    """The units of a run that are not done. RunError if its plan cannot be read."""
-    if run.done_file.exists():
-        return []
-    if run.is_training():
-        return [unit.index for unit in run.load_training_plan().units if not run.phase_done_file(unit.index).exists()]
-    finished = run.finished_units()
-    return [unit.index for unit in run.load_plan().units if unit.index not in finished]
-
-
 def ended_attempts(
     launch: LaunchDir, run: RunDir, jobs: Mapping[str, JobState], known: bool, accounts: Sequence[JobState]
 ) -> list[Ended]:
     """The attempts that ended at units that are still not done."""
     found = []
-    for unit in units_left(run):
+    for unit in open_run(run).undone():
         for attempt in read_attempts(run.unit_folder(unit)):
             if not at_work(attempt, jobs, known):
                 found.append(_ended(launch, unit, attempt, [*accounts, *jobs.values()]))
@@ -201,7 +191,7 @@ def symptom_command(symptom: Symptom, spec: Launch) -> str | None:
 
 def explain_put_aside(stage: str, run: RunDir) -> Iterator[Finding]:
     """Units that will not be tried again."""
-    aside = {unit: reason for unit in units_left(run) if (reason := read_error(run, unit)) is not None}
+    aside = {unit: reason for unit in open_run(run).undone() if (reason := read_error(run, unit)) is not None}
     if aside:
         evidence = shown([f"unit {unit}: {reason}" for unit, reason in aside.items()])
         yield Finding("put_aside", f"Put aside, not tried again by itself: {stage}, {_units(aside)}", evidence)
@@ -209,31 +199,10 @@ def explain_put_aside(stage: str, run: RunDir) -> Iterator[Finding]:
 
 def explain_recordings(stage: str, run: RunDir, check: str) -> Iterator[Finding]:
     """Recordings that cannot be done, each with its reason, which names the frame where that is known."""
-    if run.is_training():
-        return
-    failed = _failed_recordings(run)
+    failed = open_run(run).failed_recordings()
     if failed:
         evidence = shown([f"{key}: {reason}" for key, reason in failed.items()])
         yield Finding("recordings", f"{len(failed)} recording(s) cannot be done: {stage}", evidence, command=check)
-
-
-def _failed_recordings(run: RunDir) -> dict[str, str]:
-    if run.done_file.exists():
-        return {str(key): str(reason) for key, reason in json.loads(run.done_file.read_text())["failed"].items()}
-    import h5py
-
-    found: dict[str, str] = {}
-    finished, plan = run.finished_units(), run.load_plan()
-    for key, places in spans_by_key(plan.units).items():
-        for unit, position in places:
-            if unit.index in finished and key not in found:
-                try:
-                    with h5py.File(run.result_file(unit.index), "r", locking=False) as file:
-                        if (reason := file[str(position)].attrs.get("error")) is not None:
-                            found[key] = str(reason)
-                except (OSError, KeyError):
-                    continue  # damaged, or merged and removed meanwhile; the merge finds out
-    return found
 
 
 def _bad_nodes(spec: Launch, stage: Stage, run: RunDir) -> Iterator[Finding]:
@@ -268,9 +237,10 @@ def _more_memory(spec: Launch) -> tuple[str, ...]:
 
 def _smaller_batch(stage: Stage, run: RunDir) -> str | None:
     """A training cannot go on with another batch: it would learn something else."""
-    if not run.is_training():
+    found = open_run(run)
+    if not isinstance(found, TrainingRun):
         return None
-    batch = run.load_training_plan().config["compute"]["batch_size"]
+    batch = found.plan.config["compute"]["batch_size"]
     smaller = max(batch // 2, 1) if isinstance(batch, int) else 16
     return " ".join(["deg", *stage.command, f"compute.batch_size={smaller}", "--on slurm"])
 
@@ -280,7 +250,7 @@ def _more_time(launch: LaunchDir, spec: Launch, run: RunDir, cases: Sequence[End
     if text is None:
         return ()
     limit = time_limit_minutes(text) * 60
-    slowest = None if run.is_training() else _slowest_unit(launch, run, cases)
+    slowest = _slowest_unit(launch, run, cases)
     wanted = limit * 2 if slowest is None else slowest * ENOUGH
     return (f"cluster.time={in_hours(wanted)}",) if wanted > limit else ()
 
@@ -293,7 +263,7 @@ def _slowest_unit(launch: LaunchDir, run: RunDir, cases: Sequence[Ended]) -> flo
         frames, speed = told_frames(output_file(launch, case.attempt.job), case.attempt)
         speeds += [speed] if frames and speed else []
     try:
-        left = [run.load_plan().units[case.unit].num_frames for case in cases]
+        left = [open_run(run).plan.units[case.unit].num_frames for case in cases]
     except RunError:
         return None
     return max(left) / min(speeds) if speeds and left else None

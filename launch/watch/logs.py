@@ -26,6 +26,7 @@ from deg.launch.stages.progress import figures
 from deg.launch.watch.target import Watched
 from deg.runs.attempts import Attempt, read_attempts
 from deg.runs.rundir import RunDir
+from deg.runs.state import open_run
 
 STAMP = re.compile(r"(?:submitit \w+ \()?(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3})")
 OUTPUT = re.compile(r"(?P<job>\d+(?:_\d+)?)_(?P<rank>\d+)_log\.(?:out|err)")
@@ -194,12 +195,10 @@ def _of_run(run: RunDir, chosen: Chosen) -> list[Source]:
 
 def _units(run: RunDir, chosen: Chosen) -> list[int]:
     """The units of a run that are meant."""
-    if run.is_training():
-        return [chosen.unit] if chosen.unit is not None and run.unit_folder(chosen.unit).exists() else []
-    units = run.load_plan().units
+    found = open_run(run)
     if chosen.unit is not None:
-        return [chosen.unit] if chosen.unit < len(units) else []
-    return [unit.index for unit in units if any(span.key == chosen.recording for span in unit.spans)]
+        return [chosen.unit] if chosen.unit < len(found.plan.units) else []
+    return found.units_of(str(chosen.recording))
 
 
 def _log(run: RunDir, unit: int) -> Source:

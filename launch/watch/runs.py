@@ -8,6 +8,7 @@ from typing import Any
 from deg.arithmetic.units import spans_by_key
 from deg.data.json_lines import read_lines
 from deg.runs.rundir import RunDir
+from deg.runs.state import InferenceRun, TrainingRun, open_run
 
 KEY_FIGURES = ("f1_class_mean_nobg", "f1_class_mean", "SSIM")
 """What tells how good a network is, by the first that its metrics have."""
@@ -68,15 +69,16 @@ class TrainingStatus:
 
 def read_status(run: RunDir) -> RunStatus | TrainingStatus:
     """The state of a run. RunError if it has no plan that can be read."""
-    return _read_training(run) if run.is_training() else _read_inference(run)
+    found = open_run(run)
+    return _read_training(found) if isinstance(found, TrainingRun) else _read_inference(found)
 
 
 def _state(run: RunDir) -> str:
     return "finished" if run.done_file.exists() else "running" if run.is_claimed() else "interrupted"
 
 
-def _read_inference(run: RunDir) -> RunStatus:
-    plan = run.load_plan()
+def _read_inference(found: InferenceRun) -> RunStatus:
+    run, plan = found.folder, found.plan
     events = list(run.events())
     finished = set(range(len(plan.units))) if run.is_merged() else run.finished_units()
     done = {event["key"] for event in events if event["event"] == "merged"}
@@ -101,12 +103,12 @@ def _read_inference(run: RunDir) -> RunStatus:
     )
 
 
-def _read_training(run: RunDir) -> TrainingStatus:
-    plan = run.load_training_plan()
-    done = sum(run.phase_done_file(unit.index).exists() for unit in plan.units)
+def _read_training(found: TrainingRun) -> TrainingStatus:
+    run, plan = found.folder, found.plan
+    done = sum(found.is_unit_done(unit.index) for unit in plan.units)
     current = min(done, len(plan.phases) - 1)
-    folder = run.path if current == len(plan.phases) - 1 else run.path / "curriculum" / plan.phases[current]
-    epochs = [line for line in read_lines(folder / "metrics.jsonl") if isinstance(line.get("val"), dict)]
+    lines = read_lines(found.phase_folder(current) / "metrics.jsonl")
+    epochs = [line for line in lines if isinstance(line.get("val"), dict)]
     last = epochs[-1]["val"] if epochs else {}
     figure = next((name for name in KEY_FIGURES if name in last), None)
     return TrainingStatus(

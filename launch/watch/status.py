@@ -19,7 +19,8 @@ from deg.launch.on.slurm.queue import JobState, is_of
 from deg.launch.watch.runs import RunStatus, TrainingStatus, read_status
 from deg.launch.watch.target import Queue
 from deg.runs.attempts import Attempt, read_attempts
-from deg.runs.rundir import Plan, RunDir, TrainingPlan
+from deg.runs.rundir import RunDir
+from deg.runs.state import InferenceRun, TrainingRun, open_run
 
 OVER = ("finished", "failed", "cancelled", "stalled")
 """States of a launch in which nothing happens any more by itself."""
@@ -188,12 +189,12 @@ def _working(
 ) -> Working:
     last = {index: made[-1] for index, made in attempts.items() if made}
     now = {index: attempt for index, attempt in last.items() if at_work(attempt, jobs, queue.is_known)}
-    if run.is_training():
-        return _training(launch, run.load_training_plan(), run, now)
-    return _inference(launch, run.load_plan(), run, now)
+    found = open_run(run)
+    return _training(launch, found, now) if isinstance(found, TrainingRun) else _inference(launch, found, now)
 
 
-def _inference(launch: LaunchDir, plan: Plan, run: RunDir, now: Mapping[int, Attempt]) -> Working:
+def _inference(launch: LaunchDir, found: InferenceRun, now: Mapping[int, Attempt]) -> Working:
+    run, plan = found.folder, found.plan
     finished = run.finished_units()
     timed = [event for event in run.events() if event["event"] == "unit_done"]
     usual = sum(event["frames"] for event in timed) / max(sum(event["seconds"] for event in timed), 1e-9)
@@ -233,13 +234,13 @@ def told_frames(output: Path, attempt: Attempt) -> tuple[int, float | None]:
     return frames, frames / elapsed if elapsed > 1.0 else None
 
 
-def _training(launch: LaunchDir, plan: TrainingPlan, run: RunDir, now: Mapping[int, Attempt]) -> Working:
+def _training(launch: LaunchDir, found: TrainingRun, now: Mapping[int, Attempt]) -> Working:
+    plan = found.plan
     if not now:
         return Working()
     (index, attempt), *_ = now.items()
     steps = [line for line in read_lines(output_file(launch, attempt.job)) if line.get("event") == "step"]
-    folder = run.path if index == len(plan.phases) - 1 else run.path / "curriculum" / plan.phases[index]
-    lines = read_lines(folder / "metrics.jsonl")
+    lines = read_lines(found.phase_folder(index) / "metrics.jsonl")
     epochs = plan.config["train"]["num_epochs"]
     left = epochs * (len(plan.phases) - index) - len(lines)
     if steps and steps[-1]["epoch"] == len(lines):

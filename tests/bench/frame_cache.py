@@ -36,7 +36,7 @@ from deg.data.video.decoder import Decoder
 from deg.data.video.files import open_video, probe
 from deg.data.video.transform import FrameTransform
 from deg.options.load import as_dict, load_config
-from deg.runs.rundir import TrainingPlan
+from deg.runs.plans import TrainingPlan
 from deg.train.clip_data import ClipData, TrainBatches, frame_transform, make_loader
 
 

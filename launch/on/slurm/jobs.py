@@ -29,8 +29,8 @@ from deg.launch.stages.chain import may_go_on
 from deg.launch.stages.report import write_report
 from deg.launch.stages.stage import attempt, merge_run, plan_run
 from deg.runs.attempts import Attempt, Job, hopeless, read_attempts
-from deg.runs.merge import close_if_merged
 from deg.runs.rundir import RunDir, read_error, steps_done
+from deg.runs.state import open_run
 from deg.work import STOPPED, StopFlag, Stopped
 
 FAILED = 1
@@ -71,32 +71,22 @@ def execute(launch: LaunchDir, index: int, first: int, stop: StopFlag) -> int:
         say(f"{stage.name}: there was nothing to do.")
         return 0
     element = first + int(os.environ.get("SLURM_ARRAY_TASK_ID", 0))
-    os.environ.update(this_job(spec.cluster, os.environ).to_environment())
-    if run.is_training():
-        return _train(launch, index, run, stop)
-    for unit in range(element, len(run.load_plan().units), stage.elements):
-        if not run.result_file(unit).exists():
-            _say_where(launch, index, element, unit)
-            status = door.main([str(run.path), str(unit)], stop)
-            if status not in (0, 1):  # 1: the unit is at fault, and its error.json says why
-                return status
-    return 0
-
-
-def _train(launch: LaunchDir, index: int, run: RunDir, stop: StopFlag) -> int:
-    """Train all phases that are not done, as one of the ranks."""
     is_first = int(os.environ.get("SLURM_PROCID", 0)) == 0
-    phases = [unit.index for unit in run.load_training_plan().units]
-    for phase in phases:
-        if run.phase_done_file(phase).exists():
+    os.environ.update(this_job(spec.cluster, os.environ).to_environment())
+    found = open_run(run)
+    for unit in found.share(element, stage.elements):
+        if found.is_unit_done(unit):
             continue
         if is_first:
-            _say_where(launch, index, 0, phase)
-        if status := door.main([str(run.path), str(phase)], stop):
+            _say_where(launch, index, element, unit)
+        status = door.main([str(run.path), str(unit)], stop)
+        if status == FAILED and found.goes_on_after_failure:
+            continue  # the unit is at fault, and its error.json says why
+        if status:
             return status
         # the first rank writes what is to be written; and srun ends all ranks soon after one has ended
         deadline = time.monotonic() + RANK_ZERO_SECONDS
-        while not run.phase_done_file(phase).exists() and time.monotonic() < deadline:
+        while not found.is_unit_done(unit) and time.monotonic() < deadline:
             stop.check()
             time.sleep(0.5)
     return 0
@@ -141,7 +131,7 @@ def merge(launch: LaunchDir, index: int, stop: StopFlag) -> int:
     if run.plan_file.exists() and (left := units_left(run, spec.cluster["restarts"])):
         rounds = [job.round for job in launch.jobs() if job.stage == index and job.role == "execute"]
         round = 1 + (rounds[-1] if rounds else 0)
-        excluded, progress = bad_hosts(run), progress_of(run)
+        excluded, progress = bad_hosts(run), open_run(run).progress()
         if rounds_in_vain(launch, index, progress) < spec.cluster["restarts"]:
             ask_again(launch, index, sorted({unit % stage.elements for unit in left}), excluded, round)
             what = f"{len(left)} of its units are still to be done"
@@ -152,15 +142,6 @@ def merge(launch: LaunchDir, index: int, stop: StopFlag) -> int:
     launch.set_verdict(index, verdict)
     launch.log_event("merged", stage=index, state=verdict.state, message=verdict.message)
     return verdict.exit_status if verdict.state == "failed" else 0
-
-
-def progress_of(run: RunDir) -> int:
-    """How far a run is, as a number that grows: units done; of a training its phases, then its steps."""
-    if not run.is_training():
-        return len(run.finished_units())
-    units = run.load_training_plan().units
-    done = sum(run.phase_done_file(unit.index).exists() for unit in units)
-    return done * 10**9 + (steps_done(run.unit_folder(done) / "state") if done < len(units) else 0)
 
 
 def rounds_in_vain(launch: LaunchDir, index: int, progress: int) -> int:
@@ -179,7 +160,7 @@ def _merged(launch: LaunchDir, spec: Launch, index: int, stop: StopFlag) -> Verd
     verdict = Verdict("done")
     run = launch.run_of(stage)
     if run.plan_file.exists():
-        if (reason := _untrained(run)) is not None:
+        if (reason := open_run(run).why_undone()) is not None:
             say(f"{run.name}: {reason}")
             return Verdict("failed", reason, FAILED)
         merged = attempt(lambda: merge_run(request_of(launch, spec, index)))
@@ -200,28 +181,15 @@ def _merged(launch: LaunchDir, spec: Launch, index: int, stop: StopFlag) -> Verd
     return Verdict("failed", after.reason, after.exit_status) if after.exit_status > FAILED else verdict
 
 
-def _untrained(run: RunDir) -> str | None:
-    """Why a training is not done; None of one that is, and of an inference."""
-    if not run.is_training():
-        return None
-    for unit in run.load_training_plan().units:
-        if not run.phase_done_file(unit.index).exists():
-            return read_error(run, unit.index) or "its jobs ended before it was done"
-    return None
-
-
 def units_left(run: RunDir, most: int) -> list[int]:
     """The units that are worth another attempt."""
-    if run.done_file.exists():
-        return []  # whose results may be cleared away
-    if run.is_training():
-        phases = run.load_training_plan().units
-        undone = [unit.index for unit in phases if not run.phase_done_file(unit.index).exists()]
-        return undone if undone and _given_up(run, undone[0], most) is None else []
-    plan, done = run.load_plan(), run.finished_units()
-    if close_if_merged(run, plan):
+    found = open_run(run)
+    if found.close_if_complete():
         return []
-    return [unit.index for unit in plan.units if unit.index not in done and _given_up(run, unit.index, most) is None]
+    undone = found.undone()
+    if found.in_order:
+        return undone if undone and _given_up(run, undone[0], most) is None else []
+    return [unit for unit in undone if _given_up(run, unit, most) is None]
 
 
 def _given_up(run: RunDir, unit: int, most: int) -> str | None:

@@ -19,14 +19,14 @@ from deg.launch.on.slurm.orders import named_in, request_of
 from deg.launch.on.slurm.queue import in_queue, run_scheduler
 from deg.launch.on.slurm.script import options_of
 from deg.launch.say import say
-from deg.launch.stages import infer, train
 from deg.launch.stages.request import StageRequest
-from deg.launch.stages.stage import plan_run
+from deg.launch.stages.stage import plan_run, resume_run
 from deg.options.load import as_dict, did_you_mean, overlay, parse_overrides, read_run_config, restore
 from deg.options.schema import Cluster
 from deg.projects.project import open_project
 from deg.runs.attempts import give_new_chance
 from deg.runs.rundir import RunDir, find_runs
+from deg.runs.state import open_run
 
 
 def resume(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def resume(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
         return resume_launch(found, overrides)
     if overrides:
         raise ConfigError(f"{overrides[0]}: {found.name} was run on this machine, with the options of its plan.")
-    return resume_run(found)
+    return _resume_here(found)
 
 
 def _find(path: Path) -> LaunchDir | RunDir:
@@ -62,15 +62,14 @@ def _find(path: Path) -> LaunchDir | RunDir:
     return max(unfinished, key=lambda item: item[0])[1]
 
 
-def resume_run(run: RunDir) -> dict[str, Any]:
+def _resume_here(run: RunDir) -> dict[str, Any]:
     """Go on with a run on this machine."""
     if run.done_file.exists():
         raise RunError(f"{run.name}: it is finished.")
+    found = open_run(run)
     config = restore(read_run_config(run.config_file))
-    if run.is_training():
-        return train.resume_run(run, config).as_dict()
     project = open_project(run.path.parent.parent if config.project.path is None else Path(config.project.path))
-    return infer.resume_run(run, StageRequest("infer", run.load_plan().stage, project, config)).as_dict()
+    return resume_run(run, StageRequest(found.verb, found.plan.stage, project, config)).as_dict()
 
 
 # ---------------------------------------------------------------------------------------------------- launches
@@ -125,7 +124,7 @@ def _with_what_follows(launch: LaunchDir, spec: Launch, left: list[int]) -> tupl
 
 
 def _has_gaps(run: RunDir) -> bool:
-    return run.plan_file.exists() and not run.is_training() and not run.is_merged()
+    return run.plan_file.exists() and open_run(run).has_gaps()
 
 
 def _clear_queue(launch: LaunchDir) -> None:
@@ -156,10 +155,5 @@ def _cluster(spec: Launch, overrides: Sequence[str]) -> Cluster:
 
 
 def _give_new_chances(run: RunDir) -> None:
-    if run.is_training():
-        left = [unit.index for unit in run.load_training_plan().units if not run.phase_done_file(unit.index).exists()]
-    else:
-        done = run.finished_units()
-        left = [unit.index for unit in run.load_plan().units if unit.index not in done]
-    for unit in left:
+    for unit in open_run(run).undone():
         give_new_chance(run.unit_folder(unit))

@@ -18,7 +18,8 @@ from deg.errors import ConfigError, ProjectError
 from deg.options.load import load_config, restore
 from deg.plan.train import Prepared, commit, describe, prepare, same_training
 from deg.projects.project import open_project, read_split
-from deg.runs.rundir import TrainingPlan, create_run
+from deg.runs.plans import TrainingPlan
+from deg.runs.rundir import create_run
 
 FRAMES = 12
 LABELS = np.eye(3, dtype=int)[np.arange(FRAMES) // 2 % 3]

@@ -16,7 +16,8 @@ from scenes.run import make_plan, make_run
 
 from deg.errors import RunError
 from deg.runs import rundir
-from deg.runs.rundir import Plan, RunDir, find_runs, tail, unfinished_runs
+from deg.runs.plans import InferencePlan
+from deg.runs.rundir import RunDir, find_runs, tail, unfinished_runs
 
 HOLD = """
 import sys, time
@@ -193,4 +194,4 @@ def test_the_last_lines_of_a_log():
 
 def test_a_plan_of_another_version_is_refused(plan):
     with pytest.raises(ValueError, match="another version"):
-        Plan.from_json(json.dumps(json.loads(plan.to_json()) | {"version": 2}))
+        InferencePlan.from_json(json.dumps(json.loads(plan.to_json()) | {"version": 2}))

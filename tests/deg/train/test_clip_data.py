@@ -25,7 +25,7 @@ from deg.data.labels import write_labels
 from deg.data.video.files import open_video, probe
 from deg.errors import ConfigError, LabelError, RunError
 from deg.options.load import as_dict, load_config
-from deg.runs.rundir import TrainingPlan
+from deg.runs.plans import TrainingPlan
 from deg.train.clip_data import ClipData, Draw, PartBatches, TrainBatches, frame_transform, make_loader
 from deg.work import available_cores
 

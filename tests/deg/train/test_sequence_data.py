@@ -23,7 +23,7 @@ from deg.errors import LabelError, ResultError, RunError
 from deg.models.sequence import SEQUENCE_NETWORKS, build_sequence
 from deg.options.schema import Config, FeatureExtractor, Sequence
 from deg.runs.networks import sha256
-from deg.runs.rundir import TrainingPlan
+from deg.runs.plans import TrainingPlan
 from deg.train import sequence_data
 from deg.train.losses import CrossEntropy, FocalBCE
 from deg.train.sequence_data import SequenceData

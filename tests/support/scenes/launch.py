@@ -11,7 +11,8 @@ from deg.launch.on.slurm.launches import Job, Launch, LaunchDir, Stage
 from deg.options.load import as_dict, load_config, overlay, to_yaml
 from deg.options.schema import Cluster, Config
 from deg.runs.attempts import note, read_attempts
-from deg.runs.rundir import Plan, RunDir, create_run
+from deg.runs.plans import InferencePlan
+from deg.runs.rundir import RunDir, create_run
 from deg.version import __version__
 from scenes.run import NOW, make_plan
 from scenes.training import make_training_plan
@@ -84,7 +85,9 @@ def training(project: Path, run: str, stage: str = "flow_generator", *words: str
     return Stage("train", stage, run, 1, ("train", stage, str(project), *words))
 
 
-def plan_stage(launch: LaunchDir, index: int = 0, lengths: dict[str, int] | None = None) -> tuple[RunDir, Plan]:
+def plan_stage(
+    launch: LaunchDir, index: int = 0, lengths: dict[str, int] | None = None
+) -> tuple[RunDir, InferencePlan]:
     """The run directory of a stage: of an inference with units of 1000 frames over recordings a and b."""
     stage, project = launch.load().stages[index], launch.load().project
     if stage.verb == "infer":

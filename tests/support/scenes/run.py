@@ -15,7 +15,8 @@ from scripted_engine import FeatureSpans
 
 from deg.arithmetic.units import plan_units
 from deg.execute import run_unit
-from deg.runs.rundir import Plan, RunDir, create_run
+from deg.runs.plans import InferencePlan
+from deg.runs.rundir import RunDir, create_run
 from deg.types import VideoInfo
 from deg.work import StopFlag, Teller
 from scenes.project import CLASSES
@@ -24,11 +25,13 @@ NOW = datetime(2026, 11, 22, 12, 0, 0)
 SCRIPTED = Path(__file__).parents[1] / "scripted"
 
 
-def make_plan(folder: Path, lengths: dict[str, int], *, units: int = 1, stage: str = "feature_extractor") -> Plan:
+def make_plan(
+    folder: Path, lengths: dict[str, int], *, units: int = 1, stage: str = "feature_extractor"
+) -> InferencePlan:
     """A plan over recordings {key: frames}; there are no videos."""
     for key in lengths:
         (folder / "DATA" / key).mkdir(parents=True, exist_ok=True)
-    return Plan(
+    return InferencePlan(
         stage=stage,
         group="resnet18" if stage == "feature_extractor" else "tgmj",
         class_names=CLASSES,
@@ -45,7 +48,7 @@ def make_plan(folder: Path, lengths: dict[str, int], *, units: int = 1, stage: s
     )
 
 
-def make_run(folder: Path, plan: Plan, **options) -> RunDir:
+def make_run(folder: Path, plan: InferencePlan, **options) -> RunDir:
     return create_run(
         folder / "models",
         **{
@@ -60,7 +63,7 @@ def make_run(folder: Path, plan: Plan, **options) -> RunDir:
     )
 
 
-def do_units(run: RunDir, plan: Plan, indices=None, **script) -> None:
+def do_units(run: RunDir, plan: InferencePlan, indices=None, **script) -> None:
     """Do units in this process with the scripted engine."""
     for unit in plan.units:
         if indices is None or unit.index in indices:

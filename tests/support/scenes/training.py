@@ -18,7 +18,8 @@ from deg.data.video.decoder import Decoder
 from deg.options.load import as_dict, load_config
 from deg.options.schema import Config
 from deg.runs.networks import sha256
-from deg.runs.rundir import RunDir, TrainingPlan, create_run
+from deg.runs.plans import TrainingPlan
+from deg.runs.rundir import RunDir, create_run
 from deg.types import NUM_FEATURES, VideoInfo
 from scenes.project import CLASSES, write_outputs
 from scenes.run import NOW
