@@ -48,7 +48,7 @@ class StopFlag:
             signal.signal(number, self._set)
 
     def ignore(self) -> None:
-        """Of a process that is about to exit: while Python ends, a signal would kill it."""
+        """Ignore signals from now on. Call this last: a signal while Python ends would kill the process."""
         for number in (signal.SIGTERM, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
 

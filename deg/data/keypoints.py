@@ -171,7 +171,7 @@ def _aligned(points_TP2: np.ndarray) -> np.ndarray:
 
 
 def _angle(vectors: np.ndarray) -> np.ndarray:
-    """Of vectors (..., 2), in radians from the x axis, from -pi to pi."""
+    """Angles of vectors (..., 2) from the x axis, in radians, in (-pi, pi]."""
     return np.arctan2(vectors[..., 1], vectors[..., 0])
 
 

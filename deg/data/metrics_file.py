@@ -76,7 +76,7 @@ class MetricsFile:
     """Which name in `val` tells the best epoch."""
     key_metric_mode: Mode
     num_parameters: int | None
-    """Of the network; None: not told."""
+    """Number of parameters of the network; None if nobody told."""
     _columns: dict[str, dict[str, list[np.ndarray]]] = field(default_factory=lambda: {"train": {}, "val": {}})
     """{part: {name: one value per epoch}}"""
 

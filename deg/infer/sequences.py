@@ -46,13 +46,13 @@ class SequenceTask:
     """All that sequence inference needs to know; plain values, so that it travels in a plan."""
 
     sequence: Sequence
-    """Of the training run: it decides the network and the length of the stretches."""
+    """Options of the training run, which decide the network and the length of the stretches."""
     num_classes: int
     weights: str
     latent_name: str
     """Group of the outputs files that features are read from; of no use with keypoints."""
     num_features: int = NUM_FEATURES
-    """Of one frame, spatial and flow together; or of its keypoints."""
+    """Number of features of one frame, spatial and flow together, or of its keypoints."""
     activation: Literal["sigmoid", "softmax"] = "sigmoid"
     threads: int | str = "auto"
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from deg.models.motionnet import LEAK, FlowPyramid, join
 
 Size = tuple[int, int, int]
-"""Of a kernel or a stride: time, height, width."""
+"""Size of a kernel or a stride: time, height, width."""
 
 TO_PAIRS: Size = (2, 3, 3)
 """A kernel that turns frames into pairs of frames: T becomes T - 1."""

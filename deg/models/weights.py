@@ -24,7 +24,7 @@ from deg.models.two_stream import EXTRACTORS, FLOW_GENERATORS, Stream, TwoStream
 from deg.options.schema import Sequence
 
 MINIMUM_MATCHED = 0.9
-"""Of a network's tensors, its last layers left aside. Below it the file is taken for one of another architecture."""
+"""Least share of a network's tensors, without its last layers, that a file must have: else it is of another network."""
 
 
 @dataclass(frozen=True)

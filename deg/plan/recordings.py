@@ -30,11 +30,11 @@ class Trainable:
     """The recordings of a project as one stage of training sees them."""
 
     videos: dict[str, VideoInfo] = field(default_factory=dict)
-    """Of all that can be used."""
+    """Videos of the recordings that can be used, by key."""
     positives: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Positive frames of each class, of those among them whose frames are all labelled."""
     inputs: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Of a sequence network, as in `deg.runs.rundir.TrainingPlan`."""
+    """Inputs of a sequence network by recording, as in `deg.runs.plans.TrainingPlan`."""
     left_out: dict[str, str] = field(default_factory=dict)
     """Why the others cannot be used."""
     notices: list[str] = field(default_factory=list)

@@ -47,7 +47,7 @@ class Table:
     mean_f1: float
     """Without background; classes that never occur count as 0, as in DeepEthogram."""
     confusion_KK: tuple[tuple[int, ...], ...] | None = None
-    """Of classes that exclude each other: frames, [labelled][most probable]."""
+    """Number of frames by [labelled class][most probable class]; None unless classes exclude each other."""
 
 
 def make_table(

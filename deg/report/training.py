@@ -31,7 +31,7 @@ class Training:
     stage: str
     facts: tuple[tuple[str, str], ...]
     curves: tuple[tuple[str, Picture], ...]
-    """Of each phase."""
+    """Learning curves by phase: its name and the picture."""
     tables: tuple[Table, ...]
 
 

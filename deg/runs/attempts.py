@@ -23,9 +23,9 @@ from deg.errors import DegError, RunError
 from deg.work import Stopped
 
 MOST_DEATHS = 3
-"""So many times may a unit take its worker down with it."""
+"""A unit that has killed its worker this often is given up."""
 MOST_FAILURES = 2
-"""So many times may it say itself that it cannot be done: the first time it may be the fault of the host."""
+"""A unit that has failed with a reason this often is given up: the first time it may be the fault of the host."""
 MOST_TIME_LIMITS = 2
 EARLY_SECONDS = 90.0
 """Slurm sends its signal up to a minute early."""
@@ -39,7 +39,7 @@ class Job:
     """`12`, or `12_3` for element 3 of an array."""
     restart: int
     most: int
-    """So many attempts without progress are made."""
+    """Number of attempts without progress after which a unit is given up."""
     ends: float | None
     """When it is told to stop ahead of its time limit, in seconds since 1970; None if nobody knows."""
 
@@ -76,7 +76,7 @@ class Attempt:
     end: str | None = None
     """`done`, `stopped` by a signal, `failed` with a reason; None: killed, or running."""
     why: str = ""
-    """Of one that stopped: `time limit` or `signal`; of one that failed: the message."""
+    """Why it ended: `time limit` or `signal` if it was stopped, the error message if it failed."""
     ended: float | None = None
     status: int | None = None
     """Exit status that the host saw, 128 + n for signal n. None if it runs, or was ended by no fault of its own: the

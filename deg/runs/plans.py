@@ -82,8 +82,8 @@ class TrainingPlan:
     labels: Mapping[str, Mapping[str, str]]
     """By recording: `path` and `sha256` of its label file. Empty for the flow generator."""
     inputs: Mapping[str, Mapping[str, str]]
-    """Of a sequence network, by recording: `path` of the outputs file (keypoints: the CSV), its `group`, and the `mark`
-    that the group had, as `describe_mark` writes it."""
+    """Inputs of a sequence network by recording: `path` of the outputs file (keypoints: the CSV), its `group`, and the
+    `mark` that the group had, as `describe_mark` writes it."""
     weights: Mapping[str, Mapping[str, str]]
     """By role, `path` and `sha256`: `start` is what the network begins with, `flow_generator` its own for a feature
     extractor, `pretrained` what L2-SP pulls to. A role that is not there has no weights."""

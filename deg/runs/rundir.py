@@ -65,7 +65,7 @@ class RunDir:
         return self.path / "done.json"
 
     def phase_done_file(self, index: int) -> Path:
-        """Of a training run: there once the phase is trained."""
+        """File of a training run that is there once the phase is trained."""
         return self.unit_folder(index) / "done.json"
 
     def unit_folder(self, index: int) -> Path:

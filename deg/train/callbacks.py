@@ -73,7 +73,7 @@ class Bookkeeping(pl.Callback):
         self._saved = self._started = self._told = time.monotonic()
         self._validation_started = self._validation_seconds = 0.0
         self._long_validation = True
-        """Of any rank, or nobody knows yet; all ranks hold the same for true."""
+        """Whether validation takes long on any rank, or nobody knows yet; all ranks hold the same value."""
         self.reason = ""
         """Why training ended, once it has."""
 

@@ -32,7 +32,7 @@ class Part(Protocol):
 
     @property
     def labels_NK(self) -> np.ndarray | None:
-        """Of all its frames, each once; None where nothing is learned from labels."""
+        """Labels (N, K) of all its frames, each once; None where nothing is learned from labels."""
 
     def __len__(self) -> int: ...
 

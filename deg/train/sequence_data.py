@@ -7,7 +7,7 @@ no labels. With `sequence.nonoverlapping=false` training takes a stretch around 
 
 The mlp has one label for each window of L frames, that of the frame in its middle, in training and validation alike.
 The tcn gets, on both sides of each stretch, the frames that its labels depend on: they have no labels here, for they
-have them in their own stretches. So it learns, and is judged, from just what it sees at inference, where a video is not
+have them in their own stretches. It learns, and is judged, from just what it sees at inference, where a video is not
 cut at all. What lies outside the video is marked in `valid`. Networks know nothing of recordings other than this.
 
 Letters in the names of arrays: as in deg.types; L counts frames of a stretch.
@@ -82,7 +82,7 @@ class SequenceData(Dataset):
         self.labels_NK = np.concatenate(
             [np.empty((0, len(plan.class_names)), np.int8), *(recording.labels_TK for recording in self._recordings)]
         )
-        """Of all frames of the part, each once."""
+        """Labels (N, K) of all frames of the part, each once."""
 
     def __len__(self) -> int:
         return len(self._starts_N)

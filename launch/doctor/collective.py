@@ -26,7 +26,7 @@ SECONDS = 120.0
 """For importing PyTorch, meeting, and the sums."""
 MEET_SECONDS = 60
 VALUES = 2**23
-"""Of a sum: 32 MiB, as the gradients of a small network."""
+"""Number of values of a sum: 32 MiB, as the gradients of a small network."""
 REPEATS = 3
 CHECK = "ranks together"
 

@@ -26,7 +26,7 @@ class Report:
 
     findings: tuple[Finding, ...]
     folder: Path | None = None
-    """Of the doctor's job, where there was one."""
+    """Folder of the doctor's job; None if there was none."""
 
     @property
     def exit_status(self) -> int:

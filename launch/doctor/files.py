@@ -101,7 +101,7 @@ def check_quota() -> Finding:
 
 
 def judge_quota(text: str) -> Finding:
-    """Of what `quota -w -p` prints: file system, KiB used, soft limit, hard limit, grace, files used..."""
+    """Judge what `quota -w -p` prints: file system, KiB used, soft limit, hard limit, grace, files used..."""
     tight, seen = [], []
     for line in text.splitlines():
         if matched := re.match(r"\s*(\S+)\s+(\d+)(\*?)\s+(\d+)\s+(\d+)\s", line):

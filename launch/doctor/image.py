@@ -45,7 +45,7 @@ def check_apptainer(cluster: Cluster) -> list[Finding]:
 
 
 def judge_version(text: str) -> Finding:
-    """Of what `apptainer --version` says."""
+    """Judge what `apptainer --version` says."""
     matched = re.search(r"(\d+)\.(\d+)\S*", text)
     if matched is None or not text.startswith("apptainer"):
         remedy = "Have Apptainer installed, or name it by cluster.apptainer."

@@ -33,7 +33,7 @@ from deg.work import STOPPED
 
 MINUTES = 5
 MOST_CORES, MOST_GIB = 4, 8.0
-"""Of a rank: a small job starts soon."""
+"""Most cores and memory, in GiB, of a rank: a small job starts soon."""
 LOOK_SECONDS = 1.0
 ASK_SECONDS = 15.0
 """How often squeue is asked."""

@@ -78,7 +78,7 @@ class Request:
     gpus_per_node: int
     cpus_per_task: int | None
     memory_gb: float | None
-    """Of a task."""
+    """Memory of a task, in GiB."""
 
     def to_json(self) -> str:
         return json.dumps(self.__dict__)

@@ -146,7 +146,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def source_sha256() -> str:
-    """Of deg's own files, those that would go into an image."""
+    """Compute the sha256 of deg's own files, those that would go into an image."""
     digest = hashlib.sha256()
     for name, path in sorted(_sources().items()):
         content = path.read_bytes()

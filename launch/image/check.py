@@ -81,7 +81,7 @@ def _check_digest(image: Path) -> Finding:
 
 
 def judge_signature(status: int, said: str) -> Finding:
-    """Of what `apptainer verify` ended with."""
+    """Judge how `apptainer verify` ended."""
     if status == 0:
         return Finding("signature", "ok", "valid")
     if "signature not found" in said:
@@ -92,7 +92,7 @@ def judge_signature(status: int, said: str) -> Finding:
 
 
 def judge_test(status: int, said: str) -> Finding:
-    """Of what the image's own test ended with."""
+    """Judge how the image's own test ended."""
     if status == 0:
         return Finding("its own test", "ok", "passed")
     return Finding("its own test", "fault", "\n".join(said.strip().splitlines()[-5:]) or f"exit status {status}")

@@ -22,7 +22,7 @@ from deg.options.schema import Cluster
 MOST_CORES, MOST_GIB = 16, 64
 """More than this for each GPU does not make the work faster."""
 SPARED = 0.9
-"""Of a node's memory that is shared out: sites keep some of it back for the system."""
+"""Share of a node's memory that jobs get: sites keep some of it back for the system."""
 
 Note = Callable[..., None]
 """Called with an option and sentences about it; empty ones are left out."""

@@ -37,7 +37,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     # every frame begins a stretch, so that an epoch has as many steps as those of the other networks
     "sequence": {"sequence_length": 30, "nonoverlapping": False},
 }
-"""So small that all of it takes minutes on two cores, and learns to tell the shapes' movements all the same."""
+"""Options with which all of it takes minutes on two cores, and the networks still learn to tell the movements."""
 
 
 def run_demo(folder: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ LAST_LINES = 15
 SHOWN = 5
 """Cases told of one cause."""
 ENOUGH = 1.5
-"""So much more time than the slowest unit needs is asked for."""
+"""Time asked for, as a multiple of what the slowest unit needs."""
 
 
 @dataclass(frozen=True)

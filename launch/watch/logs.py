@@ -33,7 +33,7 @@ OUTPUT = re.compile(r"(?P<job>\d+(?:_\d+)?)_(?P<rank>\d+)_log\.(?:out|err)")
 LOCAL = re.compile(r"(?P<kind>local|rank)-(?P<rank>\d+)\.log")
 LOOK_SECONDS = 1.0
 LATE_SECONDS = 60.0
-"""So long after the end of an attempt its job's script may still have had to say something about it."""
+"""Seconds after the end of an attempt in which its job's script may still say something about it."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Source:
     name: str
     path: Path
     is_bad: bool = False
-    """Of something that went wrong."""
+    """Whether something went wrong there."""
     spans: tuple[tuple[float, float], ...] | None = None
     """Only what was written then, `[from, to)` in seconds since 1970; None: all."""
 

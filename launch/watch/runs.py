@@ -55,7 +55,7 @@ class TrainingStatus:
     epochs: int
     """At most, of a phase."""
     epochs_done: int
-    """Of this phase."""
+    """Number of epochs of this phase that are done."""
     loss: float | None
     """On the validation recordings, in the last epoch; None before the first."""
     figure: str | None

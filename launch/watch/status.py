@@ -26,7 +26,7 @@ OVER = ("finished", "failed", "cancelled", "stalled")
 """States of a launch in which nothing happens any more by itself."""
 SETTLED = ("done", "partly", "failed")
 SKEW_SECONDS = 30.0
-"""So far may the clocks of nodes and scheduler be apart."""
+"""Largest difference between the clocks of nodes and scheduler that is tolerated, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Working:
     units: tuple[int, ...] = ()
     recordings: int = 0
     frames: int = 0
-    """Of these units, that their workers have told of."""
+    """Number of frames of these units that their workers have told of."""
     speed: float | None = None
-    """Of all workers together: frames/s; of a training, samples/s."""
+    """Speed of all workers together, in frames/s; of a training, in samples/s."""
     ends: float | None = None
     """When the stage is done at this speed, in seconds since 1970; of a training, at the latest."""
 

@@ -33,7 +33,7 @@ def in_process(monkeypatch):
     """Commands run in this process and look at videos in it, for speed. `in_process("add", ...)` gives an Answer."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(command, "deg", deg_here)
-    for module in ("check", "infer", "trainable"):
+    for module in ("projects.check", "plan.infer", "plan.recordings"):
         monkeypatch.setattr(f"deg.{module}.probe_all", probe_here)
     return deg_here
 

@@ -60,11 +60,11 @@ class Contents:
     format: Format
     height: int
     width: int
-    """Of the frames as they are kept."""
+    """Height and width of the frames as they are kept, in pixels."""
 
     @property
     def frame_bytes(self) -> int:
-        """Of a frame in memory."""
+        """Size of a frame in memory, in bytes."""
         return self.height * self.width * 3
 
     def to_json(self) -> str:

@@ -47,7 +47,7 @@ PATIENCE = 1800.0
 BLOCK_BYTES, BLOCK_FRAMES = 16 << 20, 32
 """Most that is decoded at a time."""
 JPEG_SHARE = 0.15
-"""Of the raw size that JPEGs are reckoned with before they are made; measured 0.07 to 0.14, once 0.22."""
+"""Expected size of JPEGs before they are made, as a share of the raw size; measured 0.07 to 0.14, once 0.22."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """Of the folder; has no dot. Frames of a video that was changed are made anew in the same place."""
+        """Name of the folder, without a dot. Frames of a video that was changed are made anew in the same place."""
         what = json.dumps([self.contents.video, self.contents.transform, self.contents.format])
         stem = re.sub(r"[^A-Za-z0-9_-]", "_", self.video.path.stem)[:40]
         return f"{stem}-{hashlib.sha256(what.encode()).hexdigest()[:16]}"

@@ -45,7 +45,7 @@ VIDEOS_PER_PROCESS = 4
 """For fewer videos another process costs more to start than it saves."""
 
 MOST_KILLS = 3
-"""So many times in a row is a decoder that was killed replaced by another."""
+"""Number of times in a row that a decoder that was killed is replaced."""
 
 Result = TypeVar("Result")
 

@@ -29,12 +29,12 @@ from deg.types import Unit
 from deg.work import STOPPED
 
 MOST_DEATHS = 3
-"""So many times may a unit take its worker down with it, or a device its workers before they begin."""
+"""A unit that has killed its worker this often is given up, and a device whose workers died as often at the start."""
 GRACE_SECONDS = 60.0
 """How long workers may take to reach the end of a batch after a signal."""
 KILL_SECONDS = 10.0
 SILENT_SECONDS = 3600.0
-"""So long after its last sign of life a worker is taken to hang. One batch takes seconds; compiling, minutes."""
+"""Seconds after its last sign of life at which a worker is taken to hang. A batch takes seconds; compiling, minutes."""
 
 
 @dataclass

@@ -44,7 +44,7 @@ COLLATERAL_SECONDS = 5.0
 LATE_WORDS_SECONDS = 2.0
 """How long to wait for the last lines of a process that has ended."""
 SILENT_SECONDS = 3600.0
-"""So long after a rank's last sign of life they are taken to hang. A step takes seconds; compiling, minutes."""
+"""Seconds after a rank's last sign of life at which all are taken to hang. A step takes seconds; compiling, minutes."""
 LOOK_SECONDS = 0.05
 
 BEREAVED = re.compile(r"(closed|reset) by peer|remote process exited|Dist(Backend|Network)Error|Broken pipe", re.I)

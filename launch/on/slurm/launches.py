@@ -96,7 +96,7 @@ class Job:
     stage: int
     role: Role
     elements: tuple[int, ...] | None = None
-    """Of an array: the numbers of its elements, by the index that the scheduler gives them. None for a single job."""
+    """Task indices of an array job, such as (1, 3). None if the job is not an array."""
     round: int = 0
     """How many times the merge job had submitted the stage again before."""
     time: float = 0.0

@@ -60,17 +60,17 @@ class Need:
 
 
 def training_need(cluster: Cluster, name: str) -> Need:
-    """Of a training: all its ranks in one job."""
+    """What a training needs: all its ranks in one job."""
     return Need(name, cluster.nodes or 1, tasks_per_node(cluster), gpus(cluster), cluster.time, cluster.partition)
 
 
 def worker_need(cluster: Cluster, name: str) -> Need:
-    """Of one worker of an inference."""
+    """What one worker of an inference needs."""
     return Need(name, 1, 1, min(gpus(cluster), 1), cluster.time, cluster.partition)
 
 
 def merge_need(cluster: Cluster, name: str) -> Need:
-    """Of a job between two stages."""
+    """What a job between two stages needs."""
     return Need(name, 1, 1, 0, cluster.merge_time, cluster.merge_partition or cluster.partition)
 
 

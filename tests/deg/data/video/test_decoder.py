@@ -218,7 +218,7 @@ def test_silence_is_not_waited_out_for_ever(mouse):
     with Decoder(timeout=2.0) as decoder:
         decoder.probe(mouse)
         os.kill(child_of(decoder), signal.SIGSTOP)
-        with pytest.raises(VideoError, match=r"said nothing for 2.0 seconds"):
+        with pytest.raises(VideoError, match=r"said nothing for 2 seconds"):
             decoder.probe(mouse)
         assert decoder.probe(mouse).num_frames == 400
 
