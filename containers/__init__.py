@@ -27,7 +27,7 @@ class Flavour:
     min_driver: int
     """Major version of the NVIDIA driver (docs.nvidia.com/deploy/cuda-compatibility, minor version compatibility)."""
     compute_capability: str
-    """Compute capability of the oldest GPU that the wheels of torch have code for."""
+    """Of the oldest GPU that the wheels of torch have code for."""
 
     @property
     def lock(self) -> str:

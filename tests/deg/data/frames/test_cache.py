@@ -158,7 +158,7 @@ def test_a_folder_that_cannot_be_made_is_a_mistake_in_the_options(tmp_path):
 BUILD = """
 import json, os, signal, sys
 from pathlib import Path
-from deg.data.frames import files as frame_files, frame_making
+from deg.data.frames import files as frame_files, making as frame_making
 from deg.data.frames.cache import FrameCache
 from deg.data.video.transform import FrameTransform
 from deg.data.video.files import probe
