@@ -18,6 +18,8 @@ import pytest
 from checkout import ROOT, files
 from packaging.requirements import Requirement
 
+pytestmark = pytest.mark.slow
+
 PACKAGES = {"deg": "deg", "deg.launch": "launch", "deg.configs": "configs", "deg.containers": "containers"}
 """Where the top-level packages lie in the checkout."""
 

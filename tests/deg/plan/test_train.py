@@ -21,6 +21,8 @@ from deg.projects.project import open_project, read_split
 from deg.runs.plans import TrainingPlan
 from deg.runs.rundir import create_run
 
+pytestmark = pytest.mark.slow
+
 FRAMES = 12
 LABELS = np.eye(3, dtype=int)[np.arange(FRAMES) // 2 % 3]
 """Bouts of two frames: background, groom, rear and over again; 4 positive frames of each."""

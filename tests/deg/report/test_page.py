@@ -21,6 +21,8 @@ from deg.projects.project import open_project
 from deg.report import figures
 from deg.report.page import build_report, find_target, new_folder
 
+pytestmark = pytest.mark.slow
+
 NOT_DEFINED = "\N{EN DASH}"
 NOW = datetime(2026, 11, 22, 12, 0, 0)
 

@@ -17,6 +17,8 @@ from deg.launch.stages import train
 from deg.runs.networks import scan
 from deg.runs.rundir import RunDir
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(tmp_path):

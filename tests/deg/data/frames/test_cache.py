@@ -28,6 +28,8 @@ from deg.data.video.transform import FrameTransform
 from deg.errors import ConfigError, VideoError
 from deg.types import VideoInfo
 
+pytestmark = pytest.mark.slow
+
 SMALL = FrameTransform(resize=(32, 40))
 FRAME_BYTES = 32 * 40 * 3
 PLENTY = 10**9

@@ -21,6 +21,8 @@ from deg.data.video.process import DecoderKilledError
 from deg.data.video.transform import FrameTransform
 from deg.errors import ConfigError, VideoError
 
+pytestmark = pytest.mark.slow
+
 SMALL = FrameTransform(resize=(32, 40))
 
 

@@ -21,6 +21,8 @@ from deg.launch.devices import Device, devices
 from deg.launch.on.local.pool import LocalPool, describe_exit
 from deg.runs.merge import merge
 
+pytestmark = pytest.mark.slow
+
 LENGTHS = {"a": 600, "b": 40, "c": 2000}
 
 

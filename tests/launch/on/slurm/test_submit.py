@@ -22,6 +22,8 @@ from deg.launch.stages import train
 from deg.launch.stages.request import StageRequest
 from deg.runs.rundir import RunDir
 
+pytestmark = pytest.mark.slow
+
 LENGTHS = {"mouse_1": 1100, "mouse_2": 30}
 UNITS = 3
 
