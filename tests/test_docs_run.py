@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from pages import commands, pages, read
 from videos import write_video
@@ -51,18 +50,9 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def usual_numbers():
-    """`deg bench` has this process take the smallest numbers for 0; other tests want them."""
-    yield
-    torch.set_flush_denormal(False)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_all_shown_commands_run_in_the_order_of_their_page(
-    folder, mysite, fake_slurm, usual_numbers, monkeypatch, capsys
-):
+def test_all_shown_commands_run_in_the_order_of_their_page(folder, mysite, fake_slurm, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     shown = {page: list(commands(read(page))) for page in pages()}
     assert sum(map(len, shown.values())) >= 10

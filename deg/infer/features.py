@@ -11,10 +11,9 @@ The outputs of a batch come back while the next is computed; the caller writes t
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,47 +28,13 @@ from deg.models.precision import PRECISIONS, resolve_precision
 from deg.models.sliding import SlidingTwoStream, slides
 from deg.models.two_stream import build_two_stream
 from deg.models.weights import load_two_stream
-from deg.options.schema import FeatureExtractor, FlowGenerator
+from deg.runs.plans import FeatureTask
 
 log = logging.getLogger(__name__)
 
 SMALLEST_BATCH = 1
 CPU_BATCH = 16
 """Measured with `deg bench`: on CPUs larger batches are not faster, they only take more memory."""
-
-
-@dataclass(frozen=True)
-class FeatureTask:
-    """All that feature extraction needs to know; plain values, so that it travels in a plan."""
-
-    feature_extractor: FeatureExtractor
-    flow_generator: FlowGenerator
-    num_classes: int
-    weights: str
-    flow_weights: str | None
-    """None: the flow generator inside `weights`."""
-    crop_size: Any
-    resize: Any
-    pad: Any
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    precision: str = "auto"
-    batch_size: int | str = "auto"
-    compile: bool | str = "auto"
-    decoders: int | str = "auto"
-    threads: int | str = "auto"
-    frame_count: str = "claimed"
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> FeatureTask:
-        values = dict(values)
-        values["feature_extractor"] = FeatureExtractor(**values["feature_extractor"])
-        values["flow_generator"] = FlowGenerator(**values["flow_generator"])
-        values["mean"], values["std"] = tuple(values["mean"]), tuple(values["std"])
-        return cls(**values)
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ of the video. Names of arrays as in deg.types; L is the length of a stretch or w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -31,37 +31,13 @@ from deg.errors import ResultError
 from deg.models.sequence import MLP, build_sequence
 from deg.models.tcn import TCN
 from deg.models.weights import load_weights
-from deg.options.schema import Sequence
-from deg.types import NUM_FEATURES
+from deg.runs.plans import SequenceTask
 
 STRETCHES_PER_BATCH = 16
 """A stretch of 180 frames takes about 25 MB in tgmj: a batch fits everywhere, and a GPU is not left idle."""
 
 Read = Callable[[int, int], np.ndarray]
 """Gives the features_TD of the frames [start, stop), float32."""
-
-
-@dataclass(frozen=True)
-class SequenceTask:
-    """All that sequence inference needs to know; plain values, so that it travels in a plan."""
-
-    sequence: Sequence
-    """Options of the training run, which decide the network and the length of the stretches."""
-    num_classes: int
-    weights: str
-    latent_name: str
-    """Group of the outputs files that features are read from; of no use with keypoints."""
-    num_features: int = NUM_FEATURES
-    """Number of features of one frame, spatial and flow together, or of its keypoints."""
-    activation: Literal["sigmoid", "softmax"] = "sigmoid"
-    threads: int | str = "auto"
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> SequenceTask:
-        return cls(**{**values, "sequence": Sequence(**values["sequence"])})
 
 
 @dataclass(frozen=True, eq=False)

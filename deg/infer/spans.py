@@ -21,11 +21,11 @@ from deg.data.video.decoder import DecoderPool
 from deg.data.video.reader import require_unchanged
 from deg.data.video.transform import FrameTransform
 from deg.errors import ProjectError, show_path
-from deg.infer.features import FeatureEngine, FeatureTask
-from deg.infer.sequences import SequenceEngine, SequenceTask
+from deg.infer.features import FeatureEngine
+from deg.infer.sequences import SequenceEngine
 from deg.models.device import keep_freed_memory, prepare_torch
 from deg.runs.networks import require_planned
-from deg.runs.plans import InferencePlan
+from deg.runs.plans import FeatureTask, InferencePlan, SequenceTask
 from deg.types import STREAM_FEATURES, Span
 from deg.version import __version__
 from deg.work import available_cores
@@ -41,7 +41,8 @@ class FeatureSpans:
 
     def __init__(self, plan: InferencePlan, device: torch.device):
         require_planned(plan.weights)
-        task = FeatureTask.from_dict(plan.task)
+        task = plan.task
+        assert isinstance(task, FeatureTask)
         task = replace(task, compile=_compiles(task.compile, plan, device))
         prepare_torch(task.threads)
         if device.type == "cpu":
@@ -94,7 +95,8 @@ class SequenceSpans:
 
     def __init__(self, plan: InferencePlan, device: torch.device):
         require_planned(plan.weights)
-        task = SequenceTask.from_dict(plan.task)
+        task = plan.task
+        assert isinstance(task, SequenceTask)
         prepare_torch(task.threads)
         self._plan = plan
         self._latent = task.latent_name

@@ -7,8 +7,6 @@ Nothing is computed here and torch is not loaded: a plan can be made on a login 
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +20,7 @@ from deg.data.sequence_input import describe_mark, keypoints_of, open_input
 from deg.data.video.decoder import probe_all
 from deg.errors import DegError, ProjectError, ResultError, VideoError, WeightsError, show_path
 from deg.options import schema
-from deg.options.load import as_dict, overlay
+from deg.options.load import overlay
 from deg.projects.inventory import why_no_video
 from deg.projects.project import Project
 from deg.runs.merge import is_done, wanted_mark
@@ -35,7 +33,7 @@ from deg.runs.networks import (
     sha256,
     training_flow_weights,
 )
-from deg.runs.plans import InferencePlan
+from deg.runs.plans import FeatureTask, InferencePlan, SequenceTask, settings_of
 from deg.types import NUM_FEATURES, Record, VideoInfo
 
 STAGES = ("feature_extractor", "sequence")
@@ -112,24 +110,25 @@ def _plan_features(project: Project, config: schema.Config) -> tuple[InferencePl
     thresholds = read_thresholds(weights, len(class_names))
     notices.append(_threshold_notice(thresholds))
     options = config.inference
-    task = {
-        "feature_extractor": as_dict(replace(extractor, weights=None)),
-        "flow_generator": as_dict(replace(flow, weights=None)),
-        "num_classes": len(class_names),
-        "weights": str(weights),
-        "flow_weights": None if flow_weights is None else str(flow_weights),
-        "crop_size": config.augs.crop_size,
-        "resize": config.augs.resize,
-        "pad": config.augs.pad,
-        "mean": config.augs.normalization.mean,
-        "std": config.augs.normalization.std,
-        **{
-            name: getattr(options, name)
-            for name in ("precision", "batch_size", "compile", "decoders", "threads", "frame_count")
-        },
-    }
+    task = FeatureTask(
+        feature_extractor=replace(extractor, weights=None),
+        flow_generator=replace(flow, weights=None),
+        num_classes=len(class_names),
+        weights=str(weights),
+        flow_weights=None if flow_weights is None else str(flow_weights),
+        crop_size=config.augs.crop_size,
+        resize=config.augs.resize,
+        pad=config.augs.pad,
+        mean=config.augs.normalization.mean,
+        std=config.augs.normalization.std,
+        precision=options.precision,
+        batch_size=options.batch_size,
+        compile=options.compile,
+        decoders=options.decoders,
+        threads=options.threads,
+        frame_count=options.frame_count,
+    )
     files = {"feature_extractor": weights} | ({"flow_generator": flow_weights} if flow_weights is not None else {})
-    unlike = ("weights", "flow_weights", "batch_size", "compile", "decoders", "threads")
     plan = InferencePlan(
         stage="feature_extractor",
         group=config.sequence.latent_name or extractor.arch,
@@ -138,7 +137,7 @@ def _plan_features(project: Project, config: schema.Config) -> tuple[InferencePl
         videos={},
         outputs={},
         weights=_hashed(files),
-        settings=_fingerprint({k: v for k, v in task.items() if k not in unlike}, class_names, thresholds.values),
+        settings=settings_of(task, class_names, [float(value) for value in thresholds.values]),
         task=task,
         units=(),
     )
@@ -200,17 +199,15 @@ def _plan_sequence(project: Project, config: schema.Config) -> tuple[InferencePl
         "Keypoints of DeepLabCut." if keypoints else f"Features: group {latent}.",
         _threshold_notice(thresholds),
     ]
-    task = {
-        "sequence": as_dict(replace(sequence, weights=None)),
-        "num_classes": len(class_names),
-        "weights": str(weights),
-        "latent_name": latent,
-        "activation": activation,
-        "threads": config.inference.threads,
-    }
-    if keypoints:
-        task |= {"num_features": NUM_KEYPOINT_FEATURES, "latent_name": ""}
-    unlike = ("weights", "threads")
+    task = SequenceTask(
+        sequence=replace(sequence, weights=None),
+        num_classes=len(class_names),
+        weights=str(weights),
+        latent_name="" if keypoints else latent,
+        num_features=NUM_KEYPOINT_FEATURES if keypoints else NUM_FEATURES,
+        activation=activation,
+        threads=config.inference.threads,
+    )
     plan = InferencePlan(
         stage="sequence",
         group=config.sequence.output_name or sequence.arch,
@@ -219,7 +216,7 @@ def _plan_sequence(project: Project, config: schema.Config) -> tuple[InferencePl
         videos={},
         outputs={},
         weights=_hashed({"sequence": weights}),
-        settings=_fingerprint({k: v for k, v in task.items() if k not in unlike}, class_names, thresholds.values),
+        settings=settings_of(task, class_names, [float(value) for value in thresholds.values]),
         task=task,
         units=(),
     )
@@ -232,14 +229,6 @@ def _threshold_notice(thresholds: Thresholds) -> str:
 
 def _hashed(files: Mapping[str, Path]) -> dict[str, dict[str, str]]:
     return {role: {"path": str(path), "sha256": sha256(path)} for role, path in files.items()}
-
-
-def _fingerprint(*parts: Any) -> str:
-    """sha256 of values that change the numbers."""
-    text = json.dumps(
-        [list(part) if not isinstance(part, Mapping) else part for part in parts], sort_keys=True, default=list
-    )
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------- with the recordings
@@ -256,7 +245,7 @@ def _with_recordings(
 ) -> Prepared:
     """The plan over those recordings that can be done and are not."""
     describe = _videos if plan.stage == "feature_extractor" else _feature_files
-    if plan.stage == "sequence" and plan.task["sequence"]["input_type"] == "keypoints":
+    if isinstance(plan.task, SequenceTask) and plan.task.sequence.input_type == "keypoints":
         describe = _keypoint_files
     videos, sources, failed = describe(plan, records, options, overwrite)
     plan = replace(plan, videos=videos, sources=sources, outputs={r.key: r.outputs_path for r in records})
@@ -327,7 +316,8 @@ def _feature_files(
     plan: InferencePlan, records: Sequence[Record], options: schema.Inference, overwrite: bool
 ) -> Described:
     """Recordings as their features describe them: a sequence network does not look at the video."""
-    latent = plan.task["latent_name"]
+    assert isinstance(plan.task, SequenceTask)
+    latent = plan.task.latent_name
     videos: dict[str, VideoInfo] = {}
     sources: dict[str, Mapping[str, Any]] = {}
     failed: dict[str, str] = {}

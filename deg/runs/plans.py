@@ -2,17 +2,97 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from deg.types import Span, Unit, VideoInfo
+from deg.options import schema
+from deg.options.load import as_dict
+from deg.options.schema import FeatureExtractor, FlowGenerator
+from deg.types import NUM_FEATURES, Span, Unit, VideoInfo
 
 PLAN_VERSION = 1
 SCRATCH = "scratch"
 """Stands in a plan for a folder on the disk of whatever node works."""
+ASIDE = {"numbers": False}
+"""Metadata of a task's field that changes no number: another value leaves finished results valid."""
+
+
+@dataclass(frozen=True)
+class FeatureTask:
+    """All that feature extraction needs to know."""
+
+    feature_extractor: FeatureExtractor
+    flow_generator: FlowGenerator
+    num_classes: int
+    weights: str = field(metadata=ASIDE)
+    flow_weights: str | None = field(metadata=ASIDE)
+    """File of the flow generator; None: the flow generator inside `weights`."""
+    crop_size: Any
+    resize: Any
+    pad: Any
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    precision: str = "auto"
+    batch_size: int | str = field(default="auto", metadata=ASIDE)
+    compile: bool | str = field(default="auto", metadata=ASIDE)
+    decoders: int | str = field(default="auto", metadata=ASIDE)
+    threads: int | str = field(default="auto", metadata=ASIDE)
+    frame_count: str = "claimed"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as plan.json holds them."""
+        plain = {each.name: getattr(self, each.name) for each in fields(self)}
+        return plain | {name: as_dict(plain[name]) for name in ("feature_extractor", "flow_generator")}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> FeatureTask:
+        values = dict(values)
+        values["feature_extractor"] = FeatureExtractor(**values["feature_extractor"])
+        values["flow_generator"] = FlowGenerator(**values["flow_generator"])
+        values["mean"], values["std"] = tuple(values["mean"]), tuple(values["std"])
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class SequenceTask:
+    """All that sequence inference needs to know."""
+
+    sequence: schema.Sequence
+    """Options of the training run, which decide the network and the length of the stretches."""
+    num_classes: int
+    weights: str = field(metadata=ASIDE)
+    latent_name: str
+    """Group of the outputs files that features are read from; of no use with keypoints."""
+    num_features: int = NUM_FEATURES
+    """Number of features of one frame, spatial and flow together, or of its keypoints."""
+    activation: Literal["sigmoid", "softmax"] = "sigmoid"
+    threads: int | str = field(default="auto", metadata=ASIDE)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as plan.json holds them: the usual number of features is not told, as it never was."""
+        plain = {each.name: getattr(self, each.name) for each in fields(self)} | {"sequence": as_dict(self.sequence)}
+        width = plain.pop("num_features")
+        return plain if width == NUM_FEATURES else plain | {"num_features": width}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SequenceTask:
+        return cls(**{**values, "sequence": schema.Sequence(**values["sequence"])})
+
+
+Task = FeatureTask | SequenceTask
+TASKS: dict[str, type[FeatureTask] | type[SequenceTask]] = {"feature_extractor": FeatureTask, "sequence": SequenceTask}
+
+
+def settings_of(task: Task, class_names: Sequence[str], thresholds: Sequence[float]) -> str:
+    """Compute the sha256 of everything that changes the numbers: results with another one are outdated."""
+    aside = {each.name for each in fields(task) if not each.metadata.get("numbers", True)}
+    numbers = {name: value for name, value in task.as_dict().items() if name not in aside}
+    text = json.dumps([numbers, list(class_names), list(thresholds)], sort_keys=True, default=list)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -31,9 +111,9 @@ class InferencePlan:
     weights: Mapping[str, Mapping[str, str]]
     """By role (`feature_extractor`, `flow_generator`, `sequence`): `path` and `sha256`."""
     settings: str
-    """sha256 of every option that changes the numbers."""
-    task: Mapping[str, Any]
-    """What the stage's engine is built from; plain values."""
+    """sha256 of all that changes the numbers, see `settings_of`."""
+    task: Task
+    """What the stage's engine is built from."""
     units: tuple[Unit, ...]
     overwrite: bool = False
     """Results that are there already are made anew."""
@@ -41,7 +121,7 @@ class InferencePlan:
     """By recording: what else its result is made from (for a sequence network, the mark of the features)."""
 
     def to_json(self) -> str:
-        plan = asdict(self)
+        plan = asdict(self) | {"task": self.task.as_dict()}
         plan["version"], plan["kind"] = PLAN_VERSION, "inference"
         plan["videos"] = {key: asdict(info) | {"path": str(info.path)} for key, info in self.videos.items()}
         plan["outputs"] = {key: str(path) for key, path in self.outputs.items()}
@@ -51,6 +131,7 @@ class InferencePlan:
     @classmethod
     def from_json(cls, text: str) -> InferencePlan:
         plan = _parse(text, "inference")
+        plan["task"] = TASKS[plan["stage"]].from_dict(plan["task"])
         plan["class_names"], plan["thresholds"] = tuple(plan["class_names"]), tuple(plan["thresholds"])
         plan["videos"] = {
             key: VideoInfo(**(info | {"path": Path(info["path"])})) for key, info in plan["videos"].items()

@@ -58,12 +58,13 @@ def run_bench(settings: Settings) -> Bench:
     from deg.data.video.decoder import DecoderPool
     from deg.data.video.files import probe
     from deg.data.video.transform import FrameTransform
-    from deg.infer.features import FeatureEngine, FeatureTask
+    from deg.infer.features import FeatureEngine
     from deg.infer.spans import BLOCK_FRAMES
     from deg.models.device import choose_device, prepare_torch
     from deg.models.two_stream import build_two_stream
     from deg.options.load import load_config
     from deg.projects.shapes import write_shapes_video
+    from deg.runs.plans import FeatureTask
 
     started = time.perf_counter()
     device = choose_device()

@@ -13,11 +13,12 @@ from command import infer
 from scenes.project import CLASSES, make_project, write_results
 
 from deg.errors import WeightsError
-from deg.infer.features import FeatureEngine, FeatureTask
-from deg.infer.sequences import SequenceEngine, SequenceTask
+from deg.infer.features import FeatureEngine
+from deg.infer.sequences import SequenceEngine
 from deg.models.sequence import build_sequence
 from deg.models.two_stream import FLOW_GENERATORS
 from deg.options.schema import FeatureExtractor, FlowGenerator, Sequence
+from deg.runs.plans import FeatureTask, SequenceTask
 from deg.types import NUM_FEATURES
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_process")]

@@ -16,9 +16,10 @@ from deg.arithmetic.units import GRAIN
 from deg.arithmetic.windows import WINDOW, reach
 from deg.errors import RunError
 from deg.infer import features
-from deg.infer.features import FeatureEngine, FeatureTask, choose_batch_size
+from deg.infer.features import FeatureEngine, choose_batch_size
 from deg.models.two_stream import TwoStreamOutput, build_two_stream
 from deg.options.schema import FeatureExtractor, FlowGenerator
+from deg.runs.plans import FeatureTask
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.5, 0.2, 0.999), (0.25, 0.5, 0.125)

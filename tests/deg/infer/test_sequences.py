@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from deg.errors import ResultError
-from deg.infer.sequences import SequenceEngine, SequenceTask
+from deg.infer.sequences import SequenceEngine
 from deg.models.sequence import MLP, build_sequence
 from deg.options.schema import Sequence
+from deg.runs.plans import SequenceTask
 
 CPU = torch.device("cpu")
 

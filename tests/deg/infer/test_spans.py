@@ -13,11 +13,11 @@ from tracks import write_keypoints
 from deg.data.keypoints import NUM_KEYPOINT_FEATURES
 from deg.data.sequence_input import describe_mark
 from deg.errors import ProjectError, WeightsError
-from deg.infer.sequences import SequenceTask
 from deg.infer.spans import SequenceSpans
 from deg.models.sequence import build_sequence
 from deg.options.schema import Sequence
 from deg.runs.networks import require_planned, sha256
+from deg.runs.plans import SequenceTask
 
 SHA256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 """Of the bytes `abc`."""
@@ -70,7 +70,7 @@ def keypoints(tmp_path, weights, torch_as_before):
     return replace(
         plan,
         weights={"sequence": {"path": str(weights), "sha256": sha256(weights)}},
-        task=SequenceTask(section, 3, str(weights), "", num_features=NUM_KEYPOINT_FEATURES, threads=1).as_dict(),
+        task=SequenceTask(section, 3, str(weights), "", num_features=NUM_KEYPOINT_FEATURES, threads=1),
         sources={"a": {"keypoints": csv.name, "mark": describe_mark(csv, "")}},
     )
 

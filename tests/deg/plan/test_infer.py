@@ -95,9 +95,9 @@ def test_a_plan_holds_all_that_its_units_need(folder):
     found = plan(folder).plan
     assert found.group == "resnet18" and found.class_names == ("background", "groom", "rear")
     assert {key: video.num_frames for key, video in found.videos.items()} == LENGTHS
-    assert found.task["weights"].endswith("200101_000001_feature_extractor_train/checkpoint.pt")
-    assert found.task["flow_weights"].endswith("200101_000000_flow_generator_train/checkpoint.pt")
-    assert found.task["resize"] == (32, 32) and found.thresholds == (0.5, 0.5, 0.5)
+    assert found.task.weights.endswith("200101_000001_feature_extractor_train/checkpoint.pt")
+    assert found.task.flow_weights.endswith("200101_000000_flow_generator_train/checkpoint.pt")
+    assert found.task.resize == (32, 32) and found.thresholds == (0.5, 0.5, 0.5)
     assert sum(unit.num_frames for unit in found.units) == sum(LENGTHS.values())
 
 
@@ -160,7 +160,7 @@ def test_results_of_other_weights_are_not_taken(folder):
     finish(plan(folder))
     newer = add_weights(folder, "feature_extractor", "resnet18", "210101_000000")
     again = plan(folder)
-    assert set(again.plan.videos) == set(LENGTHS) and str(newer) in again.plan.task["weights"]
+    assert set(again.plan.videos) == set(LENGTHS) and str(newer) in again.plan.task.weights
 
 
 def test_a_video_that_was_replaced_is_done_again(folder):
@@ -218,7 +218,7 @@ def test_a_sequence_network_needs_features(folder):
 def test_a_sequence_network_runs_over_whole_recordings(folder):
     finish(plan(folder))
     found = plan(folder, stage="sequence", devices=8).plan
-    assert found.group == "tgmj" and found.task["latent_name"] == "resnet18"
+    assert found.group == "tgmj" and found.task.latent_name == "resnet18"
     assert [(span.key, span.start, span.stop) for unit in found.units for span in unit.spans] == [
         ("mouse_1", 0, 40),
         ("mouse_2", 0, 600),
@@ -260,7 +260,7 @@ def test_a_network_trained_on_keypoints_needs_them_and_no_features(folder):
     assert found.plan is None and "there are no keypoints" in found.failed["mouse_1"]
     write_keypoints(folder / "DATA/mouse_1/mouse_1DLC.csv", LENGTHS["mouse_1"])
     found = plan_keypoints(folder)
-    assert list(found.plan.videos) == ["mouse_1"] and found.plan.task["num_features"] == 44
+    assert list(found.plan.videos) == ["mouse_1"] and found.plan.task.num_features == 44
     assert found.plan.sources["mouse_1"]["keypoints"] == "mouse_1DLC.csv"
 
 

@@ -15,7 +15,8 @@ from scripted_engine import FeatureSpans
 
 from deg.arithmetic.units import plan_units
 from deg.execute import run_unit
-from deg.runs.plans import InferencePlan
+from deg.options.schema import FeatureExtractor, FlowGenerator, Sequence
+from deg.runs.plans import FeatureTask, InferencePlan, SequenceTask, Task
 from deg.runs.rundir import RunDir, create_run
 from deg.types import VideoInfo
 from deg.work import StopFlag, Teller
@@ -43,9 +44,17 @@ def make_plan(
         outputs={key: folder / "DATA" / key / f"{key}_outputs.h5" for key in lengths},
         weights={stage: {"path": "weights.ckpt", "sha256": "ab" * 32}},
         settings="cd" * 32,
-        task={},
+        task=make_task(stage),
         units=tuple(plan_units(lengths, devices=1, units_per_device=units, whole=stage == "sequence")),
     )
+
+
+def make_task(stage: str) -> Task:
+    """What scripted engines are built from, which do not look at it."""
+    if stage == "sequence":
+        return SequenceTask(Sequence(), len(CLASSES), "weights.ckpt", "resnet18")
+    networks = (FeatureExtractor(), FlowGenerator())
+    return FeatureTask(*networks, len(CLASSES), "weights.ckpt", None, None, None, None, (0.5,) * 3, (0.5,) * 3)
 
 
 def make_run(folder: Path, plan: InferencePlan, **options) -> RunDir:
