@@ -130,7 +130,12 @@ class InferencePlan:
 
     @classmethod
     def from_json(cls, text: str) -> InferencePlan:
-        plan = _parse(text, "inference")
+        return cls.from_document(json.loads(text))
+
+    @classmethod
+    def from_document(cls, document: dict[str, Any]) -> InferencePlan:
+        """The plan that a parsed plan.json holds."""
+        plan = _checked(document, "inference")
         plan["task"] = TASKS[plan["stage"]].from_dict(plan["task"])
         plan["class_names"], plan["thresholds"] = tuple(plan["class_names"]), tuple(plan["thresholds"])
         plan["videos"] = {
@@ -187,7 +192,12 @@ class TrainingPlan:
 
     @classmethod
     def from_json(cls, text: str) -> TrainingPlan:
-        plan = _parse(text, "train")
+        return cls.from_document(json.loads(text))
+
+    @classmethod
+    def from_document(cls, document: dict[str, Any]) -> TrainingPlan:
+        """The plan that a parsed plan.json holds."""
+        plan = _checked(document, "train")
         plan["phases"], plan["class_names"] = tuple(plan["phases"]), tuple(plan["class_names"])
         plan["parts"] = {part: tuple(keys) for part, keys in plan["parts"].items()}
         plan["videos"] = {
@@ -196,8 +206,13 @@ class TrainingPlan:
         return cls(**plan)
 
 
-def _parse(text: str, kind: str) -> dict[str, Any]:
-    plan = json.loads(text)
+def plan_from_json(text: str) -> InferencePlan | TrainingPlan:
+    """The plan of whichever kind plan.json holds."""
+    document = json.loads(text)
+    return (TrainingPlan if document.get("kind") == "train" else InferencePlan).from_document(document)
+
+
+def _checked(plan: dict[str, Any], kind: str) -> dict[str, Any]:
     if plan.pop("version") != PLAN_VERSION:
         raise ValueError("a plan of another version of deg")
     if (found := plan.pop("kind", "inference")) != kind:

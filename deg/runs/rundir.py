@@ -30,7 +30,7 @@ from deg.data.atomic import write_atomically
 from deg.data.json_lines import append_line, read_lines
 from deg.data.lock import exclusive, is_held
 from deg.errors import RunError, show_path
-from deg.runs.plans import InferencePlan, TrainingPlan
+from deg.runs.plans import InferencePlan, TrainingPlan, plan_from_json
 
 Loaded = TypeVar("Loaded")
 
@@ -88,9 +88,9 @@ class RunDir:
         """The plan of a training run. RunError if there is none, or none that this version can read."""
         return self._load(TrainingPlan.from_json)
 
-    def is_training(self) -> bool:
-        """Whether the run trains a network. RunError if there is no plan."""
-        return self._load(lambda text: json.loads(text).get("kind") == "train")
+    def load_either_plan(self) -> InferencePlan | TrainingPlan:
+        """The plan of whichever kind the run is. RunError if there is none, or none that this version can read."""
+        return self._load(plan_from_json)
 
     def _load(self, parse: Callable[[str], Loaded]) -> Loaded:
         try:

@@ -150,9 +150,8 @@ Run = InferenceRun | TrainingRun
 
 def open_run(folder: RunDir) -> Run:
     """The run in a folder, of whichever kind it is. RunError without a plan that this version can read."""
-    if folder.is_training():
-        return TrainingRun(folder, folder.load_training_plan())
-    return InferenceRun(folder, folder.load_plan())
+    plan = folder.load_either_plan()
+    return TrainingRun(folder, plan) if isinstance(plan, TrainingPlan) else InferenceRun(folder, plan)
 
 
 def _error_of(result: Path, position: int) -> str | None:
