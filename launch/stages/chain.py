@@ -19,7 +19,7 @@ from deg.errors import DegError, RunError, show_path
 from deg.launch.say import say
 from deg.launch.stages import infer
 from deg.launch.stages.request import Report, StageRequest, Verb, read_options
-from deg.launch.stages.stage import Attempt, attempt, do, show_plan
+from deg.launch.stages.stage import Answer, answer_of, do, show_plan
 from deg.launch.stages.train import unfinished_training
 from deg.options.load import load_config
 from deg.options.schema import Config
@@ -170,7 +170,7 @@ def _do(step: Step, missing: Missing, request: ChainRequest) -> tuple[StepReport
 
         return write_report(request.path, request.overrides) if step.request is None else do(step.request())
 
-    found = attempt(act)
+    found = answer_of(act)
     state = {0: "done", STOPPED: "stopped"}.get(found.exit_status, "failed")
     report = StepReport(step.name, step.command, state, missing.why, found.exit_status, found.document)
     return report, may_go_on(request.path, found)
@@ -181,13 +181,13 @@ def _show(step: Step, missing: Missing, before: Sequence[StepReport]) -> tuple[S
     report = StepReport(step.name, step.command, "missing", missing.why)
     if step.request is None or any(other.state == "missing" for other in before):
         return report, True
-    found = attempt(lambda: show_plan(step.request()))  # type: ignore[misc]
+    found = answer_of(lambda: show_plan(step.request()))  # type: ignore[misc]
     if isinstance(found.report, infer.Report) and found.exit_status == 0 and not found.report.plan:
         return replace(report, state="there", document=found.document), True
     return replace(report, exit_status=found.exit_status, document=found.document), not found.exit_status
 
 
-def may_go_on(project: Path, found: Attempt) -> bool:
+def may_go_on(project: Path, found: Answer) -> bool:
     """Whether the chain goes on after a step.
 
     One bad video among a thousand does no harm to an inference, unless it is labelled, and the sequence network would

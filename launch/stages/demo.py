@@ -70,19 +70,23 @@ def _do(folder: Path) -> int:
 
     _show("check", folder)
     project = open_project(folder)
-    for issue in check_project(project, load_config(project.config_file)).issues:
+    checked = check_project(project, load_config(project.config_file))
+    for issue in checked.issues:
         say(f"{issue.severity}: {issue.key + ': ' if issue.key else ''}{issue.message}")
+    if not checked.ok:
+        return 1
     _show("run", folder)
     if status := run_chain(ChainRequest(folder)).exit_status:
         return status
     _show("export", folder, "--format", "csv")
     project = open_project(folder)
     config = load_config(project.config_file, stage="inference")
-    for key, path in export_recordings(
-        project, config, list(project.records.values()), file_format="csv"
-    ).written.items():
+    exported = export_recordings(project, config, list(project.records.values()), file_format="csv")
+    for key, path in exported.written.items():
         say(f"{key}: {path}")
-    return 0
+    for key, reason in exported.failed.items():
+        say(f"{key}: FAILED: {reason}")
+    return 1 if exported.failed else 0
 
 
 def _show(*words: object) -> None:

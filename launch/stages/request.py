@@ -33,13 +33,9 @@ class StageRequest:
     workers: int | None = None
     """Number of workers or ranks, where others do the work; None: as many as this machine has devices."""
 
-    @property
-    def name(self) -> str:
-        return f"{self.verb} {self.stage}"
-
 
 class Report(Protocol):
-    """What became of something."""
+    """Result of a stage or of a report, for people and for --json."""
 
     @property
     def exit_status(self) -> int: ...
@@ -49,7 +45,7 @@ class Report(Protocol):
 
 
 class StageReport(Report, Protocol):
-    """What became of a stage."""
+    """Result of a stage."""
 
     @property
     def run(self) -> str | None:

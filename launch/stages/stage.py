@@ -43,14 +43,14 @@ def resume_run(run: RunDir, request: StageRequest) -> StageReport:
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """How an attempt at a stage or a report ended."""
+class Answer:
+    """Answer to what was asked: the report, or the error that ended it."""
 
     exit_status: int
     report: Any = None
-    """What it returned; None if an error ended it."""
+    """Report that came back; None after an error."""
     message: str = ""
-    """The error's."""
+    """Message of the error; empty without one."""
 
     @property
     def document(self) -> dict[str, Any]:
@@ -67,8 +67,8 @@ class Attempt:
         return self.message or "; ".join(f"{show_path(key)}: {why}" for key, why in failed.items())
 
 
-def attempt(act: Callable[[], Report]) -> Attempt:
-    """Do something that may meet an error of the input, the cluster or the system, which is then said."""
+def answer_of(act: Callable[[], Report]) -> Answer:
+    """Do what may meet an error of the input, the cluster or the system, which is then said."""
     try:
         report = act()
     except DegError as error:
@@ -76,6 +76,6 @@ def attempt(act: Callable[[], Report]) -> Attempt:
     except OSError as error:
         message, status = f"the system refused: {error}", REFUSED
     else:
-        return Attempt(report.exit_status, report)
+        return Answer(report.exit_status, report)
     say(f"Error: {message}")
-    return Attempt(status, None, message)
+    return Answer(status, None, message)

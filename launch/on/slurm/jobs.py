@@ -27,7 +27,7 @@ from deg.launch.on.slurm.orders import request_of
 from deg.launch.say import say
 from deg.launch.stages.chain import may_go_on
 from deg.launch.stages.report import write_report
-from deg.launch.stages.stage import attempt, merge_run, plan_run
+from deg.launch.stages.stage import answer_of, merge_run, plan_run
 from deg.runs.attempts import Attempt, Job, hopeless, read_attempts
 from deg.runs.rundir import RunDir, read_error, steps_done
 from deg.runs.state import open_run
@@ -163,7 +163,7 @@ def _merged(launch: LaunchDir, spec: Launch, index: int, stop: StopFlag) -> Verd
         if (reason := open_run(run).why_undone()) is not None:
             say(f"{run.name}: {reason}")
             return Verdict("failed", reason, FAILED)
-        merged = attempt(lambda: merge_run(request_of(launch, spec, index)))
+        merged = answer_of(lambda: merge_run(request_of(launch, spec, index)))
         if merged.exit_status:
             stop.check()
             if not may_go_on(spec.project, merged):
@@ -171,9 +171,9 @@ def _merged(launch: LaunchDir, spec: Launch, index: int, stop: StopFlag) -> Verd
             verdict = Verdict("partly", merged.reason, merged.exit_status)
     following = [number for number in range(index + 1, len(spec.stages)) if not launch.is_done(number)]
     if following:
-        after = attempt(lambda: plan_run(request_of(launch, spec, following[0])))
+        after = answer_of(lambda: plan_run(request_of(launch, spec, following[0])))
     elif spec.report:
-        after = attempt(lambda: write_report(spec.project))
+        after = answer_of(lambda: write_report(spec.project))
     else:
         return verdict
     if after.exit_status:

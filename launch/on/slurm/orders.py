@@ -12,7 +12,7 @@ from deg.launch.on.slurm.launches import Launch, LaunchDir
 from deg.launch.on.slurm.script import Need
 from deg.launch.stages.request import StageRequest
 from deg.options.load import named_paths, read_run_config, restore, to_yaml
-from deg.options.schema import Cluster
+from deg.options.schema import Cluster, Config
 from deg.projects.project import open_project
 
 
@@ -31,15 +31,20 @@ def options_text(order: Order) -> str:
     return head + to_yaml(order.request.config)
 
 
-def named_in(requests: Iterable[StageRequest]) -> list[Path]:
+def named_in(configs: Iterable[Config]) -> list[Path]:
     """Files and folders that options of these stages name."""
-    return [path for request in requests for path in named_paths(request.config)]
+    return [path for config in configs for path in named_paths(config)]
+
+
+def config_of(launch: LaunchDir, index: int) -> Config:
+    """The options of a stage, as they were when it was submitted."""
+    return restore(read_run_config(launch.config_file(index)))
 
 
 def request_of(launch: LaunchDir, spec: Launch, index: int) -> StageRequest:
     """The request of a stage of a launch."""
     stage, cluster = spec.stages[index], script.options_of(spec.cluster)
-    config = replace(restore(read_run_config(launch.config_file(index))), cluster=cluster)
+    config = replace(config_of(launch, index), cluster=cluster)
     project = open_project(spec.project)
     request = StageRequest(stage.verb, stage.stage, project, config, stage.videos, stage.overwrite, stage.run)
     return replace(request, workers=workers_on(cluster, request))

@@ -15,7 +15,7 @@ from deg.data.atomic import write_atomically
 from deg.errors import ConfigError, RunError, show_path
 from deg.launch.on.slurm import submit
 from deg.launch.on.slurm.launches import Launch, LaunchDir, find_launches, launch_of
-from deg.launch.on.slurm.orders import named_in, request_of
+from deg.launch.on.slurm.orders import config_of, named_in, request_of
 from deg.launch.on.slurm.queue import in_queue, run_scheduler
 from deg.launch.on.slurm.script import options_of
 from deg.launch.say import say
@@ -93,7 +93,7 @@ def resume_launch(launch: LaunchDir, overrides: Sequence[str]) -> dict[str, Any]
         plan_run(request_of(launch, spec, left[0]))
     for word in launch.path.glob("stages/*/again"):
         word.unlink()  # of a merge job that could not be followed by another
-    paths = named_in(request_of(launch, spec, index) for index in range(len(spec.stages)))
+    paths = named_in(config_of(launch, index) for index in range(len(spec.stages)))
     submit.write_scripts(project, launch, spec, paths)
     write_atomically(launch.launch_file, spec.to_json())
     launch.log_event("resumed", stages=left)

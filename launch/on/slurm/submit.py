@@ -218,7 +218,7 @@ def _write(submission: Submission, launch: LaunchDir, spec: Launch, orders: Sequ
     for index, order in enumerate(orders):
         launch.stage_folder(index).mkdir(parents=True)
         write_atomically(launch.config_file(index), options_text(order))
-    paths = named_in(order.request for order in orders)
+    paths = named_in(order.request.config for order in orders)
     write_scripts(submission.project, launch, spec, paths)
     write_atomically(launch.path / "provenance.json", json.dumps(provenance(), indent=1))
     write_atomically(launch.launch_file, spec.to_json())
@@ -352,7 +352,7 @@ def _gpu_hours(launch: LaunchDir, spec: Launch) -> float | None:
 
 def _show(submission: Submission, launch: LaunchDir, spec: Launch, orders: Sequence[Order]) -> Report:
     """--dry-run: stages, scripts, GPU hours, and what the scheduler would say."""
-    paths = named_in(order.request for order in orders)
+    paths = named_in(order.request.config for order in orders)
     write_scripts(submission.project, launch, spec, paths)
     cluster = slurm.options_of(spec.cluster)
     submitter = Submitter(

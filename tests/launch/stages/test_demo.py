@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +14,7 @@ from deg.launch.stages import demo
 from deg.launch.stages.chain import ChainReport
 from deg.projects.project import create_project
 from deg.projects.shapes import BEHAVIORS
+from deg.types import Issue
 
 COMMAND = ("demo", "small_demo")
 """As the pages show it."""
@@ -41,6 +43,16 @@ def test_a_demo_that_was_made_goes_on_where_it_was_and_ends_with_the_step_that_f
     assert demo.run_demo(tmp_path / "demo")["exit_status"] == 4
     said = [line.split()[2] for line in capsys.readouterr().err.splitlines() if line.startswith("$ deg")]
     assert said == ["check", "run"]
+
+
+def test_a_demo_whose_check_finds_a_fault_ends_there(tmp_path, monkeypatch, capsys):
+    create_project(tmp_path / "demo", BEHAVIORS)
+    (tmp_path / "demo" / "demo.json").write_text("{}")
+    found = SimpleNamespace(ok=False, issues=[Issue("shapes_0", "error", "it cannot be read")])
+    monkeypatch.setattr("deg.projects.check.check_project", lambda *_: found)
+    monkeypatch.setattr(demo, "run_chain", lambda request: pytest.fail("the chain was begun"))
+    assert demo.run_demo(tmp_path / "demo")["exit_status"] == 1
+    assert "error: shapes_0: it cannot be read" in capsys.readouterr().err
 
 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path, capsys):
