@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from deg.configs import cluster_profile, preset
 from deg.errors import ConfigError, show_path
-from deg.options.schema import Config, IsPath
+from deg.options.schema import Config
 from deg.options.stages import STAGE_DEFAULTS, WITHOUT_EFFECT
 from deg.options.yamlfile import parse_yaml, read_yaml
 
@@ -383,62 +383,6 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
                 raise ConfigError(f"{override!r} on the command line: {section} was given a value of its own before.")
         node[leaf] = value
     return tree
-
-
-# ---------------------------------------------------------------------------------------------------- paths
-
-
-def with_full_paths(config: Options, project: Path) -> Options:
-    """The options, in which each path means the same in whatever folder, and on whatever host, it is read.
-
-    Relative paths start at the current folder, or at `project` where their type says so. Paths with variables of the
-    environment stay as they are: those are of the node.
-    """
-    return _map_paths(config, lambda text, kind: _full_path(text, kind, project if kind.below_project else Path.cwd()))
-
-
-def named_paths(config: Any) -> list[Path]:
-    """Files and folders that are there and that options name by full paths."""
-    found: list[Path] = []
-
-    def note(text: str, kind: IsPath) -> str:
-        if text not in kind.unless and Path(text).is_absolute() and Path(text).exists():
-            found.append(Path(text))
-        return text
-
-    _map_paths(config, note)
-    return found
-
-
-def _full_path(text: str, kind: IsPath, start: Path) -> str:
-    path = start / Path(text).expanduser()
-    if text in kind.unless or "$" in text or (kind.or_name and not path.exists()):
-        return text
-    return str(path.absolute())
-
-
-def _map_paths(options: Any, change: Callable[[str, IsPath], str]) -> Any:
-    """A section, or all of them, with `change` applied to every text that names a path."""
-    changed: dict[str, Any] = {}
-    hints = get_type_hints(type(options), include_extras=True)
-    for name, _, _ in _fields(type(options)):
-        value = getattr(options, name)
-        if dataclasses.is_dataclass(value):
-            changed[name] = _map_paths(value, change)
-        elif kind := _path_kind(hints[name]):
-            if isinstance(value, tuple):
-                changed[name] = tuple(change(text, kind) for text in value)
-            elif value is not None:
-                changed[name] = change(value, kind)
-    return dataclasses.replace(options, **changed)
-
-
-def _path_kind(hint: Any) -> IsPath | None:
-    """How a type says that its texts are paths; None where they are not."""
-    for part in (*getattr(hint, "__metadata__", ()), *map(_path_kind, get_args(hint))):
-        if isinstance(part, IsPath):
-            return part
-    return None
 
 
 # ---------------------------------------------------------------------------------------------------- run directories

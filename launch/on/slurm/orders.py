@@ -11,7 +11,8 @@ from deg.launch.on.slurm import script
 from deg.launch.on.slurm.launches import Launch, LaunchDir
 from deg.launch.on.slurm.script import Need
 from deg.launch.stages.request import StageRequest
-from deg.options.load import named_paths, read_run_config, restore, to_yaml
+from deg.options.load import read_run_config, restore, to_yaml
+from deg.options.paths import named_paths
 from deg.options.schema import Cluster, Config
 from deg.projects.project import open_project
 

@@ -33,7 +33,8 @@ from deg.launch.say import say
 from deg.launch.stages.provenance import provenance
 from deg.launch.stages.request import StageReport, StageRequest
 from deg.launch.stages.stage import plan_run, show_plan
-from deg.options.load import as_dict, with_full_paths
+from deg.options.load import as_dict
+from deg.options.paths import with_full_paths
 from deg.options.schema import Cluster
 from deg.plan.infer import choose_records
 from deg.projects.project import Project
