@@ -1,4 +1,4 @@
-"""YAML that says only what differs from the defaults in deg.options.schema: presets, cluster profiles, new projects."""
+"""YAML files with what differs from the defaults in deg.options.schema: presets, cluster profiles, new projects."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ __all__ = [
 
 
 def preset_names() -> tuple[str, ...]:
-    """Names of the presets, in alphabetical order."""
+    """Return the names of the presets, in alphabetical order."""
     entries = (files(__name__) / "presets").iterdir()
     return tuple(sorted(entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml")))
 
 
 def preset(name: str) -> dict[str, Any]:
-    """The options that preset `name` sets. Raises ConfigError if there is none of that name."""
+    """Return the options that preset `name` sets. Raises ConfigError if there is no such preset."""
     if name not in preset_names():
         raise ConfigError(f"preset = {name!r}: there is no such preset. Choose one of {', '.join(preset_names())}.")
     return yaml.safe_load((files(__name__) / "presets" / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def project_template() -> dict[str, Any]:
-    """Content of a new project's project_config.yaml, with name, path and behaviours still to be filled in."""
+    """Return the content of a new project's project_config.yaml, with name, path and behaviours yet to be filled in."""
     return yaml.safe_load((files(__name__) / "project.yaml").read_text(encoding="utf-8"))
 
 
 def own_cluster_folder() -> Path:
-    """Where the cluster profiles of this user lie. Raises ConfigError if the user has no home."""
+    """Return the folder of this user's cluster profiles. Raises ConfigError if the user has no home."""
     folders = _below("XDG_CONFIG_HOME", "~/.config")
     if not folders:
         raise ConfigError(
@@ -52,25 +52,25 @@ def own_cluster_folder() -> Path:
 
 
 def cluster_folders() -> tuple[Path, ...]:
-    """Where cluster profiles are looked for, the first to have it wins: as named, user's, site's, deg's own."""
+    """Return the folders that are searched for cluster profiles, in order: $DEG_CLUSTERS, user's, site's, deg's own."""
     named = [_expanded(folder).absolute() for folder in os.environ.get("DEG_CLUSTERS", "").split(":") if folder]
     ours = Path(__file__).parent / "clusters"
     return (*named, *_below("XDG_CONFIG_HOME", "~/.config"), *_below("XDG_CONFIG_DIRS", "/etc/xdg"), ours)
 
 
 def _below(variable: str, default: str) -> list[Path]:
-    """deg/clusters in each folder of a variable of the XDG base directories, which rule that relative ones are void."""
+    """Return deg/clusters in each folder of an XDG variable; the XDG specification says to ignore relative ones."""
     folders = [Path(folder) for folder in os.environ.get(variable, "").split(":")]
     absolute = [folder for folder in folders if folder.is_absolute()] or [_expanded(default)]
     return [folder / "deg" / "clusters" for folder in absolute if folder.is_absolute()]
 
 
 def _expanded(path: str) -> Path:
-    return Path(os.path.expanduser(path))  # noqa: PTH111 - which leaves a ~ that leads nowhere as it is
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - leaves a ~ without a home as it is, where pathlib raises
 
 
 def cluster_profiles() -> dict[str, Path]:
-    """{name: file} of the cluster profiles that can be named, in alphabetical order."""
+    """Return the file of each cluster profile by its name, in alphabetical order."""
     found: dict[str, Path] = {}
     for folder in cluster_folders():
         for path in folder.glob("*.yaml"):
@@ -80,14 +80,14 @@ def cluster_profiles() -> dict[str, Path]:
 
 
 def cluster_profile(name: str, folder: Path) -> Path:
-    """The file of a profile, named or given as a path that starts at `folder`. Raises ConfigError if there is none."""
+    """Return the file of a profile, given by name or by a path from `folder`. Raises ConfigError if there is none."""
     path = (folder / _expanded(name)).absolute()
     if path.is_file():
         return path
-    remedy = "`deg cluster init` writes one; cluster=null on the command line does without."
+    remedy = "`deg cluster init` writes one; with cluster=null on the command line, none is needed."
     if "/" in name or name.endswith(".yaml"):
         raise ConfigError(
-            f"cluster = {name!r}: expected the file of a cluster profile, but {show_path(path)} is none. {remedy}"
+            f"cluster = {name!r}: expected a cluster profile, but there is no file {show_path(path)}. {remedy}"
         )
     known = cluster_profiles()
     if name in known:

@@ -3,14 +3,14 @@
     DegError                  something that the user can act on; shown without a traceback, exit status 2
     ├── ConfigError           an option is unknown, of the wrong type or out of range
     ├── ProjectError          a project folder is missing, incomplete or contradicts itself
-    ├── VideoError            a video cannot be opened, or decoded as far as it claims
+    ├── VideoError            a video cannot be opened, or does not decode into the frames that it claims
     ├── LabelError            a label file does not fit its video or its project
-    ├── WeightsError          weights cannot be found, read safely, or do not fit the network
+    ├── WeightsError          weights cannot be found or read safely, or do not fit the network
     ├── ResultError           an outputs file cannot be read, or is not what it claims to be
-    ├── RunError              a run directory is incomplete, busy, or of another plan
+    ├── RunError              a run directory is incomplete or busy, or belongs to another plan
     └── LaunchError           a scheduler or a container refused; exit status 3
 
-Each message says what was expected, what was found, and what to do. Anything else that is raised is a defect of deg.
+Each message says what was expected, what was found, and what to do. Any other exception is a defect of deg.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 
 class DegError(Exception):
-    """Something that the user can act on. `exit_status` is what the command ends with."""
+    """Something that the user can act on. The command ends with `exit_status`."""
 
     exit_status = 2
 
@@ -33,10 +33,10 @@ class ProjectError(DegError):
 
 
 class VideoError(DegError):
-    """A video cannot be opened, or decoded as far as it claims."""
+    """A video cannot be opened, or does not decode into the frames that it claims."""
 
     def __init__(self, path: Path | str, problem: str, remedy: str, *, frame: int | None = None):
-        """`frame` is the first frame that could not be decoded, where that is known."""
+        """Say what is wrong and what to do. `frame` is the first frame that could not be decoded, if that is known."""
         self.path, self.problem, self.remedy, self.frame = Path(path), problem, remedy, frame
         super().__init__(f"{show_path(path)}: {problem}. {remedy}")
 
@@ -53,7 +53,7 @@ class LabelError(DegError):
 
 
 class WeightsError(DegError):
-    """Weights cannot be found, read safely, or do not fit the network."""
+    """Weights cannot be found or read safely, or do not fit the network."""
 
 
 class ResultError(DegError):
@@ -61,7 +61,7 @@ class ResultError(DegError):
 
 
 class RunError(DegError):
-    """A run directory is incomplete, busy, or of another plan."""
+    """A run directory is incomplete or busy, or belongs to another plan."""
 
 
 class LaunchError(DegError):
@@ -71,5 +71,5 @@ class LaunchError(DegError):
 
 
 def show_path(path: Path | str) -> str:
-    """A path as text that any terminal and any log can take, also where its bytes are not UTF-8."""
+    """Return a path as text that any terminal and any log can take, even if its bytes are not UTF-8."""
     return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,13 +1,15 @@
-"""Does units: the one door through which all work runs.
+"""Do units of work. Every unit, of inference or of training, is done by this program.
 
-    python -m deg.execute RUN UNIT...       these units, one after another
-    python -m deg.execute RUN -             units by number, one a line on standard input; an empty line is the end
+    python -m deg.execute RUN UNIT...       do these units, one after another
+    python -m deg.execute RUN -             read unit numbers from standard input, one a line, up to an empty line
 
-A unit of inference is done when its result.h5 is there, a phase of training when its done.json is: written beside,
-checked, flushed, renamed. Doing a unit twice is harmless. Several ranks that train together all do the same unit.
-What happens is told as JSON lines on standard output. Exit status 0: all done; 1: a named unit could not be done, its
-error.json says why; 75: stopped by a signal at a batch boundary, run me again; else see `deg.errors`. When standard
-input closes before the empty line, it ends at once: whoever gave the work is gone.
+A unit of inference is done when its result.h5 exists, a phase of training when its done.json exists. Each of these
+files is written under a temporary name, checked, flushed and renamed. Doing a unit twice is harmless. Several ranks
+that train together all do the same unit. Events are reported as JSON lines on standard output. If standard input
+closes before the empty line, the program ends at once, because its launcher is gone.
+
+Exit status: 0 if all units are done; 1 if a named unit failed, its error.json says why; 75 if a signal stopped the
+program between two batches, run it again to resume; for others see `deg.errors`.
 """
 
 from __future__ import annotations
@@ -43,25 +45,25 @@ Rows = Mapping[str, np.ndarray]
 
 
 class Engine(Protocol):
-    """What does the spans of one stage."""
+    """Computes the spans of one stage."""
 
     columns: dict[str, int]
     """Width of each per-frame dataset of a span's result, in the order of the outputs file."""
 
     def describe(self) -> dict[str, Any]:
-        """What the numbers depend on that only the device knew, such as the precision."""
+        """Return what the numbers depend on that only the device knows, such as the precision."""
 
     def run_span(self, span: Span) -> Iterator[Rows]:
-        """Consecutive rows of all columns for the span. DegError if its recording is at fault."""
+        """Yield consecutive rows of all columns for the span. Raises DegError if its recording is at fault."""
 
     def checks(self) -> Mapping[str, np.ndarray]:
-        """Small arrays about the span just done by which the merge finds out whether spans fit together."""
+        """Return small arrays about the span just done; the merge uses them to check that spans fit together."""
 
     def close(self) -> None: ...
 
 
 def run_unit(run: RunDir, plan: InferencePlan, unit: Unit, engine: Engine, stop: StopFlag, tell: Teller) -> None:
-    """Do one unit and leave its result. A recording at fault is recorded in the result; the other spans go on."""
+    """Do one unit and write its result. For a recording at fault, the result has its error; other spans are done."""
     folder = run.unit_folder(unit.index)
     folder.mkdir(parents=True, exist_ok=True)
     result = run.result_file(unit.index)
@@ -80,7 +82,7 @@ def run_unit(run: RunDir, plan: InferencePlan, unit: Unit, engine: Engine, stop:
                     if len(file) != len(unit.spans):
                         raise OSError(f"{show_path(beside)} does not read back as written")
         except FileExistsError:
-            log.info("unit %d: another process, taken for dead perhaps, was first", unit.index)
+            log.info("unit %d: another process, perhaps one taken for dead, finished it first", unit.index)
             return
         seconds = time.monotonic() - started
         log.info("unit %d: done in %.1f s, %.1f frames/s", unit.index, seconds, unit.num_frames / max(seconds, 1e-9))
@@ -116,9 +118,10 @@ def _do_span(group: h5py.Group, span: Span, engine: Engine, stop: StopFlag, tell
 
 
 def units_from_input(plan: InferencePlan | TrainingPlan, stop: StopFlag) -> Iterator[Unit]:
-    """Units as their numbers come in, up to an empty line.
+    """Return an iterator over units as their numbers come in, up to an empty line.
 
-    The end of input before it ends the process; that is looked for from now on, also while networks are being loaded.
+    If the input ends before that line, the process ends. A thread watches for this from now on, also while networks
+    are being loaded.
     """
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
@@ -127,7 +130,7 @@ def units_from_input(plan: InferencePlan | TrainingPlan, stop: StopFlag) -> Iter
             lines.put(line.strip())
             if not line.strip():
                 return
-        os._exit(STOPPED)  # the launcher was killed; a part of a result is removed by whoever comes next
+        os._exit(STOPPED)  # the launcher was killed; the next process that does the unit removes a partial result
 
     def units() -> Iterator[Unit]:
         while True:
@@ -145,14 +148,14 @@ def units_from_input(plan: InferencePlan | TrainingPlan, stop: StopFlag) -> Iter
 
 
 def unit_named(plan: InferencePlan | TrainingPlan, number: str) -> Unit:
-    """The unit of a number. RunError if the plan has none."""
+    """Return the unit of this number. Raises RunError if the plan has no such unit."""
     if not number.isdecimal() or int(number) >= len(plan.units):
         raise RunError(f"Expected the number of a unit, 0 to {len(plan.units) - 1}, found {number!r}.")
     return plan.units[int(number)]
 
 
 def make_engine(plan: InferencePlan) -> Engine:
-    """The engine of the plan's stage, on this process's device."""
+    """Make the engine of the plan's stage, on this process's device."""
     from deg.infer.spans import FeatureSpans, SequenceSpans
     from deg.models.device import choose_device
 
@@ -162,7 +165,7 @@ def make_engine(plan: InferencePlan) -> Engine:
 
 
 def main(arguments: Sequence[str] | None = None, stop: StopFlag | None = None) -> int:
-    """Do what the arguments say. `stop`: the flag of a process that does more than this, and heeds signals itself."""
+    """Do what the arguments say; return the exit status. `stop`: the flag of a caller that handles signals itself."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if len(arguments) < 2:
         sys.stderr.write(f"{__doc__}\n")
@@ -189,11 +192,11 @@ def main(arguments: Sequence[str] | None = None, stop: StopFlag | None = None) -
     finally:
         if own:
             stop.ignore()
-    return 0 if all_done or served else 1  # who serves units hears of each, and asks for no more than that
+    return 0 if all_done or served else 1  # a launcher that sends unit numbers has heard about each failure already
 
 
 def _train(run: RunDir, plan: TrainingPlan, units: Iterator[Unit], stop: StopFlag, tell: Teller) -> bool:
-    """Do phases, as one rank among those that do; whatever goes wrong ends the training."""
+    """Do phases as one of the ranks that train together. Any error ends the training."""
     stop_without_launcher(stop)
     from deg.train.fit import train_phase
     from deg.train.ranks import Ranks
@@ -209,7 +212,7 @@ def _train(run: RunDir, plan: TrainingPlan, units: Iterator[Unit], stop: StopFla
 
 
 def _infer(run: RunDir, plan: InferencePlan, units: Iterator[Unit], stop: StopFlag, tell: Teller) -> bool:
-    """Do units, whose faults are recorded with them; whether all are done."""
+    """Do units, and record the error of each that fails. Return whether all are done."""
     engine = make_engine(plan)
     tell.say("ready", **engine.describe())
     all_done = True
@@ -222,16 +225,16 @@ def _infer(run: RunDir, plan: InferencePlan, units: Iterator[Unit], stop: StopFl
 
 
 def _do_unit(run: RunDir, plan: InferencePlan, unit: Unit, engine: Engine, stop: StopFlag, tell: Teller) -> bool:
-    """Do a unit that is not done yet, and say what became of it; whether it is done now."""
+    """Do a unit that is not done yet, and report how it ended. Return whether it is done now."""
     try:
         if not run.result_file(unit.index).exists():
             with attempt(run.unit_folder(unit.index)):
                 run_unit(run, plan, unit, engine, stop, tell)
     except (DegError, OSError) as error:
-        # a full disk is no fault of the recordings: this unit ends, the next may find room
+        # a full disk is no fault of the recordings: this unit fails, but the next one may find room
         message = describe_refusal(run.unit_folder(unit.index), error) if isinstance(error, OSError) else str(error)
         log.error("unit %d: %s", unit.index, message)
-        with suppress(OSError):  # on a disk without any room; the message is told all the same
+        with suppress(OSError):  # the disk may be full; the message is reported all the same
             write_atomically(run.error_file(unit.index), json.dumps({"message": message}))
         tell.say("unit_failed", unit=unit.index, message=message)
         return False

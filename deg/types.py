@@ -1,4 +1,4 @@
-"""The small frozen values that travel between stages. Ranges are half-open: [start, stop).
+"""The small frozen values that stages pass to each other. Ranges are half-open: [start, stop).
 
 Letters in the names of arrays: B batch, T time (frames), C channel, H height, W width, K classes (background included),
 D features.
@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 STREAM_FEATURES = 512
-"""Features of a frame in each stream of every two-stream network."""
+"""Number of features per frame in each stream of a two-stream network."""
 NUM_FEATURES = 2 * STREAM_FEATURES
-"""What a sequence network reads of a frame: those of the spatial stream, then those of the flow stream."""
+"""Number of features per frame that a sequence network reads: first the spatial stream's, then the flow stream's."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Record:
 
     @property
     def outputs_path(self) -> Path:
-        """Where results of this recording are written, present or not: `<video without extension>_outputs.h5`."""
+        """Path of the results file, whether it exists or not: `<video without extension>_outputs.h5`."""
         if self.video is None:
             return self.folder / f"{self.key}_outputs.h5"
         return self.video.with_name(self.video.stem + "_outputs.h5")
@@ -39,18 +39,18 @@ class Record:
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video says of itself, without decoding it."""
+    """What a video states about itself, before all of it is decoded."""
 
     path: Path
     num_frames: int
-    """Frames claimed by the container; only decoding can confirm it."""
+    """Number of frames that the container claims; only decoding can confirm it."""
     height: int
     width: int
     fps: float
-    """0.0 where the container has none (images, HDF5)."""
+    """Frames per second; 0.0 where the container states none (images, HDF5)."""
     size_bytes: int
     mtime_ns: int
-    """Modification time, for noticing that a file was replaced."""
+    """Modification time in nanoseconds since 1970; it reveals that a file was replaced."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Issue:
 
     key: str
     severity: str
-    """`error`: the recording cannot be used for the purpose at hand; `warning`: it can, but look at it."""
+    """`error` if the recording cannot be used for the purpose at hand, `warning` if it can but should be checked."""
     message: str
 
     def as_dict(self) -> dict[str, Any]:

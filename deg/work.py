@@ -1,6 +1,6 @@
-"""What every working process needs: a flag that signals set, a voice, and a log of its own.
+"""What every worker process needs: a flag that signals set, a way to report events, and a log file of its own.
 
-Whoever started it reads JSON lines on its standard output, and its exit status.
+The process that started it reads JSON lines from its standard output, and its exit status.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 STOPPED = 75
-"""Exit status: stopped cleanly before the work was done."""
+"""Exit status of a process that stopped cleanly before its work was done."""
 
 
 class Stopped(Exception):
@@ -26,13 +26,13 @@ class Stopped(Exception):
 
 
 class StopFlag:
-    """Set by SIGTERM or SIGUSR2, any number of times, or when it is time.
+    """A flag that tells the work to stop. SIGTERM, SIGUSR2 or a deadline sets it.
 
-    It is looked at between batches; nothing is done within a handler.
+    The work checks it between batches; the signal handler does nothing but set it.
     """
 
     def __init__(self, deadline: float = math.inf) -> None:
-        """`deadline`: in seconds since 1970, when it is set without a signal, which on some clusters never comes."""
+        """Make a flag that is also set at `deadline`, in seconds since 1970: on some clusters no signal ever comes."""
         self._was_set, self._deadline = False, deadline
 
     @property
@@ -63,17 +63,18 @@ class StopFlag:
 LAUNCHER = "DEG_LAUNCHER"
 """Environment variable of a process whose standard input stays open for as long as its launcher lives."""
 GRACE_SECONDS = 120.0
+"""Seconds that a process without its launcher has for reaching its next step; then it ends at once."""
 
 
 def stop_without_launcher(stop: StopFlag) -> None:
-    """Stop when whoever started this process is gone: at the next step if that comes soon, else at once."""
+    """Stop this process when its launcher is gone: at the next step, or after GRACE_SECONDS at the latest."""
     if LAUNCHER not in os.environ:
         return
 
     descriptor = sys.stdin.fileno()
 
     def watch() -> None:
-        # not sys.stdin.read(): it holds a lock that a forked loader of data would wait for, for ever
+        # not sys.stdin.read(): it holds a lock, and a forked data loader would wait for that lock for ever
         while os.read(descriptor, 4096):
             pass
         stop.is_set = True
@@ -84,13 +85,13 @@ def stop_without_launcher(stop: StopFlag) -> None:
 
 
 class Teller:
-    """Says on standard output, as JSON lines, what happens; at most one line of progress a second."""
+    """Reports events as JSON lines on standard output, with at most one line of progress a second."""
 
     def __init__(self) -> None:
         self._frames, self._last = 0, time.monotonic()
 
     def say(self, event: str, **details: Any) -> None:
-        # whoever listened may be gone; the work, and above all saving it, goes on
+        # the listener may be gone; the work, and above all saving it, must continue
         with suppress(BrokenPipeError):
             sys.stdout.write(json.dumps({"event": event, **details}) + "\n")
             sys.stdout.flush()
@@ -122,5 +123,5 @@ class log_to:
 
 
 def available_cores() -> int:
-    """CPU cores that this process may use; a scheduler may have bound it to fewer than the machine has."""
+    """Return how many CPU cores this process may use. A scheduler may have bound it to fewer than the machine has."""
     return len(os.sched_getaffinity(0))

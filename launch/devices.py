@@ -1,10 +1,11 @@
-"""What this machine offers: GPUs and their driver, CPU cores. Asked once; everything else is told."""
+"""What this machine offers: GPUs and their driver, CPU cores."""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
+import socket
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,9 +24,9 @@ class Device:
 
 
 def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Indices or UUIDs of the GPUs that this process may use; empty where there are none.
+    """Return the indices or UUIDs of the GPUs that this process may use; empty if there are none.
 
-    CUDA_VISIBLE_DEVICES, which schedulers set, is believed; else nvidia-smi is asked, so that torch need not be loaded.
+    CUDA_VISIBLE_DEVICES, which schedulers set, is trusted; else nvidia-smi is asked, so that torch need not be loaded.
     """
     if (named := environment.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [gpu.strip() for gpu in named.split(",") if gpu.strip() and gpu.strip() != "-1"]
@@ -41,7 +42,7 @@ def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
 
 
 def devices(wanted: int | str) -> list[Device]:
-    """One worker for each GPU, or one for the CPU; or as many as wanted, which then share GPUs and cores evenly.
+    """Return one worker for each GPU, or one for the CPU; or as many as wanted, which share GPUs and cores evenly.
 
     On a CPU one worker with all cores needs the least memory; more workers help only where one leaves cores idle.
     """
@@ -58,7 +59,7 @@ def devices(wanted: int | str) -> list[Device]:
 
 
 def driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str | None:
-    """Ask for the version of the kernel's NVIDIA driver, such as 580.65.06; None without one."""
+    """Return the version of the kernel's NVIDIA driver, such as 580.65.06; None without one."""
     try:
         text = file.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -79,3 +80,10 @@ def _asked_driver() -> str | None:
         return None
     lines = asked.stdout.split()
     return lines[0] if asked.returncode == 0 and lines else None
+
+
+def free_port() -> int:
+    """Find a TCP port of this machine that nobody uses at this moment."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])

@@ -1,4 +1,4 @@
-"""What `deg doctor` says: one finding for each check, and what all of them come to."""
+"""Findings of `deg doctor`: one for each check, and what they add up to."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ FAULT_STATUS = 3
 
 @dataclass(frozen=True)
 class Finding:
-    """One verdict."""
+    """The result of one check."""
 
     check: str
     state: State
     found: str
     expected: str = ""
-    """What would have been good; empty where all is well."""
+    """What should have been found; empty if all is well."""
     remedy: str = ""
     """What to do."""
     profile: Mapping[str, Any] = field(default_factory=dict)
-    """Options `cluster.*` that it implies."""
+    """Options `cluster.*` that follow from it."""
     where: str = ""
-    """The host, where it is not this one."""
+    """The host that it is about; empty for this one."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -36,26 +36,26 @@ class Finding:
         return cls(**document)
 
     def sentence(self) -> str:
-        """All that it says, in one line."""
+        """Return all that it says, on one line."""
         parts = [self.found, f"expected {self.expected}" if self.expected else ""]
         said = "; ".join(part.rstrip(".") for part in parts if part)
         return " ".join(part for part in (f"{said}." if said else "", self.remedy) if part)
 
 
 def exit_status(findings: Iterable[Finding]) -> int:
-    """0 where nothing is at fault, 3 where something is."""
+    """Return 0 if nothing is at fault, else 3."""
     return FAULT_STATUS if any(finding.state == "fault" for finding in findings) else 0
 
 
 def counts(findings: Iterable[Finding]) -> str:
-    """How many of each, in words."""
+    """Say how many findings there are of each state."""
     states = [finding.state for finding in findings]
     kinds: tuple[State, ...] = ("ok", "warning", "fault", "not tried")
     return ", ".join(f"{states.count(kind)} {kind}" for kind in kinds if kind in states)
 
 
 def together(findings: Sequence[Finding]) -> list[Finding]:
-    """Findings that say the same of several hosts become one, which names the hosts; the order stays."""
+    """Merge findings that say the same about several hosts into one that names the hosts; the order stays."""
     hosts: dict[str, list[str]] = {}
     first: dict[str, Finding] = {}
     for finding in findings:
@@ -68,7 +68,7 @@ def together(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def implied_profile(findings: Iterable[Finding]) -> dict[str, Any]:
-    """Options `cluster.*` that the findings imply; of two that differ the later holds."""
+    """Return the options `cluster.*` that follow from the findings; if two differ, the later one holds."""
     options: dict[str, Any] = {}
     for finding in findings:
         options.update(finding.profile)
@@ -76,5 +76,5 @@ def implied_profile(findings: Iterable[Finding]) -> dict[str, Any]:
 
 
 def profile_text(options: Mapping[str, Any]) -> str:
-    """These options as lines for a cluster profile; empty where there are none."""
+    """Return these options as lines for a cluster profile; empty if there are none."""
     return yaml_text({"cluster": dict(options)}) if options else ""

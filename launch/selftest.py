@@ -1,7 +1,7 @@
-"""Tests an image from inside: `python -m deg.launch.selftest FLAVOUR`, which is the image's %test.
+"""Test an image from inside: `python -m deg.launch.selftest FLAVOUR`, which is the image's %test.
 
-Apptainer runs it when the image has been built, and `deg image check` on the cluster: as whoever calls, with the root
-file system read-only, an empty home and, where the kernel lets a user cut it off, no network.
+Apptainer runs it when the image has been built, `deg image check` runs it on the cluster: as the user who calls it,
+with the root file system read-only, an empty home folder and, where the kernel lets a user cut it off, no network.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from deg.launch.doctor.gpu import NV_LIBRARIES, judge_pytorch, measure
 from deg.launch.say import say
 
 DRIVER_FILES = ("libcuda.so*", "libcudadebugger.so*", "libnvcuvid.so*", "libnvidia-*.so*")
-"""Libraries of the driver come from the host, by --nv; one in the image may win over the host's and not fit it."""
+"""Libraries of the driver. They come from the host, by --nv; one in the image may be used instead and not fit it."""
 FRAMES = 40
 SECONDS = 600
 
 
 def main(arguments: list[str]) -> int:
-    """Run all tests; the exit status is 0, or that of the first that fails."""
+    """Run the tests in turn; return exit status 0, or that of the first that fails."""
     kind = flavour(arguments[0])
     for test in (versions, no_driver_inside, readable_by_all, inference, gpu):
         try:
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
 
 
 def versions(kind: Flavour) -> str:
-    """Torch and CUDA are those of the flavour, and what deg needs can be imported."""
+    """Check that torch and CUDA are those of the flavour, and that what deg needs can be imported."""
     import cv2
     import h5py
     import kornia  # noqa: F401 - some GPU libraries are loaded only now
@@ -54,7 +54,7 @@ def versions(kind: Flavour) -> str:
 
 
 def no_driver_inside(kind: Flavour) -> str:
-    """No library of the NVIDIA driver lies in the image."""
+    """Check that no library of the NVIDIA driver lies in the image."""
     found = [
         str(path)
         for top in ("/opt", "/usr")
@@ -68,20 +68,20 @@ def no_driver_inside(kind: Flavour) -> str:
 
 
 def readable_by_all(kind: Flavour) -> str:
-    """Every file can be read by whoever runs the image, and none be written."""
+    """Check that every user can read every file, and write none."""
     count = 0
     for folder, _, names in os.walk(sys.prefix):
         for name in (folder, *(f"{folder}/{name}" for name in names)):
             count += 1
             if not Path(name).lstat().st_mode & 0o004:
-                raise LaunchError(f"expected that everybody may read {name}")
+                raise LaunchError(f"expected {name} to be readable by everybody")
             if os.getuid() and os.access(name, os.W_OK):
-                raise LaunchError(f"expected that nobody may write {name}")
+                raise LaunchError(f"expected {name} to be writable by nobody")
     return f"{count} files, as user {os.getuid()}"
 
 
 def inference(kind: Flavour) -> str:
-    """`deg infer` of a made video with networks that know nothing yet, on the CPU."""
+    """Run `deg infer` on a generated video with untrained networks, on the CPU."""
     from deg.projects.shapes import BEHAVIORS, write_shapes_video
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -102,7 +102,7 @@ def inference(kind: Flavour) -> str:
 
 
 def _without_network() -> list[str]:
-    """What starts a program without a network, where the kernel allows it."""
+    """Return a command that starts a program without a network; empty if the kernel does not allow it."""
     command = ["unshare", "--map-current-user", "--net"]
     allowed = subprocess.run([*command, "true"], capture_output=True, timeout=SECONDS).returncode == 0
     return command if allowed else []
@@ -115,7 +115,7 @@ def _run(command: list[str], environment: dict[str, str]) -> None:
 
 
 def write_untrained_weights(folder: Path, *overrides: str) -> None:
-    """Write networks with random weights, in a project's folder of models, as if they had been trained there."""
+    """Write networks with random weights into a project's folder of models, as if they had been trained there."""
     import torch
     import yaml
 
@@ -145,11 +145,11 @@ def write_untrained_weights(folder: Path, *overrides: str) -> None:
 
 
 def gpu(kind: Flavour) -> str:
-    """Each GPU computes what it should, with the host's driver."""
+    """Check that each GPU computes correctly, with the host's driver."""
     if not Path("/dev/nvidiactl").exists():
         return "there is none here"
     if not Path(NV_LIBRARIES).is_dir():
-        return "there is one here, which is seen with --nv only"
+        return "there is one here, visible only with --nv"
     findings = judge_pytorch(measure(), in_image=True)
     if faults := [finding.sentence() for finding in findings if finding.state == "fault"]:
         raise LaunchError(" ".join(faults))

@@ -1,1 +1,1 @@
-"""Which frames, units, parts, samples and scores: pure functions of numbers, without files, clocks or chance."""
+"""Windows, units, splits, samples and scores: pure functions of numbers, without files, clocks or hidden randomness."""

@@ -1,7 +1,7 @@
 """From probabilities to an ethogram: thresholds, short bouts, the background column.
 
-Class 0 is the background: it is never detected by itself, but holds wherever nothing else does. Frames are rows.
-Numbers are those of DeepEthogram 0.5.0.
+Class 0 is the background: it is never detected by itself, but marks every frame that no other class marks. Frames are
+rows. Numbers equal those of DeepEthogram 0.5.0.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from deg.errors import ConfigError
 log = logging.getLogger(__name__)
 
 LOWEST_THRESHOLD = 0.01
-"""A lower threshold can only come from a class that the network never learned; it would mark every frame."""
+"""Lowest threshold in use. A lower one comes only from a class that was never learned, and would mark every frame."""
 
 
 def apply_thresholds(probabilities_TK: np.ndarray, thresholds_K: np.ndarray) -> np.ndarray:
-    """1 where a probability is above (not at) its class's threshold, as uint8; a threshold below 0.01 counts as 0.01.
+    """Return 1 where a probability is above (not at) its class's threshold, else 0, as uint8.
 
-    The thresholds keep their own dtype, float32 as read from an outputs file or float64 as chosen in training, so that
-    a probability that equals its threshold falls on the same side as in the original.
+    A threshold below 0.01 counts as 0.01. The thresholds keep their own dtype, float32 as read from an outputs file or
+    float64 as chosen in training, so that a probability that equals its threshold falls on the same side as in
+    DeepEthogram.
     """
     thresholds_K = np.asarray(thresholds_K)
     floor = np.asarray(LOWEST_THRESHOLD, dtype=thresholds_K.dtype)
@@ -32,14 +33,14 @@ def apply_thresholds(probabilities_TK: np.ndarray, thresholds_K: np.ndarray) -> 
 
 
 def most_probable(probabilities_TK: np.ndarray) -> np.ndarray:
-    """One class per frame, as uint8 columns: for classes that exclude each other. Of equals the first is taken."""
+    """Mark one class per frame, the first of the most probable, as uint8 columns: for mutually exclusive classes."""
     predictions_TK = np.zeros(probabilities_TK.shape, np.uint8)
     predictions_TK[np.arange(len(probabilities_TK)), probabilities_TK.argmax(axis=1)] = 1
     return predictions_TK
 
 
 def with_background(predictions_TK: np.ndarray) -> np.ndarray:
-    """A copy whose column 0 is 1 exactly where no other column is."""
+    """Return a copy whose column 0 is 1 exactly where no other column is."""
     predictions_TK = predictions_TK.copy()
     predictions_TK[:, 0] = ~predictions_TK[:, 1:].any(axis=1)
     return predictions_TK
@@ -57,21 +58,21 @@ class Bouts:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Frames of each bout."""
+        """Number of frames of each bout."""
         return self.ends - self.starts
 
 
 def bouts(labels_TK: np.ndarray) -> list[Bouts]:
-    """The bouts of each class: its longest stretches of 1. Frames without a label (-1) belong to no bout."""
+    """Return the bouts of each class: its unbroken stretches of 1. Frames without a label (-1) belong to no bout."""
     edges_TK = np.diff((np.asarray(labels_TK) == 1).astype(np.int8), axis=0, prepend=0, append=0)
     return [Bouts(np.flatnonzero(edges_T == 1), np.flatnonzero(edges_T == -1)) for edges_T in edges_TK.T]
 
 
 def bout_lengths(labels: Iterable[np.ndarray], num_classes: int, percentile: float) -> np.ndarray:
-    """For each class that percentile (0 to 100) of its bouts' lengths in frames, rounded half to even: int64 [K].
+    """Return this percentile (0 to 100) of each class's bout lengths, in frames, rounded half to even: int64 [K].
 
-    `labels` are labels_TK, one for each recording; those with any -1 are passed over. A class without bouts gets 1.
-    Raises ConfigError where the percentile is not one.
+    `labels` holds one labels_TK for each recording; recordings with any -1 are skipped. A class without bouts gets 1.
+    Raises ConfigError if the percentile is out of range.
     """
     if not 0 <= percentile <= 100:
         raise ConfigError(
@@ -82,8 +83,8 @@ def bout_lengths(labels: Iterable[np.ndarray], num_classes: int, percentile: flo
     complete = [labels_TK for labels_TK in labels if not (np.asarray(labels_TK) == -1).any()]
     if not complete:
         log.warning(
-            "No recording is fully labelled, so the usual lengths of bouts are not known: of every class only bouts "
-            "of 1 frame are removed."
+            "No recording is fully labelled, so the usual lengths of bouts are not known: only bouts of 1 frame are "
+            "removed, for every class."
         )
     pooled: list[list[np.ndarray]] = [[] for _ in range(num_classes)]
     for labels_TK in complete:
@@ -97,11 +98,11 @@ def bout_lengths(labels: Iterable[np.ndarray], num_classes: int, percentile: flo
 
 
 def remove_short_bouts(trace_T: np.ndarray, bout_length: int) -> np.ndarray:
-    """A 0/1 trace without gaps and bouts of up to `bout_length` frames; 0 leaves it as it is.
+    """Return a 0/1 trace without its gaps and bouts of up to `bout_length` frames; 0 leaves it as it is.
 
-    For each length 1, 2, ..., bout_length: first every gap of just that length is filled, then every bout of just that
-    length is removed. Stretches at the ends count like any other. Because gaps come first, `0 0 1 0` at the end of a
-    trace becomes `0 0 1 1`.
+    For each length 1, 2, ..., bout_length: first every gap of exactly that length is filled, then every bout of exactly
+    that length is removed. Stretches at the ends count like any other. Because gaps come first, `0 0 1 0` at the end of
+    a trace becomes `0 0 1 1`.
     """
     trace_T = np.asarray(trace_T)
     if trace_T.size == 0:
@@ -109,7 +110,7 @@ def remove_short_bouts(trace_T: np.ndarray, bout_length: int) -> np.ndarray:
     starts = np.flatnonzero(np.diff(trace_T, prepend=trace_T[0] + 1))
     values, lengths = trace_T[starts], np.diff(starts, append=trace_T.size)
     length = 0
-    # Lengths at which nothing happens are skipped; afterwards every stretch is longer, or (a whole trace) final.
+    # Lengths that no stretch has are skipped; afterwards every stretch is longer, or is the whole trace.
     while (longer := lengths[lengths > length]).size and (length := longer.min()) <= bout_length:
         for value in (0, 1):
             values = np.where((values == value) & (lengths == length), 1 - value, values)
@@ -123,9 +124,9 @@ class Postprocessor:
     """Turns probabilities into predictions: thresholds, then removal of short bouts, then the background."""
 
     bout_lengths_K: tuple[int, ...]
-    """For each class the longest gap and bout, in frames, that is removed; 0 removes nothing."""
+    """Longest gap and bout that is removed, in frames, for each class; 0 removes nothing."""
     argmax: bool = False
-    """Take the most probable class of each frame, for softmax networks. (The original always uses thresholds.)"""
+    """Whether each frame gets its most probable class, for softmax networks. (DeepEthogram always uses thresholds.)"""
 
     @classmethod
     def from_labels(
@@ -137,10 +138,11 @@ class Postprocessor:
         *,
         argmax: bool = False,
     ) -> Postprocessor:
-        """The postprocessor of the options `postprocessor.type` and `postprocessor.min_bout_length`.
+        """Make the postprocessor of the options `postprocessor.type` and `postprocessor.min_bout_length`.
 
         None or `null`: no removal. `min_bout`: the same length for all classes. `min_bout_per_behavior`: from labels
-        of the project's recordings, see `bout_lengths`; only this kind reads `labels`. Raises ConfigError otherwise.
+        of the project's recordings, see `bout_lengths`; only this kind reads `labels`. Raises ConfigError for another
+        kind, and for a length that does not suit the kind.
         """
         match kind:
             case None | "null":
@@ -162,7 +164,7 @@ class Postprocessor:
         return cls(tuple(lengths), argmax)
 
     def __call__(self, probabilities_TK: np.ndarray, thresholds_K: np.ndarray) -> np.ndarray:
-        """Predictions 0 or 1 as uint8 [T, K], of any T; `thresholds_K` are not looked at with `argmax`."""
+        """Return predictions, 0 or 1, as uint8 [T, K], for any T. With `argmax`, `thresholds_K` is not used."""
         if self.argmax:
             predictions_TK = most_probable(probabilities_TK)
         else:

@@ -4,8 +4,8 @@ Everything is computed from counts (int64), which add exactly over batches, shar
 `Counts.of(...)` from what it has, the counts are added, and only the sum is turned into rates: `threshold_metrics`.
 With the thresholds chosen there a second count, `binary_confusion`, gives the metrics of the epoch: `epoch_metrics`.
 
-Frames with a label of -1 in any class are left out. Numbers are those of DeepEthogram 0.5.0: undefined rates are 0.
-Additional letter in names: S the thresholds.
+Frames with a label of -1 in any class are left out. Numbers equal those of DeepEthogram 0.5.0; undefined rates are 0.
+Additional letter in the names of arrays: S thresholds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from deg.errors import DegError
 
 THRESHOLDS_S = np.linspace(1e-4, 1, 200)
 HOPELESS = 0.05
-"""Where even the best threshold scores less than this, the class gets the threshold 0.5."""
+"""A class that scores less than this even at its best threshold gets the threshold 0.5."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +31,12 @@ class Counts:
 
     @classmethod
     def zero(cls, num_classes: int) -> Counts:
-        """What counts of parts are added to."""
+        """Return counts of no frames, to which the counts of parts are added."""
         return cls(np.zeros((2, 2, len(THRESHOLDS_S), num_classes), np.int64))
 
     @classmethod
     def of(cls, probabilities_TK: np.ndarray, labels_TK: np.ndarray) -> Counts:
-        """Counts the frames that are labelled. Raises DegError where a probability is NaN."""
+        """Count the frames that are labelled. Raises DegError if a probability is NaN."""
         labelled_T = (labels_TK != -1).all(axis=1)
         probabilities_TK, labels_TK = probabilities_TK[labelled_T], labels_TK[labelled_T]
         if np.isnan(probabilities_TK).any():
@@ -59,13 +59,13 @@ class Counts:
 
 
 def _ratio(numerator: ArrayLike, denominator: ArrayLike) -> np.ndarray:
-    """A quotient with the original's float32 denominator of at least 1e-7, in float64."""
+    """Divide in float64, by a float32 denominator of at least 1e-7 as in DeepEthogram."""
     return np.asarray(numerator) / np.maximum(np.asarray(denominator, np.float32), np.float32(1e-7))
 
 
 @dataclass(frozen=True, eq=False)
 class Rates:
-    """What a confusion matrix says, in float64 of any shape."""
+    """The rates of a confusion matrix, in float64 arrays of any shape."""
 
     accuracy: np.ndarray
     precision: np.ndarray
@@ -77,7 +77,7 @@ class Rates:
 
     @classmethod
     def of(cls, confusion: np.ndarray) -> Rates:
-        """`confusion` is [2, 2, ...] in the order [true][predicted]; the rates have the shape that follows."""
+        """Compute rates from `confusion`, [2, 2, ...] in the order [true][predicted]; rates have the shape [...]."""
         (true_negatives, false_positives), (false_negatives, true_positives) = confusion
         precision = _ratio(true_positives, true_positives + false_positives)
         recall = _ratio(true_positives, true_positives + false_negatives)
@@ -98,9 +98,9 @@ def _f_score(precision: np.ndarray, recall: np.ndarray, beta: float) -> np.ndarr
 
 @dataclass(frozen=True, eq=False)
 class ThresholdMetrics:
-    """Rates of each class at each threshold, float64 [200, K], and what follows from the curves.
+    """Rates of each class at each threshold, float64 [200, K], and the areas and best thresholds of these curves.
 
-    Names and dtypes of the fields are those of the group `metrics_by_threshold` in a metrics file.
+    The fields have the names and dtypes of the datasets in the group `metrics_by_threshold` of a metrics file.
     """
 
     thresholds: np.ndarray
@@ -120,13 +120,13 @@ class ThresholdMetrics:
     mAP: np.ndarray
     """float32 [K], area under (recall, precision), in the same way."""
     optimum: np.ndarray
-    """float64 [K], the decision thresholds: best F1."""
+    """float64 [K], the decision thresholds: those with the best F1."""
     optimum_info: np.ndarray
-    """float64 [K], best informedness."""
+    """float64 [K], the thresholds with the best informedness."""
 
 
 def threshold_metrics(counts: Counts) -> ThresholdMetrics:
-    """All curves, areas and best thresholds that the counts of a whole set give."""
+    """Compute all curves, areas and best thresholds from the counts of a whole set."""
     confusion = counts.confusion_22SK
     (true_negatives, false_positives), (false_negatives, true_positives) = confusion
     rates = Rates.of(confusion)
@@ -146,18 +146,18 @@ def threshold_metrics(counts: Counts) -> ThresholdMetrics:
 
 
 def _area(x_SK: np.ndarray, y_SK: np.ndarray) -> np.ndarray:
-    """Area under each curve by trapezoids; x falls as the threshold rises."""
+    """Return the area under each curve by trapezoids; x falls as the threshold rises."""
     return ((x_SK[:-1] - x_SK[1:]) * (y_SK[:-1] + y_SK[1:]) / 2).sum(axis=0)
 
 
 def _best_thresholds(scores_SK: np.ndarray) -> np.ndarray:
-    """The first threshold with the best score of each class: at least 0.01, and 0.5 where the best is hopeless."""
+    """Return each class's first threshold with its best score: at least 0.01, or 0.5 if the score is below HOPELESS."""
     best_K = np.maximum(THRESHOLDS_S[scores_SK.argmax(axis=0)], LOWEST_THRESHOLD)
     return np.where(scores_SK.max(axis=0) < HOPELESS, 0.5, best_K)
 
 
 def binary_confusion(predictions_TK: np.ndarray, labels_TK: np.ndarray) -> np.ndarray:
-    """Confusion of each class: int64 [K, 2, 2] in the order [true][predicted]; adds over parts.
+    """Count the confusion of each class: int64 [K, 2, 2] in the order [true][predicted]. Counts of parts add up.
 
     The predictions (0 or 1) are thresholded probabilities with the background rule, see `deg.arithmetic.ethogram`.
     """
@@ -169,14 +169,14 @@ def binary_confusion(predictions_TK: np.ndarray, labels_TK: np.ndarray) -> np.nd
 
 @dataclass(frozen=True, eq=False)
 class EpochMetrics:
-    """Scores of one pass over a set at the chosen thresholds. Names are those of a metrics file."""
+    """Scores of one pass over a set at the chosen thresholds. The fields are named as in a metrics file."""
 
     accuracy_overall: float
-    """From the confusion summed over classes, as is f1_overall."""
+    """Accuracy of the confusion summed over classes; f1_overall is taken from that sum too."""
     f1_overall: float
     f1_class_mean: float
     f1_class_mean_nobg: float
-    """Without class 0, the background; NaN where that is the only class."""
+    """Mean without class 0, the background; NaN if that is the only class."""
     accuracy_by_class: np.ndarray
     f1_by_class: np.ndarray
     binary_confusion: np.ndarray
@@ -184,7 +184,7 @@ class EpochMetrics:
 
 
 def epoch_metrics(confusion_K22: np.ndarray) -> EpochMetrics:
-    """Scores from `binary_confusion`, summed over the whole set."""
+    """Compute scores from `binary_confusion`, summed over the whole set."""
     by_class = Rates.of(confusion_K22.transpose(1, 2, 0))
     overall = Rates.of(confusion_K22.sum(axis=0))
     return EpochMetrics(
@@ -205,13 +205,16 @@ class MulticlassMetrics:
     accuracy: float
     """Share of the frames whose most probable class is the true one."""
     mean_class_accuracy: float
-    """Share of the frames of a class that were found, mean over the classes that occur."""
+    """Share of a class's frames that were found, averaged over the classes that occur."""
     f1: float
-    """Mean over the classes that occur or are predicted."""
+    """F1 averaged over the classes that occur or are predicted."""
 
 
 def multiclass_confusion(probabilities_TK: np.ndarray, labels_T: np.ndarray) -> np.ndarray:
-    """Counts of [true class, most probable class]: int64 [K, K]; adds over parts. Frames with label -1 are left out."""
+    """Count frames by [true class, most probable class]: int64 [K, K]. Counts of parts add up.
+
+    Frames labelled -1 are left out.
+    """
     num_classes = probabilities_TK.shape[1]
     labelled_T = labels_T != -1
     predicted_T = probabilities_TK[labelled_T].argmax(axis=1)
@@ -220,7 +223,7 @@ def multiclass_confusion(probabilities_TK: np.ndarray, labels_T: np.ndarray) -> 
 
 
 def multiclass_metrics(confusion_KK: np.ndarray) -> MulticlassMetrics:
-    """Scores from `multiclass_confusion`; all 0 where nothing was counted."""
+    """Compute scores from `multiclass_confusion`; all are 0 if nothing was counted."""
     found_K, predicted_K, occurring_K = np.diag(confusion_KK), confusion_KK.sum(axis=0), confusion_KK.sum(axis=1)
     precision, recall = _ratio(found_K, predicted_K), _ratio(found_K, occurring_K)
     # Both are 0 for the classes that do not enter the means, so only the divisors need to leave them out.

@@ -1,8 +1,8 @@
-"""Which recordings train, validate and test. Pure: the same keys, shares and generator give the same split.
+"""Which recordings are for training, validation and testing. The same keys, shares and generator give the same split.
 
 DeepEthogram draws again until every class is in every part, for ever if a class is too rare. Here at most `DRAWS`
-splits are drawn and the best is taken. Validation chooses thresholds and weights, so no split is without it if two
-recordings can be had, labelled ones where labels are known.
+splits are drawn and the best is taken. Validation chooses thresholds and weights, so every split of two or more
+recordings has it, with a labelled recording if at least two are labelled.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ PARTS = ("train", "val", "test")
 DRAWS = 1000
 
 Parts = dict[str, list[str]]
-"""The keys of each part."""
+"""Keys of the recordings in each part."""
 Positives = Mapping[str, Collection[str]]
-"""For each fully labelled recording, the classes that it has at least one positive frame of."""
+"""Classes that have at least one positive frame, for each fully labelled recording."""
 
 
 def make_split(
     keys: Iterable[str], train_val_test: Sequence[float], rng: np.random.Generator, positives: Positives | None = None
 ) -> tuple[Parts, list[str]]:
-    """A new split of `keys`, and what should be said about it. ValueError if the shares cannot be met.
+    """Return a new split of `keys`, and notes about it for the user. Raises ValueError if the shares cannot be met.
 
-    The parts have no key in common. With `positives` each part gets every class if any of the splits drawn allows it.
+    The parts have no key in common. With `positives`, each part has every class if any of the drawn splits allows it.
     """
     ordered = sorted(set(keys))
     counts = part_sizes(train_val_test, len(ordered))
@@ -36,7 +36,7 @@ def make_split(
         counts = _with_train_and_val(counts)
         notes.append(
             f"{len(ordered)} recordings are divided into {counts[0]} for training, {counts[1]} for validation and "
-            f"{counts[2]} for testing, because neither training nor validation can be without any"
+            f"{counts[2]} for testing, because training and validation need at least one each"
         )
     labelled = {key: set(classes) for key, classes in (positives or {}).items() if key in set(ordered)}
     classes = sorted(set().union(*labelled.values()))
@@ -67,9 +67,9 @@ def update_split(
     rng: np.random.Generator,
     positives: Positives | None = None,
 ) -> tuple[Parts, list[str]]:
-    """The split with those `keys` added that it lacks, each at random; and what should be said about it.
+    """Add the `keys` that a split lacks, each to a random part. Return the new split and notes about it for the user.
 
-    Keys that are not usable now stay where they are: they may come back, and must not change sides then.
+    Keys that cannot be used now stay where they are: they may come back, and must not be in another part then.
     """
     notes = []
     parts: Parts = {name: [] for name in PARTS}
@@ -79,7 +79,7 @@ def update_split(
             if where.setdefault(key, name) == name:
                 parts[name].append(key)
             else:
-                notes.append(f"recording `{key}` stood in {where[key]} and in {name}; it stays in {where[key]} only")
+                notes.append(f"recording `{key}` was in {where[key]} and in {name}; it stays in {where[key]} only")
     new = sorted(set(keys) - set(where))
     weights = np.asarray(fractions, dtype=float)
     for key, part in zip(new, rng.choice(3, size=len(new), p=weights / weights.sum()), strict=True):
@@ -91,14 +91,14 @@ def update_split(
 
 
 def usable_parts(parts: Mapping[str, Sequence[str]], usable: Collection[str]) -> Parts:
-    """The split with only the recordings that can be used now."""
+    """Return the split with only the recordings that can be used now."""
     return {name: [key for key in parts.get(name, ()) if key in usable] for name in PARTS}
 
 
 def part_sizes(train_val_test: Sequence[float], num_records: int) -> tuple[int, int, int]:
-    """How many recordings each part gets, from shares with sum 1 or from counts of which one may be -1, the rest.
+    """Return how many recordings each part gets, from shares with sum 1 or from counts; one count may be -1, the rest.
 
-    Shares are cut at the whole numbers below the running sums. Counts may leave recordings over.
+    Running sums of shares are rounded down to whole recordings. Counts may leave recordings unused.
     """
     wanted = f"expected train_val_test to be three shares with sum 1, or three counts, got {list(train_val_test)}"
     if len(train_val_test) != 3 or not all(math.isfinite(value) for value in train_val_test):
@@ -118,7 +118,7 @@ def part_sizes(train_val_test: Sequence[float], num_records: int) -> tuple[int, 
 
 
 def part_fractions(train_val_test: Sequence[float], num_records: int) -> tuple[float, float, float]:
-    """The shares by which recordings added later are drawn: split.yaml keeps them."""
+    """Return the shares by which recordings that are added later are drawn; split.yaml keeps them."""
     if abs(sum(train_val_test) - 1) < 1e-3 and min(train_val_test) >= 0:
         train, val, test = (float(value) for value in train_val_test)
     else:
@@ -128,7 +128,7 @@ def part_fractions(train_val_test: Sequence[float], num_records: int) -> tuple[f
 
 
 def _with_train_and_val(counts: tuple[int, int, int]) -> tuple[int, int, int]:
-    """One recording at least for training and for validation, from the largest part, of equal ones the last."""
+    """Give training and validation at least one recording each, taken from the largest part, the last of equals."""
     sizes = list(counts)
     for part in (0, 1):
         if sizes[part] == 0:
@@ -138,7 +138,7 @@ def _with_train_and_val(counts: tuple[int, int, int]) -> tuple[int, int, int]:
 
 
 def _share_out_labelled(drawn: list[np.ndarray], is_labelled_N: np.ndarray) -> None:
-    """Exchange recordings so that training and validation both have a labelled one, if there are two. In place."""
+    """Exchange recordings in place so that training and validation both have a labelled one, if there are two."""
     for poor in (1, 0):
         if not len(drawn[poor]) or is_labelled_N[drawn[poor]].any():
             continue
@@ -151,7 +151,7 @@ def _share_out_labelled(drawn: list[np.ndarray], is_labelled_N: np.ndarray) -> N
 
 
 def _fill_train_and_val(parts: Parts, known: set[str], new: set[str], rng: np.random.Generator) -> list[str]:
-    """Move a recording into training or validation if it has none of the `known`; new ones rather than old ones."""
+    """Move a recording into training or validation if that part has none of the `known`, preferably a new one."""
     notes = []
     for poor, other in (("val", "train"), ("train", "val")):
         if known & set(parts[poor]):
@@ -176,5 +176,5 @@ def _lacking(parts: Parts, labelled: Mapping[str, set[str]], classes: Sequence[s
         missing = [cls for cls in classes if cls not in present]
         if missing and parts[name]:
             have = ", ".join(f"`{cls}` (in {sum(cls in has for has in labelled.values())})" for cls in missing)
-            notes.append(f"{name} has no positive frame of {have}: too few recordings have one. Label more of them")
+            notes.append(f"{name} has no positive frame of {have}: too few recordings have one. Label more that do")
     return notes

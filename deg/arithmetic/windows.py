@@ -5,8 +5,8 @@ The networks see 11 frames around the frame they label (DeepEthogram paper, "Win
     frame      t-5 t-4 t-3 t-2 t-1  t  t+1 t+2 t+3 t+4 t+5
     position     0   1   2   3   4  5    6   7   8   9  10
 
-Where a window leaves the video, each missing frame is an image of the dataset's mean colour; nothing is repeated or
-mirrored. All ranges are half-open.
+Where a window reaches beyond the video, each missing frame is an image of the dataset's mean colour; nothing is
+repeated or mirrored. All ranges are half-open.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Reach:
 
 
 def reach(start: int, stop: int, num_frames: int) -> Reach:
-    """Frames needed for the labels [start, stop), which must lie within [0, num_frames)."""
+    """Return the frames needed for the labels [start, stop), which must lie within [0, num_frames)."""
     if not 0 <= start < stop <= num_frames:
         raise ValueError(f"expected 0 <= start < stop <= num_frames, got {start = }, {stop = }, {num_frames = }")
     first, last = max(start - BEFORE, 0), min(stop + AFTER, num_frames)
@@ -45,9 +45,10 @@ def reach(start: int, stop: int, num_frames: int) -> Reach:
 
 
 def mean_colour(mean: Sequence[float]) -> np.ndarray:
-    """The colour, uint8 (C), that stands in for frames outside the video: the channel means in [0, 1], truncated.
+    """Return the colour, uint8 (C), that stands in for frames outside the video: the channel means, truncated.
 
-    DeepEthogram truncates and does not round (0.5 becomes 127), so after normalisation the padding is only nearly 0.
+    Means are in [0, 1]. DeepEthogram truncates instead of rounding (0.5 becomes 127), so after normalisation the
+    padding is only nearly 0.
     """
     return np.trunc(np.asarray(mean, dtype=np.float64) * 255).astype(np.uint8)
 
@@ -56,7 +57,7 @@ def batches(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
     """Cut [start, stop) at the multiples of `size`, counted from frame 0 of the video.
 
     The same frame always falls into the same batch at the same place, however the video was cut into spans (at
-    multiples of `size`): that is what makes sharded results equal unsharded ones bit for bit.
+    multiples of `size`). Therefore sharded results equal unsharded ones bit for bit.
 
         >>> list(batches(4, 11, 4))
         [(4, 8), (8, 11)]

@@ -1,1 +1,1 @@
-"""Files to arrays and back: videos, labels, statistics, results. No torch in here."""
+"""Reads files into arrays and writes them back: videos, labels, statistics, results. Nothing here imports torch."""

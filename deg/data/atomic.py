@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written beside, flushed to disk, renamed."""
+"""Files that are either whole or not there: written under a temporary name, flushed to disk, renamed."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pathlib import Path
 
 PART = ".part"
 ABANDONED_SECONDS = 3600.0
-"""A part that another host has not touched for so long is nobody's any more."""
+"""Seconds after which a part that another host has not written to counts as abandoned."""
 
 
 @contextmanager
 def replacing(path: Path, *, only_new: bool = False) -> Iterator[Path]:
-    """Give a path beside `path` to write to; when the block ends it becomes `path`, at once and for good.
+    """Yield a path beside `path` to write to. When the block ends, that file is flushed to disk and renamed to `path`.
 
-    If the block or the disk fails (OSError, for instance ENOSPC) what stood at `path` stays as it was, with nothing
-    left beside it. `only_new`: FileExistsError if another writer, on any host, was first.
+    If the block or the disk fails (OSError, for instance ENOSPC), `path` stays as it was and nothing is left beside it.
+    With `only_new`, raises FileExistsError if another writer, on any host, was first.
     """
     part = path.with_name(f".{path.name}.{_writer()}{PART}")
     try:
@@ -38,12 +38,12 @@ def replacing(path: Path, *, only_new: bool = False) -> Iterator[Path]:
 
 
 def _writer() -> str:
-    """This process, among those of all hosts that share a folder."""
+    """Return a name for this process that is unique among all hosts that share a folder."""
     return f"{socket.gethostname()}.{os.getpid()}"
 
 
 def _publish(part: Path, path: Path) -> None:
-    """Rename, but never over another file: a hard link fails where there is one, on one host as between hosts."""
+    """Rename, but never over another file: making a hard link fails if there is one, on this host or another."""
     try:
         os.link(part, path)
     except FileExistsError:
@@ -57,7 +57,7 @@ def _publish(part: Path, path: Path) -> None:
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a whole file; a reader sees the old one or the new one, never a part. OSError if the disk refuses."""
+    """Write a whole file; a reader sees the old one or the new one, never a part. Raises OSError if that fails."""
     with replacing(path) as part:
         part.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
@@ -72,14 +72,14 @@ def flush(path: Path) -> None:
 
 
 def remove_parts(path: Path) -> None:
-    """Remove what killed writers of `path` left behind, and nothing that another process may still be writing."""
+    """Remove what killed writers of `path` left behind, but nothing that another process may still be writing."""
     for part in path.parent.glob(f".{glob.escape(path.name)}.*{PART}"):
         if _is_abandoned(part, path.name):
             part.unlink(missing_ok=True)
 
 
 def _is_abandoned(part: Path, name: str) -> bool:
-    """On this host its process tells; of another host's all that is known is when it was last written to."""
+    """Whether a part's writer is dead. On this host its process tells; on others, only the time of the last write."""
     host, _, pid = part.name.removeprefix(f".{name}.").removesuffix(PART).rpartition(".")
     if host == socket.gethostname() and pid.isdecimal():
         return int(pid) == os.getpid() or not Path(f"/proc/{pid}").exists()
@@ -89,6 +89,6 @@ def _is_abandoned(part: Path, name: str) -> bool:
 
 
 def remove_all_parts(folder: Path) -> None:
-    """Remove what killed writers left anywhere below `folder`. Only when nobody writes there any more."""
+    """Remove what killed writers left anywhere below `folder`. Call this only when nobody writes there any more."""
     for part in folder.rglob(f".*{PART}"):
         part.unlink(missing_ok=True)

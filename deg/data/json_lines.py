@@ -1,7 +1,7 @@
-"""Files that grow by a line of JSON at a time: what happened, in its order.
+"""Files that grow by one line of JSON at a time: a record of events in their order.
 
-On one host lines of several processes do not mix; between hosts a network file system may lose one of two that come at
-the same time.
+On one host, lines of several processes do not mix. Between hosts, a network file system may lose one of two lines that
+are written at the same time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def append_line(path: Path, line: Mapping[str, Any], *, alone: bool = False) -> None:
-    """Add one object, by one short write. `alone`: no other process writes; a line that a crash tore is ended first."""
+    """Append one object in one short write. `alone`: no other process writes; a line torn by a crash is ended first."""
     text = json.dumps(line, allow_nan=False) + "\n"
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
@@ -27,7 +27,7 @@ def append_line(path: Path, line: Mapping[str, Any], *, alone: bool = False) -> 
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All objects, oldest first; a torn line is passed over, and a file that is not there has none."""
+    """Read all objects, oldest first. Torn lines are skipped; a file that does not exist has no objects."""
     lines = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         try:

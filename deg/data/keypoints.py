@@ -1,11 +1,11 @@
 """Keypoints of a mouse, tracked by DeepLabCut, as features that a sequence network reads.
 
 The CSV has three rows of names (scorer, bodyparts, coords), then one row per frame: its number, and x, y and likelihood
-of each part. Points that the tracker was not sure of are put on the line between the nearest frames where it was;
-DeepEthogram means to do so, but looks at the coordinate in place of the likelihood, and never mends the ends.
+of each part. Points that the tracker was not sure of are put on the line between the nearest frames where it was sure.
+DeepEthogram means to do so, but tests the coordinate instead of the likelihood, and never repairs the ends.
 
     nose - forepaws - hindpaws - tailbase - tailtip, and the centroid of the paws
-        where they are, as the camera sees them and as the mouse does (tailbase at 0, nose along x): 32
+        positions, as the camera sees them and as the mouse does (tailbase at 0, nose along x): 32
         angles of the tail and of each paw: 5     distances within the body: 6     its area: 1
 
 Letters in the names of arrays: T frames, P parts, D features.
@@ -25,15 +25,16 @@ from deg.errors import ProjectError, show_path
 PARTS = ("nose", "forepaw_l", "forepaw_r", "hindpaw_l", "hindpaw_r", "tailbase", "tailtip")
 NUM_KEYPOINT_FEATURES = 44
 SURE = 0.9
-"""Likelihood from which a point is believed."""
+"""Lowest likelihood at which a point is trusted."""
 LEAST_STD = 1e-6
+"""Smallest standard deviation that a feature is divided by."""
 
 _HEADER = ("scorer", "bodyparts", "coords")
 _COORDS = ("x", "y", "likelihood")
 
 
 class KeypointReader:
-    """The keypoint features of one recording, for reading as `deg.data.results.FeatureReader` is."""
+    """Reads the keypoint features of one recording; used like `deg.data.results.FeatureReader`."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -59,8 +60,8 @@ class KeypointReader:
 
 
 def read_keypoints(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Points (T, 7, 2) in pixels and likelihoods (T, 7) of PARTS, found by their names. ProjectError if it cannot."""
-    import pandas as pd  # late: it takes half the time in which `deg` starts
+    """Read points (T, 7, 2) in pixels and likelihoods (T, 7) of PARTS, by name. Raises ProjectError if it fails."""
+    import pandas as pd  # imported here: it takes half the time in which `deg` starts
 
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -72,17 +73,17 @@ def read_keypoints(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise _error(path, f"cannot be read ({error.strerror or error})", "Restore the file.") from error
     except pd.errors.EmptyDataError as error:
         raise _error(path, "there are names, but no row of keypoints", "Track the video again.") from error
-    except (ValueError, IndexError) as error:  # no UTF-8, rows of unequal length, cells that are no numbers
+    except (ValueError, IndexError) as error:  # not UTF-8, rows of unequal length, cells that are not numbers
         raise _error(path, f"not a table of numbers below its three rows of names ({error})", _REMEDY) from error
     values_TPC = values.reshape(len(values), len(PARTS), len(_COORDS))
     return values_TPC[..., :2], values_TPC[..., 2]
 
 
-_REMEDY = "Save it as DeepLabCut does, one animal a file."
+_REMEDY = "Save it as DeepLabCut does, one animal per file."
 
 
 def _columns(path: Path, header: list[list[str]]) -> list[int]:
-    """The columns of x, y and likelihood of each of PARTS in turn."""
+    """Return the columns of x, y and likelihood of each of PARTS in turn."""
     names = [row[0].lower() if row else "" for row in header]
     if names != list(_HEADER):
         remedy = "Export each animal to a file of its own." if "individuals" in names else _REMEDY
@@ -102,8 +103,10 @@ def _columns(path: Path, header: list[list[str]]) -> list[int]:
 
 
 def interpolate(points_TP2: np.ndarray, likelihood_TP: np.ndarray, path: Path) -> np.ndarray:
-    """Points on the line between the nearest sure ones where they are not sure; before the first and after the last of
-    these, where that one is. ProjectError if a part is never sure.
+    """Move points that are not sure onto the line between the nearest sure ones.
+
+    Before the first sure point and after the last one, that point is repeated. Raises ProjectError if a part is never
+    sure.
     """
     sure_TP = (likelihood_TP >= SURE) & np.isfinite(points_TP2).all(axis=2)
     frames = np.arange(len(points_TP2))
@@ -114,7 +117,7 @@ def interpolate(points_TP2: np.ndarray, likelihood_TP: np.ndarray, path: Path) -
             raise _error(
                 path,
                 f"{part} has no frame with a likelihood of {SURE} or more",
-                "Track the video again with a better network, or take the recording out.",
+                "Track the video again with a better network, or take the recording out of the project.",
             )
         for axis in range(2):
             repaired_TP2[~sure_T, p, axis] = np.interp(frames[~sure_T], frames[sure_T], points_TP2[sure_T, p, axis])
@@ -122,9 +125,9 @@ def interpolate(points_TP2: np.ndarray, likelihood_TP: np.ndarray, path: Path) -
 
 
 def expand(points_TP2: np.ndarray) -> np.ndarray:
-    """44 features (T, D) of the points (T, 7, 2) of PARTS.
+    """Compute 44 features (T, D) from the points (T, 7, 2) of PARTS.
 
-    In the order of DeepEthogram, which first divides by the size of the picture; `standardise` makes that void.
+    They are in DeepEthogram's order. DeepEthogram first divides by the size of the picture; `standardise` undoes that.
     """
     paws_TP2 = points_TP2[:, 1:5]
     points_TP2 = np.concatenate([points_TP2, paws_TP2.mean(axis=1, keepdims=True)], axis=1)
@@ -156,12 +159,12 @@ def expand(points_TP2: np.ndarray) -> np.ndarray:
 
 
 def standardise(features_TD: np.ndarray) -> np.ndarray:
-    """Each feature less its mean over the recording, in units of its standard deviation there."""
+    """Subtract from each feature its mean over the recording, and divide it by its standard deviation there."""
     return (features_TD - features_TD.mean(axis=0)) / np.maximum(features_TD.std(axis=0), LEAST_STD)
 
 
 def _aligned(points_TP2: np.ndarray) -> np.ndarray:
-    """Points as the mouse sees them: the tailbase in the origin, the nose on the positive side of the x axis."""
+    """Return points as the mouse sees them: the tailbase at the origin, the nose on the positive side of the x axis."""
     nose, tailbase = PARTS.index("nose"), PARTS.index("tailbase")
     from_tailbase_TP2 = points_TP2 - points_TP2[:, tailbase : tailbase + 1]
     heading_T1 = _angle(from_tailbase_TP2[:, nose])[:, None]
@@ -171,12 +174,12 @@ def _aligned(points_TP2: np.ndarray) -> np.ndarray:
 
 
 def _angle(vectors: np.ndarray) -> np.ndarray:
-    """Angles of vectors (..., 2) from the x axis, in radians, in (-pi, pi]."""
+    """Return the angles of vectors (..., 2) from the x axis, in radians, in (-pi, pi]."""
     return np.arctan2(vectors[..., 1], vectors[..., 0])
 
 
 def _area(outline_TP2: np.ndarray) -> np.ndarray:
-    """Area of polygons by the shoelace formula."""
+    """Return the area of polygons by the shoelace formula."""
     x_TP, y_TP = outline_TP2[..., 0], outline_TP2[..., 1]
     following_x, following_y = np.roll(x_TP, -1, axis=1), np.roll(y_TP, -1, axis=1)
     return np.abs((x_TP * following_y - following_x * y_TP).sum(axis=1)) / 2

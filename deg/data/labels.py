@@ -1,7 +1,7 @@
-"""Label files: one row per frame, one column per behaviour; 1 it happens, 0 it does not, -1 nobody has looked yet.
+"""Label files: one row per frame, one column per behaviour. 1: it happens, 0: it does not, -1: nobody has looked yet.
 
 DeepEthogram reads them by position and trusts them. Here the header decides: columns are found by their names, a matrix
-that lies on its side is turned because its names say so, and what cannot be read for certain is refused.
+whose names show that it is transposed is turned, and what cannot be read for certain is refused.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ _NO_LABEL = 9
 _NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)(e[+-]?\d+)?", re.IGNORECASE)
 _NO_NAME = re.compile(r"|unnamed: \d+(\.\d+)?", re.IGNORECASE)
 _FRAME_NUMBERS = re.compile(_NO_NAME.pattern + r"|index|frames?|frame[ _]?(number|index|no\.?)|time", re.IGNORECASE)
-"""Names that people and programs write over the column of frame numbers, if they write any."""
+"""Names that people and programs give the column of frame numbers, if they give it any."""
 
 
 def read_labels(path: Path, class_names: Sequence[str], num_frames: int | None = None) -> np.ndarray:
-    """Labels int8 (T, K) of 1, 0 and -1, columns in the order of `class_names`.
+    """Read labels as int8 (T, K) of 1, 0 and -1, with columns in the order of `class_names`.
 
-    LabelError naming file, line, column and remedy if the file cannot be read for certain or has not `num_frames` rows.
+    Raises LabelError, naming file, line, column and remedy, if the file cannot be read for certain or does not have
+    `num_frames` rows.
     """
     return _read(path, class_names, num_frames)[0]
 
@@ -45,7 +46,7 @@ def read_labels(path: Path, class_names: Sequence[str], num_frames: int | None =
 def inspect_labels(
     path: Path, class_names: Sequence[str], num_frames: int | None = None, *, key: str = ""
 ) -> tuple[np.ndarray | None, list[Issue]]:
-    """The labels, or None where `read_labels` would raise, and everything about the file that its owner should know."""
+    """Read labels, None where `read_labels` would raise. Also return all that the owner of the file should know."""
     try:
         labels_TK, notes = _read(path, class_names, num_frames)
     except LabelError as error:
@@ -54,7 +55,7 @@ def inspect_labels(
 
 
 def write_labels(path: Path, labels_TK: np.ndarray, class_names: Sequence[str]) -> None:
-    """Write labels, or predictions of 0 and 1, like DeepEthogram: frame numbers without a name in front, integers."""
+    """Write labels, or predictions of 0 and 1, like DeepEthogram: integers after an unnamed column of frame numbers."""
     if labels_TK.ndim != 2 or labels_TK.shape[1] != len(class_names):
         raise ValueError(f"expected one column for each of {len(class_names)} classes, got shape {labels_TK.shape}")
     import pandas as pd
@@ -64,19 +65,19 @@ def write_labels(path: Path, labels_TK: np.ndarray, class_names: Sequence[str]) 
 
 
 def is_complete(labels_TK: np.ndarray) -> bool:
-    """True if every frame was looked at: supervised training takes no other recording."""
+    """Whether every frame was looked at; supervised training takes only such recordings."""
     return bool((labels_TK != UNLABELLED).all())
 
 
 def repair(labels_TK: np.ndarray) -> np.ndarray:
-    """Frames where nothing is marked become background; frames not looked at stay as they are."""
+    """Mark background in frames where nothing else is marked; frames that nobody has looked at stay as they are."""
     repaired_TK = labels_TK.copy()
     repaired_TK[(labels_TK == 0).all(axis=1), 0] = 1
     return repaired_TK
 
 
 def single_positive(labels_TK: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """For classes that exclude each other: where several are marked, one of them, drawn at random, stays."""
+    """Keep one class, drawn at random, where several are marked: for classes that exclude each other."""
     single_TK = labels_TK.copy()
     rows = np.flatnonzero((labels_TK == 1).sum(axis=1) > 1)
     lots = np.where(labels_TK[rows] == 1, rng.random((len(rows), labels_TK.shape[1])), -1.0)
@@ -86,7 +87,7 @@ def single_positive(labels_TK: np.ndarray, rng: np.random.Generator) -> np.ndarr
 
 
 def _read(path: Path, class_names: Sequence[str], num_frames: int | None) -> tuple[np.ndarray, list[str]]:
-    """The labels, and what is odd about the file but does not make it unreadable."""
+    """Read the labels, and note what is odd about the file but does not make it unreadable."""
     try:
         if path.suffix.lower() == ".csv":
             labels_TK, notes = _read_csv(path, list(class_names))
@@ -117,7 +118,7 @@ def _length_remedy(rows: int, frames: int) -> str:
 
 
 def _background(others_TK: np.ndarray) -> np.ndarray:
-    """Background where nothing else happens; not known where nothing is marked and something was not looked at."""
+    """Return background where nothing else happens, -1 where nothing is marked but something was not looked at."""
     background_T = (~(others_TK == 1).any(axis=1)).astype(np.int8)
     background_T[(background_T == 1) & (others_TK == UNLABELLED).any(axis=1)] = UNLABELLED
     return background_T
@@ -145,7 +146,7 @@ def _read_csv(path: Path, class_names: list[str]) -> tuple[np.ndarray, list[str]
     if first == 0:
         notes.append(
             "there is no column of frame numbers in front; DeepEthogram takes the first behaviour for it. "
-            "Add one without a name"
+            "Add such a column, without a name"
         )
     else:
         notes += _judge_frame_numbers(path, table)
@@ -209,7 +210,7 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise _error(path, f"not UTF-8 text (byte {error.start})", "Save it as CSV UTF-8.") from error
     if "\0" in text:
-        raise _error(path, "holds zero bytes: it was not written to the end", "Restore it from a copy.")
+        raise _error(path, "holds NUL bytes: it was not written to the end", "Restore it from a copy.")
     lines = text.splitlines()
     while lines and not lines[-1].strip(" ,;\t"):
         lines.pop()  # spreadsheets leave rows of separators behind
@@ -233,7 +234,7 @@ def _parse_turned(path: Path, text: str, delimiter: str) -> _Table:
 
 
 def _find_columns(path: Path, names: list[str], class_names: list[str], notes: list[str]) -> dict[str, int]:
-    """The column of each class; only that of background may be missing."""
+    """Return the column of each class. Only the background's column may be missing."""
     if class_names[0] == BACKGROUND and BACKGROUND not in names and "none" in names and "none" not in class_names:
         names = [BACKGROUND if name == "none" else name for name in names]
         notes.append("column `none` is read as background")
@@ -254,11 +255,14 @@ def _find_columns(path: Path, names: list[str], class_names: list[str], notes: l
             "a column of -1.",
         )
     if missing:
-        notes.append("there is no column `background`; it is where nothing else happens. DeepEthogram wants the column")
+        notes.append(
+            "there is no column `background`; frames where nothing else happens are taken for it. DeepEthogram wants "
+            "the column"
+        )
     if found != [name for name in class_names if name in found]:
         notes.append(
-            f"columns are in another order than the project's {_quoted(class_names)}; read by name. DeepEthogram "
-            "goes by position and mixes them up: put them in the project's order"
+            f"columns are in another order than the project's {_quoted(class_names)}; they are read by name. "
+            "DeepEthogram goes by position and mixes them up: put them in the project's order"
         )
     if extra := [name for i, name in enumerate(names[1:], start=1) if name not in class_names]:
         notes.append(f"columns {_quoted(extra)} are left out; DeepEthogram takes them for behaviours. Remove them")
@@ -270,7 +274,7 @@ def _counts_frames(name: str, position: int) -> bool:
 
 
 def _judge_frame_numbers(path: Path, table: _Table) -> list[str]:
-    """Rows are taken in the order in which they stand; frame numbers that contradict it are refused."""
+    """Refuse frame numbers that contradict the order of the rows, which decides. Return notes about them."""
     import pandas as pd
 
     texts = table.columns[0]
@@ -304,7 +308,7 @@ def _values(path: Path, table: _Table, column: int) -> np.ndarray:
 
 
 def _value(text: str) -> int:
-    """Also 1.0 as other programs write it, 1,0 as spreadsheets do in half of Europe, and True."""
+    """Parse one cell: also 1.0 as other programs write it, 1,0 as spreadsheets do in half of Europe, and True."""
     text = text.strip().lower()
     if text in ("true", "false"):
         return int(text == "true")

@@ -1,7 +1,7 @@
 """Locks between processes, on folders: no lock file is left behind, and a lock ends with its process.
 
-Where the file system has no locks (some NFS mounts) nobody is kept out. What is guarded here stays whole all the same,
-because files are replaced by renaming; at worst work is done twice, or the later of two changes is the one that counts.
+Where the file system has no locks (some NFS mounts), several processes may hold a folder at once. Files in it stay
+whole all the same, because they are replaced by renaming. At worst work is done twice, or the later change wins.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from pathlib import Path
 from deg.errors import DegError
 
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EBADF)
+"""Errors by which a file system says that it has no locks."""
 
 
 @contextmanager
 def exclusive(folder: Path, *, seconds: float, busy: DegError) -> Iterator[None]:
-    """Hold a folder alone while the block runs. Raises `busy` if another process holds it for longer than `seconds`."""
+    """Hold a folder exclusively while the block runs. Raises `busy` if another process holds it for over `seconds`."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         deadline = time.monotonic() + seconds
@@ -35,7 +36,7 @@ def exclusive(folder: Path, *, seconds: float, busy: DegError) -> Iterator[None]
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process holds the folder at this moment, as far as this machine can tell."""
+    """Whether a process holds the folder at this moment. A lock that another machine holds may not be visible."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         return not _lock(descriptor, fcntl.LOCK_SH)

@@ -7,8 +7,9 @@
     /test                                    the same with one row, if there is a test part; DeepEthogram has none
     attributes                               key_metric, key_metric_mode, num_parameters
 
-Names, dtypes and shapes are those of DeepEthogram 0.5.0, whose inference and GUI read the thresholds here. It adds to
-the file in place, so a killed training leaves it torn; here it is written whole beside and renamed at each epoch.
+Names, dtypes and shapes equal those of DeepEthogram 0.5.0, whose inference and GUI read the thresholds here. That
+program adds to the file in place, so a killed training leaves it torn. Here the whole file is written under a temporary
+name and renamed after each epoch.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ from deg.data.json_lines import read_lines
 from deg.errors import RunError, show_path
 
 Row = Mapping[str, ArrayLike]
-"""What one pass over a part of the data gave: {name of the dataset: number or array}."""
+"""Results of one pass over a part of the data: {name of the dataset: number or array}."""
 Mode = Literal["min", "max"]
 
 PARTS = ("train", "val")
 BY_THRESHOLD = "metrics_by_threshold/"
 OLD_CURVES = "threshold_curves"
-"""Where files of older versions keep the curves: `threshold_curves/val/optimum`."""
+"""Group in which files of older versions keep the curves, such as `threshold_curves/val/optimum`."""
 FALLING = frozenset({"loss", "data_loss", "reg_loss", "SSIM", "L1", "smoothness"})
-"""Metrics of which less is better: files of older versions do not say it of their key metric."""
+"""Metrics where less is better; files of older versions do not say this of their key metric."""
 
 _FLOAT32 = FALLING | {
     "auroc_class_mean",
@@ -52,11 +53,11 @@ _INT64 = {"binary_confusion", f"{BY_THRESHOLD}confusion"}
 
 
 def classification_row(by_threshold: ThresholdMetrics, epoch: EpochMetrics, **others: ArrayLike) -> dict[str, Any]:
-    """A row of a classifier; `others` are loss, data_loss, reg_loss, fps and (in training) lr."""
+    """Make a row for a classifier; `others` are loss, data_loss, reg_loss, fps and (in training) lr."""
     return {
         **others,
         **vars(epoch),
-        # DeepEthogram has these two names, and never a value for them
+        # DeepEthogram has these two names but never a value for them
         "auroc_overall": np.nan,
         "mAP_overall": np.nan,
         "auroc_by_class": by_threshold.auroc,
@@ -73,18 +74,18 @@ class MetricsFile:
 
     path: Path
     key_metric: str
-    """Which name in `val` tells the best epoch."""
+    """Name of the metric in `val` that decides which epoch is best."""
     key_metric_mode: Mode
     num_parameters: int | None
-    """Number of parameters of the network; None if nobody told."""
+    """Number of parameters of the network; None if it is not known."""
     _columns: dict[str, dict[str, list[np.ndarray]]] = field(default_factory=lambda: {"train": {}, "val": {}})
     """{part: {name: one value per epoch}}"""
 
     @classmethod
     def open(cls, path: Path) -> MetricsFile:
-        """What is there, also files of DeepEthogram. RunError if it cannot be read.
+        """Read the file, which may also be one of DeepEthogram. Raises RunError if it cannot be read.
 
-        A training of DeepEthogram that was killed may have left an unfinished epoch, which is left out.
+        If DeepEthogram was killed while training, the file may hold an unfinished epoch, which is left out.
         """
         try:
             # No lock: on many shared file systems asking for one fails, and a reader needs none.
@@ -95,12 +96,14 @@ class MetricsFile:
             raise RunError(f"{show_path(path)}: expected the metrics of a training, but nothing is there.") from None
         except (OSError, RuntimeError, KeyError, ValueError) as error:
             raise RunError(
-                f"{show_path(path)}: this is not a readable metrics file ({error}). Move it away; the epochs that it "
-                "told of are lost, the networks are not."
+                f"{show_path(path)}: this is not a readable metrics file ({error}). Move it away; the metrics of past "
+                "epochs are lost, the networks are not."
             ) from error
         if not set(PARTS) <= columns.keys():
             found = ", ".join(columns) or "neither"
-            raise RunError(f"{show_path(path)}: expected metrics of train and val, found {found}. Is it of a training?")
+            raise RunError(
+                f"{show_path(path)}: expected metrics of train and val, found {found}. Is it the file of a training?"
+            )
         epochs = min((len(values) for part in PARTS for values in columns[part].values()), default=0)
         key_metric = str(attributes.get("key_metric", "loss"))
         parameters = attributes.get("num_parameters")
@@ -117,19 +120,19 @@ class MetricsFile:
 
     @property
     def num_epochs(self) -> int:
-        """Epochs that have rows: 0, 1, ..., num_epochs - 1."""
+        """Number of epochs that have rows: 0, 1, ..., num_epochs - 1."""
         return max((len(values) for part in PARTS for values in self._columns[part].values()), default=0)
 
     def names(self, part: str) -> tuple[str, ...]:
-        """What is known of `train`, `val` or `test`; none where the part has no row."""
+        """Return the names of the metrics of `train`, `val` or `test`; none if that part has no row."""
         return tuple(self._columns.get(part, ()))
 
     def values(self, part: str, name: str) -> np.ndarray:
-        """All rows of a dataset, epochs first. KeyError if there is none of this name."""
+        """Return all rows of a dataset, epochs first. Raises KeyError if there is none of this name."""
         return np.stack(self._columns[part][name])
 
     def best_epoch(self) -> int | None:
-        """The first epoch in which the key metric was best; None where it never had a value."""
+        """Return the first epoch in which the key metric was best; None if it never had a value."""
         scores = self._columns["val"].get(self.key_metric, [])
         known = [(float(score), epoch) for epoch, score in enumerate(scores) if np.isfinite(score)]
         if not known:
@@ -137,8 +140,10 @@ class MetricsFile:
         return min(known)[1] if self.key_metric_mode == "min" else min((-score, epoch) for score, epoch in known)[1]
 
     def append(self, train: Row, val: Row) -> None:
-        """Add an epoch. ValueError if its names or shapes are not those of the epochs before; OSError if the disk is
-        full, and the file stays as it was."""
+        """Add an epoch. Raises ValueError if its names or shapes differ from those of the epochs before.
+
+        Raises OSError if the disk is full; the file then stays as it was.
+        """
         columns = {
             part: {
                 name: [*self._columns[part].get(name, []), _typed(name, value)] for name, value in sorted(row.items())
@@ -156,7 +161,7 @@ class MetricsFile:
         self._write(self._columns | columns)
 
     def truncate(self, epochs: int) -> None:
-        """Keep the first epochs only, for a training that goes on from there; what was tested later is gone, too."""
+        """Keep only the first epochs, for a training that resumes from there. The test part is removed too."""
         if epochs > self.num_epochs:
             raise ValueError(f"expected at most {self.num_epochs} epochs, got {epochs}")
         if epochs < self.num_epochs or "test" in self._columns:
@@ -168,7 +173,7 @@ class MetricsFile:
         self._write(self._columns | {"test": {name: [_typed(name, value)] for name, value in sorted(row.items())}})
 
     def _write(self, columns: dict[str, dict[str, list[np.ndarray]]]) -> None:
-        """The file first, then what is held: a full disk leaves both as they were."""
+        """Write the file first, then change what is held in memory: a full disk leaves both as they were."""
         # made in memory: HDF5 itself cannot survive a full disk (see deg.data.results.new_hdf5)
         content = io.BytesIO()
         with h5py.File(content, "w") as file:
@@ -179,7 +184,7 @@ class MetricsFile:
                 group = file.create_group(part)
                 for name, values in of_part.items():
                     rows = np.stack(values)
-                    # resizable, with an epoch a chunk, as DeepEthogram makes them
+                    # resizable, with one epoch per chunk, as DeepEthogram makes them
                     group.create_dataset(name, data=rows, maxshape=(None, *rows.shape[1:]), chunks=(1, *rows.shape[1:]))
         write_atomically(self.path, content.getvalue())
         self._columns = columns
@@ -190,7 +195,7 @@ def _typed(name: str, value: ArrayLike) -> np.ndarray:
 
 
 def _read_part(file: h5py.File, part: str) -> dict[str, np.ndarray]:
-    """{name: rows} of a part; what does not grow with the losses belongs to another layout, and is left out."""
+    """Read {name: rows} of a part. What does not grow with the losses belongs to another layout and is left out."""
     found: dict[str, np.ndarray] = {}
 
     def take(prefix: str, name: str, item: Any) -> None:
@@ -201,7 +206,7 @@ def _read_part(file: h5py.File, part: str) -> dict[str, np.ndarray]:
     if isinstance(curves := file.get(f"{OLD_CURVES}/{part}"), h5py.Group):
         curves.visititems(lambda name, item: take(BY_THRESHOLD, name, item))
     epochs = len(found.get("loss", ()))
-    # one row less: the writer was killed in between
+    # there may be one row less: the writer was killed in between
     return {name: rows for name, rows in found.items() if len(rows) >= epochs - 1}
 
 
@@ -209,18 +214,18 @@ def _read_part(file: h5py.File, part: str) -> dict[str, np.ndarray]:
 
 
 def without_tables(row: Row) -> dict[str, Any]:
-    """A row as metrics.jsonl has it: without the curves over thresholds; plain values, null where it is not finite."""
+    """Return a row for metrics.jsonl: plain values without the curves over thresholds, None for what is not finite."""
     return {name: _plain(value) for name, value in row.items() if not name.startswith(BY_THRESHOLD)}
 
 
 def truncate_lines(path: Path, epochs: int) -> None:
-    """Keep the lines of epochs below `epochs`, for a training that goes on from there."""
+    """Keep the lines of epochs below `epochs`, for a training that resumes from there."""
     kept = [line for line in read_lines(path) if line.get("epoch", epochs) < epochs]
     write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _plain(value: ArrayLike) -> Any:
-    """Numbers and lists of numbers; JSON knows no NaN."""
+    """Return a number or lists of numbers, with None for what is not finite: JSON has no NaN."""
     array = np.asarray(value)
     if array.ndim:
         return [_plain(item) for item in array]

@@ -5,8 +5,8 @@
         class_names (K)  str
     /tgmj                       the same without features
 
-What deg adds stands in attributes of the group: provenance, and the mark that says the result is whole. A file is
-written whole beside its final name, read back, flushed to disk and renamed; groups of other networks are carried over.
+What deg adds is in attributes of the group: provenance, and the mark that says the result is whole. The whole file is
+written under a temporary name, read back, flushed to disk and renamed; groups of other networks are carried over.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ MARK = "deg_mark"
 CHECKSUMS = "deg_crc32"
 PROVENANCE = "deg_provenance"
 LOCK_SECONDS = 60.0
+"""Seconds to wait for another process that writes results into the same folder; then ResultError."""
 SPARE_BYTES = 1 << 20
-"""More than HDF5 holds back until a file is closed."""
+"""Room that is set aside while a file is written: more than HDF5 holds back until the file is closed."""
 
 Blocks = Iterable[Mapping[str, np.ndarray]]
 """Consecutive rows of all per-frame datasets: {name: (rows, columns)}."""
@@ -52,15 +53,15 @@ class Mark:
     video_size: int
     video_mtime_ns: int
     source: Mapping[str, Any] = field(default_factory=dict)
-    """What else the result depends on, such as the features that a sequence network read."""
+    """Anything else that the result depends on, such as the features that a sequence network read."""
 
 
 @contextmanager
 def open_results(path: Path) -> Iterator[h5py.File]:
-    """An outputs file, open for reading. ResultError if it is locked, truncated or no HDF5 file.
+    """Open an outputs file for reading. Raises ResultError if it is locked, truncated or not an HDF5 file.
 
-    What HDF5 raises in the block, where a file opens but is damaged further in, becomes a ResultError too; so nothing
-    but this file is touched within.
+    If a file opens but is damaged further in, what HDF5 raises in the block becomes a ResultError too. The block must
+    therefore touch nothing but this file.
     """
     try:
         file = h5py.File(path, "r", locking="best-effort")
@@ -86,18 +87,18 @@ def _is_locked(error: OSError) -> bool:
 
 
 def describe_refusal(path: Path, error: OSError) -> str:
-    """In one sentence what the system refused; HDF5 has five lines for a full disk."""
+    """Say in one sentence what the system refused; HDF5 has five lines for a full disk."""
     reason = str(error) if error.errno is None else os.strerror(error.errno)
     return f"{show_path(path)}: {reason}. Make sure that there is room and permission to write, then run again."
 
 
 @contextmanager
 def new_hdf5(path: Path) -> Iterator[h5py.File]:
-    """A new HDF5 file to write to. OSError if the disk is full.
+    """Make a new HDF5 file to write to. Raises OSError if the disk is full.
 
-    Where there is no room for what HDF5 writes when it closes a file, it keeps the file open for good, and crashes the
-    process some time later. So rows go to the disk at once, and for the rest, a few kilobytes, room is set aside and
-    given back before the end, whatever the end.
+    If there is no room for what HDF5 writes when it closes a file, it keeps the file open for good, and crashes the
+    process some time later. Rows therefore go to the disk at once. For the rest, a few kilobytes, room is set aside and
+    given back before the file is closed, however the block ends.
     """
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     access.set_sieve_buf_size(0)
@@ -113,18 +114,18 @@ def new_hdf5(path: Path) -> Iterator[h5py.File]:
 
 
 def checksum(values: np.ndarray, former: int = 0) -> int:
-    """CRC-32 of values as float32, going on from that of the rows before them."""
+    """Return the CRC-32 of values as float32, continuing `former`, the checksum of the rows before them."""
     return zlib.crc32(np.ascontiguousarray(values, dtype=np.float32).data, former)
 
 
 def groups(path: Path) -> list[str]:
-    """Names of the results in an outputs file. ResultError if it cannot be read."""
+    """Return the names of the results in an outputs file. Raises ResultError if it cannot be read."""
     with open_results(path) as file:
         return list(file)
 
 
 def read_mark(path: Path, group: str) -> Mark | None:
-    """The mark of a group; None where there is no such file, group or mark. ResultError if the file cannot be read."""
+    """Read the mark of a group; None if there is no file, group or mark. Raises ResultError for an unreadable file."""
     if not path.exists() or path.stat().st_size == 0:
         return None
     with open_results(path) as file:
@@ -137,13 +138,13 @@ def read_mark(path: Path, group: str) -> Mark | None:
 
 
 def check_writable(path: Path) -> None:
-    """Find out, before hours of work, whether results can be written to `path`. ResultError if not."""
+    """Find out, before hours of work, whether results can be written to `path`. Raises ResultError if not."""
     folder = path.parent
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ResultError(f"{show_path(folder)}: results go here, but it is not writable. Change its permissions.")
     if not path.exists():
         return
-    if not path.stat().st_mode & 0o222:  # os.access says yes to root, yet read-only means: leave it alone
+    if not path.stat().st_mode & 0o222:  # os.access lets root write, but a read-only file is meant to be left alone
         raise ResultError(f"{show_path(path)}: the file is read-only. Make it writable (chmod u+w) or move it away.")
     if path.stat().st_size:
         with open_results(path):
@@ -164,10 +165,9 @@ def write_group(
 ) -> None:
     """Write one network's result for one video, replacing that group alone. Memory does not grow with `num_frames`.
 
-    `columns` gives the width of each per-frame dataset, in the order in which they are made; `blocks` their rows.
-    Raises ResultError if the file cannot be replaced or the rows do not add up to `num_frames`, OSError if the disk is
-    full.
-    The file under its final name is at all times whole: the former one or the new one.
+    `columns` gives the width of each per-frame dataset, in the order in which they are made; `blocks` gives their rows.
+    The file under its final name is whole at all times: it is the former one or the new one. Raises ResultError if the
+    file cannot be replaced or the rows do not add up to `num_frames`, OSError if the disk is full.
     """
     check_writable(path)
     with exclusive(path.parent, seconds=LOCK_SECONDS, busy=_busy(path)), replacing(path) as beside:
@@ -229,13 +229,13 @@ def _fill(
         row = end
     if row != num_frames:
         raise ResultError(f"{target.file.filename}: expected {num_frames} frames of results, got {row}.")
-    # the GUI matches columns to classes by these names; DeepEthogram drops what is not ASCII, we keep it: HDF5 can
+    # the GUI matches columns to classes by these names; DeepEthogram drops what is not ASCII, deg keeps it, as HDF5 can
     target.create_dataset("class_names", data=list(class_names), dtype=h5py.string_dtype("utf-8"))
     target.attrs[CHECKSUMS] = json.dumps(checksums)
 
 
 def verify_group(path: Path, group: str, num_frames: int, *, rows: int = 2048) -> None:
-    """Read a group back and compare it with its checksums. ResultError names the first dataset that differs."""
+    """Read a group back and compare it with its checksums. Raises ResultError about the first dataset that differs."""
     with open_results(path) as file:
         if group not in file or CHECKSUMS not in file[group].attrs:
             raise ResultError(f"{show_path(path)}: group {group} is missing or was not written by deg.")
@@ -247,14 +247,14 @@ def verify_group(path: Path, group: str, num_frames: int, *, rows: int = 2048) -
             if found != expected or len(data) != num_frames:
                 raise ResultError(
                     f"{show_path(path)}: {group}/{name} does not read back as it was written "
-                    f"({len(data)} of {num_frames} frames, checksum {found:08x} for {expected:08x}). "
+                    f"({len(data)} of {num_frames} frames, checksum {found:08x} instead of {expected:08x}). "
                     "Is the disk failing?"
                 )
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the GUI and the exports need of one group."""
+    """What the GUI and the exports need from one group."""
 
     probabilities_TK: np.ndarray
     thresholds_K: np.ndarray
@@ -264,7 +264,7 @@ class Predictions:
 
 
 def read_predictions(path: Path, group: str) -> Predictions:
-    """Probabilities, thresholds and class names of a group. ResultError if any is missing or they disagree."""
+    """Read probabilities, thresholds and class names of a group. Raises ResultError if they are missing or disagree."""
     with open_results(path) as file:
         found = _group(file, group, ("P", "thresholds", "class_names"))
         names = tuple(name.decode() if isinstance(name, bytes) else str(name) for name in found["class_names"][()])
@@ -284,7 +284,7 @@ def _activation(group: h5py.Group) -> str | None:
 
 
 class FeatureReader:
-    """Slices of the features of one video, spatial before flow: `reader(start, stop)` is (stop - start, D) float32."""
+    """Reads features of one video, spatial before flow: `reader(start, stop)` gives (stop - start, D) float32."""
 
     def __init__(self, path: Path, group: str):
         self.path, self.group = path, group
@@ -298,16 +298,16 @@ class FeatureReader:
             if self._parts[0].ndim != 2 or self._parts[0].shape[0] != self._parts[1].shape[0]:
                 raise ResultError(
                     f"{show_path(self.path)}: features of group {self.group} have shapes {self._parts[0].shape} and "
-                    f"{self._parts[1].shape}; their frames should be equal. "
+                    f"{self._parts[1].shape}; their numbers of frames should be equal. "
                     "Run `deg infer feature_extractor --overwrite`."
                 )
         except Exception as error:
-            if not self._context.__exit__(type(error), error, error.__traceback__):  # which says if the file is damaged
+            if not self._context.__exit__(type(error), error, error.__traceback__):  # it says if the file is damaged
                 raise
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._context.__exit__(None, None, None)  # what went wrong meanwhile need not be the file's fault
+        self._context.__exit__(None, None, None)  # an error in the block need not be the file's fault
 
     @property
     def num_frames(self) -> int:
@@ -343,7 +343,7 @@ def _group(file: h5py.File, group: str, names: Sequence[str]) -> h5py.Group:
 
 
 def _busy(path: Path) -> ResultError:
-    # two that carry groups over at once would lose one of them
+    # if two processes carried groups over at the same time, the new group of one would be lost
     return ResultError(
         f"{show_path(path)}: another process has been writing results into this folder for {LOCK_SECONDS:.0f} s. "
         "Wait for it to end, or end it, then run again."

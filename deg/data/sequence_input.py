@@ -1,4 +1,4 @@
-"""What a sequence network reads of a recording: features in its outputs file, or keypoints in a CSV file."""
+"""What a sequence network reads for a recording: features in its outputs file, or keypoints in a CSV file."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from deg.errors import ProjectError, ResultError, show_path
 from deg.types import Record
 
 ROWS = 4096
-"""Frames looked at together: 16 MB of features."""
+"""Number of frames that are checked together: 16 MB of features."""
 
 
 def open_input(path: Path, group: str) -> FeatureReader | KeypointReader:
-    """A context that gives num_frames, num_features, and float32 (stop - start, D) for (start, stop).
+    """Return a context manager with num_frames, num_features, and float32 (stop - start, D) for a call (start, stop).
 
-    `group` of an outputs file holds features; a .csv file holds keypoints and has no group. ResultError or ProjectError
-    if they cannot be read.
+    `group` of an outputs file holds features; a .csv file holds keypoints and has no group. Using the context raises
+    ResultError or ProjectError if they cannot be read.
     """
     return KeypointReader(path) if path.suffix.lower() == ".csv" else FeatureReader(path, group)
 
 
 def keypoints_of(record: Record) -> Path:
-    """The CSV of DeepLabCut in the recording's folder. ProjectError if there is none."""
+    """Return the CSV of DeepLabCut in the recording's folder. Raises ProjectError if there is none."""
     if record.keypoints is None:
         raise ProjectError(
             f"{show_path(record.folder)}: there are no keypoints. Put the .csv of DeepLabCut, with `DLC` in its name, "
@@ -38,9 +38,9 @@ def keypoints_of(record: Record) -> Path:
 
 
 def describe_mark(path: Path, group: str) -> str:
-    """What tells one version of an input from the next. Empty for features of DeepEthogram, which leaves no mark.
+    """Return text that differs between versions of an input. Empty for features of DeepEthogram, which leaves no mark.
 
-    ProjectError or ResultError if the file cannot be read.
+    Raises ProjectError or ResultError if the file cannot be read.
     """
     if path.suffix.lower() == ".csv":
         try:
@@ -53,7 +53,7 @@ def describe_mark(path: Path, group: str) -> str:
 
 
 def require_finite(features_TD: np.ndarray, what: str, *, first: int = 0) -> None:
-    """ResultError if a feature is NaN or infinite. The message begins with `what`; row 0 is frame `first`."""
+    """Raise ResultError if a feature is NaN or infinite. The message begins with `what`; row 0 is frame `first`."""
     if np.isfinite(features_TD).all():
         return
     frame, feature = np.argwhere(~np.isfinite(features_TD))[0]
@@ -65,6 +65,6 @@ def require_finite(features_TD: np.ndarray, what: str, *, first: int = 0) -> Non
 
 
 def require_all_finite(read: Callable[[int, int], np.ndarray], num_frames: int, what: str) -> None:
-    """`require_finite` for a whole recording, a block at a time. `read` is what `open_input` gives."""
+    """Check a whole recording with `require_finite`, block by block. `read` is what `open_input` gives."""
     for start in range(0, num_frames, ROWS):
         require_finite(read(start, min(start + ROWS, num_frames)), what, first=start)

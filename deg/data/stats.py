@@ -1,4 +1,4 @@
-"""Colour statistics of videos, by which every frame is normalised before a network sees it.
+"""Colour statistics of videos, with which every frame is normalised before a network sees it.
 
 `N` counts sampled frames, not pixels. (DeepEthogram before 0.1 counted pixels; projects with N above 1e9 exist.)
 """
@@ -21,7 +21,7 @@ from deg.options.schema import Normalization
 from deg.options.yamlfile import read_yaml, yaml_text
 
 STRIDE = 10
-"""Every tenth frame is looked at when a video is added."""
+"""Interval between the frames that are sampled when a video is added: every tenth frame."""
 STATS_FILE = "stats.yaml"
 
 _LEVELS = np.arange(256) / 255
@@ -37,14 +37,14 @@ class Moments:
 
     @classmethod
     def of(cls, frame_HWC: np.ndarray) -> Moments:
-        """The moments of the pixels of a uint8 frame, scaled to 0..1."""
+        """Compute the moments of the pixels of a uint8 frame, scaled to 0..1."""
         counts = np.stack([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(frame_HWC, -1, 0)])
         n = int(counts[0].sum())
         mean = counts @ _LEVELS / n
         return cls(n, mean, (counts * (_LEVELS - mean[:, None]) ** 2).sum(axis=1))
 
     def __add__(self, other: Moments) -> Moments:
-        """The moments of both sets of samples together (Chan, Golub and LeVeque, 1979)."""
+        """Compute the moments of both sets of samples together (Chan, Golub and LeVeque, 1979)."""
         n = self.n + other.n
         if n == 0:
             return self
@@ -62,7 +62,7 @@ NOTHING = Moments(0, np.zeros(3), np.zeros(3))
 
 
 def video_statistics(frames: Iterable[np.ndarray], stride: int = STRIDE) -> Normalization:
-    """Mean and standard deviation over all pixels of frames 0, stride, 2 stride, ... (uint8 RGB HWC)."""
+    """Compute mean and standard deviation over all pixels of frames 0, stride, 2 stride, ... (uint8 RGB HWC)."""
     moments = [Moments.of(frame) for frame in islice(frames, 0, None, stride)]
     if not moments:
         raise ValueError("a video without frames has no statistics")
@@ -71,10 +71,10 @@ def video_statistics(frames: Iterable[np.ndarray], stride: int = STRIDE) -> Norm
 
 
 def updated(project: Normalization, video: Normalization) -> Normalization:
-    """The project's statistics after a video was added: means and standard deviations averaged by frames.
+    """Return a project's statistics after a video was added: averages of means and of standard deviations, by frames.
 
     Averaging standard deviations loses the differences between videos. It is DeepEthogram's rule, and models trained by
-    either program depend on the numbers; `pooled` is the exact one.
+    either program depend on the numbers; `pooled` gives the exact statistics.
     """
     total = project.N + video.N
     mean, std = (
@@ -85,13 +85,13 @@ def updated(project: Normalization, video: Normalization) -> Normalization:
 
 
 def pooled(videos: Iterable[Normalization]) -> Normalization:
-    """The statistics of all frames of all videos together, as if each frame had the same number of pixels."""
+    """Return the statistics of all frames of all videos together, as if each frame had the same number of pixels."""
     total = sum((Moments(v.N, np.asarray(v.mean), v.N * np.asarray(v.std) ** 2) for v in videos), NOTHING)
     return _normalization(total.n, total.mean, total.std) if total.n else Normalization()
 
 
 def read_stats(path: Path) -> Normalization:
-    """The statistics in a stats.yaml. ProjectError if they make no sense, OSError if the file is not there."""
+    """Read the statistics in a stats.yaml. Raises ProjectError if they make no sense, OSError if there is no file."""
     return parse_normalization(read_yaml(path, ProjectError).get("normalization"), where=show_path(path))
 
 
@@ -100,7 +100,7 @@ def write_stats(path: Path, statistics: Normalization) -> None:
 
 
 def parse_normalization(content: Any, *, where: str) -> Normalization:
-    """`{N, mean, std}` as it stands in YAML. ProjectError if it makes no sense."""
+    """Parse `{N, mean, std}` as found in YAML. Raises ProjectError if it makes no sense."""
     try:
         n, mean, std = content["N"], content["mean"], content["std"]
         numbers = [float(number) for number in (n, *mean, *std)]
@@ -110,13 +110,13 @@ def parse_normalization(content: Any, *, where: str) -> Normalization:
     if not sound:
         raise ProjectError(
             f"{where}: expected `normalization` with N (frames), mean and std (three numbers each), found {content!r}. "
-            "Correct it, or remove it and add the videos anew."
+            "Correct it, or remove it and add the videos again."
         )
     return _normalization(int(n), mean, std)
 
 
 def as_dict(statistics: Normalization) -> dict[str, Any]:
-    """The form in which DeepEthogram reads them."""
+    """Return statistics in the form in which DeepEthogram reads them."""
     return {"N": statistics.N, "mean": list(statistics.mean), "std": list(statistics.std)}
 
 

@@ -5,7 +5,7 @@ Each frame is sent to the device and normalised once. Windows are views of one b
     buffer     [ 5 frames | batch of B labels | 5 frames ]
     window i   [ frames i ... i + 10 ]            no copy: stride of one frame between windows
 
-The outputs of a batch come back while the next is computed; the caller writes them meanwhile.
+The outputs of a batch are fetched while the next batch is computed, and the caller writes them meanwhile.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ log = logging.getLogger(__name__)
 
 SMALLEST_BATCH = 1
 CPU_BATCH = 16
-"""Measured with `deg bench`: on CPUs larger batches are not faster, they only take more memory."""
+"""Windows in a batch on a CPU. Larger batches are not faster there and take more memory (measured with `deg bench`)."""
 
 
 @dataclass(frozen=True)
 class FeatureBlock:
-    """Results of the labels [start, stop) of one video, float32."""
+    """Results for the labels [start, stop) of one video, float32."""
 
     start: int
     stop: int
@@ -50,10 +50,10 @@ class FeatureBlock:
 
 
 class FeatureEngine:
-    """A two-stream network, made ready for inference on one device."""
+    """A two-stream network, ready for inference on one device."""
 
     def __init__(self, network: nn.Module, task: FeatureTask, device: torch.device):
-        """`network` carries its weights already; it is copied, not changed."""
+        """Prepare a copy of `network`, which must have its weights already. The original is not changed."""
         self.device = device
         self.precision = resolve_precision(task.precision, device)
         self.dtype = PRECISIONS[self.precision]
@@ -71,28 +71,28 @@ class FeatureEngine:
             self._slides, folded = True, SlidingTwoStream(folded)
         self.network = folded.to(device, self.dtype).to(memory_format=self.layout)
         if self._whole_batches:
-            # compiled for one shape; where the compiler fails, torch goes on without it and says so
+            # compiled for one shape; if the compiler fails, torch says so and continues without it
             torch._dynamo.config.suppress_errors = True
             self.network = torch.compile(self.network, dynamic=False)  # type: ignore[assignment]
 
     @classmethod
     def load(cls, task: FeatureTask, device: torch.device) -> FeatureEngine:
-        """Build the network and fill it from the task's weight files. WeightsError if they do not fit."""
+        """Build the network and load the task's weight files. Raises WeightsError if they do not fit."""
         network = build_two_stream(task.feature_extractor, task.flow_generator, task.num_classes)
         load_two_stream(network, Path(task.weights), None if task.flow_weights is None else Path(task.flow_weights))
         return cls(network, task, device)
 
     def run(self, frames: Iterable[np.ndarray], start: int, stop: int, num_frames: int) -> Iterator[FeatureBlock]:
-        """Results for the labels [start, stop) of a video of `num_frames` frames, in order, batch by batch.
+        """Yield the results for the labels [start, stop) of a video of `num_frames` frames, in order, batch by batch.
 
-        `frames` are uint8 RGB blocks (T,H,W,3), of any T, that together are the frames for which
-        `deg.arithmetic.windows.reach(start, stop, num_frames)` asks.
+        `frames` are uint8 RGB blocks (T,H,W,3) of any T. Together they are the frames that
+        `deg.arithmetic.windows.reach(start, stop, num_frames)` asks for.
         """
         source = _FrameBuffer(self._prepared(frames, reach(start, stop, num_frames)))
         waiting: _Outputs | None = None
         for first, last in batches(start, stop, self._choose_batch_size(source)):
             for outputs in self._forward(source.take(last - first + WINDOW - 1), first, last):
-                # fetched only now that the next batch is under way: on a GPU the copy then waits for nothing
+                # fetched only once the next batch is under way: on a GPU the copy then waits for nothing
                 if waiting is not None:
                     yield waiting.fetch()
                 waiting = outputs
@@ -101,7 +101,7 @@ class FeatureEngine:
             yield waiting.fetch()
 
     def _prepared(self, frames: Iterable[np.ndarray], needed: Reach) -> Iterator[torch.Tensor]:
-        """Frames on the device, normalised, (T,C,H,W); with frames of mean colour where a window leaves the video."""
+        """Yield normalised frames (T,C,H,W) on the device, of mean colour where a window leaves the video."""
         size: tuple[int, int] | None = None
         seen = 0
         for block_THWC in frames:
@@ -128,7 +128,7 @@ class FeatureEngine:
         return frames_TCHW.to(torch.float32).div_(255).sub_(self._mean).div_(self._std).to(self.dtype)
 
     def _forward(self, frames_TCHW: torch.Tensor, first: int, last: int) -> Iterator[_Outputs]:
-        """Run the network over the windows of labels [first, last); after running out of memory with half the batch."""
+        """Run the network over the windows of labels [first, last), halving the batch each time memory runs out."""
         while first < last:
             end = min(last, (first // self.batch_size + 1) * self.batch_size)
             count = end - first
@@ -141,7 +141,7 @@ class FeatureEngine:
             first = end
 
     def _compute_if_it_fits(self, frames_TCHW: torch.Tensor, count: int) -> Sequence[torch.Tensor] | None:
-        """`_compute` for `count` windows; None if that needs more memory than there is. RunError if even one does."""
+        """Compute `count` windows; return None if they do not fit into memory. Raises RunError if even one does not."""
         try:
             return self._compute(self._windows(frames_TCHW, count))
         except (MemoryError, RuntimeError) as error:
@@ -152,11 +152,11 @@ class FeatureEngine:
                     f"A single window does not fit into the memory of {self.device}. "
                     "Use a smaller augs.resize, or a device with more memory."
                 ) from error
-            return None  # the error, whose traceback holds on to what did not fit, goes away before the next attempt
+            return None  # not tried again in here: the error holds on to the memory until the handler is left
 
     @torch.inference_mode()
     def _compute(self, clip: torch.Tensor) -> Sequence[torch.Tensor]:
-        """Logits, probabilities and features of a batch of windows, in the order of `FeatureBlock`."""
+        """Return logits, probabilities and features of a batch of windows, in the order of `FeatureBlock`."""
         count = len(clip)
         if self._whole_batches and count < self.batch_size:
             clip = torch.cat([clip, clip.new_zeros(self.batch_size - count, *clip.shape[1:])])
@@ -167,9 +167,9 @@ class FeatureEngine:
         return [tensor[:count] for tensor in tensors]
 
     def _windows(self, frames_TCHW: torch.Tensor, count: int) -> torch.Tensor:
-        """The windows of `count` labels as the network takes them: (B,33,H,W), or (B,3,11,H,W) for 3D networks.
+        """Return the windows of `count` labels as the network takes them: (B,33,H,W), or (B,3,11,H,W) for 3D networks.
 
-        A network that slides takes their frames.
+        A sliding network takes the frames themselves.
         """
         if self._slides:
             return frames_TCHW
@@ -190,7 +190,7 @@ class FeatureEngine:
 
     def _halve_batch(self) -> None:
         self.batch_size //= 2
-        log.warning("out of memory: going on with batches of %d", self.batch_size)
+        log.warning("out of memory: continuing with batches of %d", self.batch_size)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -219,7 +219,7 @@ class _FrameBuffer:
         return self._held.shape[-2], self._held.shape[-1]
 
     def take(self, count: int) -> torch.Tensor:
-        """The next `count` frames (T,C,H,W); the last WINDOW - 1 of them come again in the next call."""
+        """Return the next `count` frames (T,C,H,W); the next call returns the last WINDOW - 1 of them again."""
         parts, total = [self._held], len(self._held)
         while total < count:
             parts.append(next(self._source))
@@ -229,15 +229,16 @@ class _FrameBuffer:
         return held[:count]
 
     def require_end(self) -> None:
-        """Use up the source: only at its end does a decoder say whether all was well."""
+        """Exhaust the source, because a decoder says only at its end whether all went well."""
         for frames in self._source:
             raise RuntimeError(f"the decoder gave at least {len(frames)} frames more than it was asked for")
 
 
 def choose_batch_size(engine: FeatureEngine, size: tuple[int, int]) -> int:
-    """The largest power of two, at most GRAIN, whose forward pass fits into 60 % of the free memory of a GPU.
+    """Return the largest power of two, at most GRAIN, whose forward pass fits into 60 % of the free memory of a GPU.
 
-    Measured with two passes. On a CPU larger batches bring nothing: what matters is that activations stay in the cache.
+    The memory per window is measured with one pass of two windows. On a CPU, larger batches gain nothing: what matters
+    there is that activations stay in the cache.
     """
     if engine.device.type != "cuda":
         return CPU_BATCH

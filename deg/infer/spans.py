@@ -1,7 +1,7 @@
 """Engines of the stages: from a span of a plan to rows of results.
 
 `FeatureSpans` decodes in child processes and runs the two-stream network; `SequenceSpans` reads features from outputs
-files and runs the sequence network. Both answer to `deg.execute.Engine`.
+files and runs the sequence network. Both implement `deg.execute.Engine`.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from deg.version import __version__
 from deg.work import available_cores
 
 BLOCK_FRAMES = 64
-"""Frames handed over by a decoder at a time."""
+"""Frames that a decoder hands over at a time."""
 WORTH_COMPILING = 50_000
-"""Frames of a run from which compiling for a minute on a GPU pays. A CPU would compile for longer than that."""
+"""Frames of a run above which compiling, which takes a minute, pays on a GPU. A CPU would take longer to compile."""
 
 
 class FeatureSpans:
@@ -112,7 +112,7 @@ class SequenceSpans:
                 yield {"logits": block.logits_TK, "P": block.probabilities_TK}
 
     def _input(self, key: str) -> Path:
-        """The file that is read for a recording. ProjectError if its keypoints are not those of the plan."""
+        """Return the file to read for a recording. Raises ProjectError if its keypoints are not those of the plan."""
         outputs, source = self._plan.outputs[key], self._plan.sources.get(key, {})
         if "keypoints" not in source:
             return outputs
@@ -129,7 +129,7 @@ class SequenceSpans:
 
 
 class _Seams:
-    """Checksums of the frames around both ends of a span, which its neighbours decode too."""
+    """Checksums of the frames around both ends of a span; the neighbouring spans decode these frames too."""
 
     def __init__(self, span: Span, first: int, num_frames: int):
         self._at = first

@@ -8,24 +8,24 @@ import torch
 
 
 def choose_device() -> torch.device:
-    """The first GPU that this process may see, else the CPU."""
+    """Return the first GPU that this process can see, or the CPU if there is none."""
     return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 
 
 def prepare_torch(threads: int | str) -> None:
-    """Settings that hold for the whole process: numbers equal everywhere, no time lost on denormal numbers."""
-    torch.set_flush_denormal(True)  # 100 times slower than 0, and no different from it in any result
-    torch.backends.cuda.matmul.allow_tf32 = False  # fp32 means fp32; who wants speed asks for bf16
+    """Configure torch for the whole process: the same numbers everywhere, and no time lost on denormal numbers."""
+    torch.set_flush_denormal(True)  # denormals are 100 times slower than 0 and change no result
+    torch.backends.cuda.matmul.allow_tf32 = False  # fp32 means fp32; for speed there is bf16
     torch.backends.cudnn.allow_tf32 = False
     if threads != "auto":
         torch.set_num_threads(int(threads))
 
 
 def keep_freed_memory() -> None:
-    """Have the C library use again what torch frees, where it would hand each large block back to the system.
+    """Make the C library reuse the memory that torch frees instead of returning each large block to the system.
 
-    A network on the CPU frees and takes again tens of megabytes per layer: a tenth of its time went into page faults.
-    The numbers are glibc's M_MMAP_MAX and M_TRIM_THRESHOLD; a C library without mallopt is left as it is.
+    A network on the CPU frees and allocates tens of megabytes per layer: without this, a tenth of its time goes into
+    page faults. The numbers are glibc's M_MMAP_MAX and M_TRIM_THRESHOLD; a C library without mallopt is left as it is.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -34,7 +34,8 @@ def keep_freed_memory() -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    # the CPU's allocator has no exception of its own, nor have the CUDA libraries beside torch's allocator
+    """Whether an error means that the memory of the GPU or the CPU ran out."""
+    # neither the CPU's allocator nor the CUDA libraries besides torch's allocator have an exception of their own
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return any(words in str(error) for words in ("can't allocate memory", "out of memory", "ALLOC_FAILED"))

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from deg.models.resnet import BasicBlock, Bottleneck, ResNet2D
-from deg.models.resnet3d import BasicBlock3D, ResNet3D
+from deg.models.resnet3d import ResNet3D
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -19,10 +19,9 @@ NORMALISED = {
     ResNet2D: (("conv1", "bn1"),),
     ResNet3D: (("conv1", "bn1"),),
     BasicBlock: (("conv1", "bn1"), ("conv2", "bn2")),
-    BasicBlock3D: (("conv1", "bn1"), ("conv2", "bn2")),
     Bottleneck: (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3")),
 }
-"""By class: which of its layers are followed by which batch norm. In an nn.Sequential it is the next one."""
+"""Layers of each class and the batch norm that follows each of them. In an nn.Sequential it is the next module."""
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -30,9 +29,9 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def fold_batchnorm(network: Network) -> Network:
-    """A copy in eval mode, for inference only, in which nn.Identity stands for each batch norm folded.
+    """Return a copy in eval mode, for inference only, in which nn.Identity replaces each batch norm that was folded.
 
-    Its state dict is another network's: load weights before folding.
+    The state dict of the copy has other names than the network's: load weights before folding.
     """
     folded = deepcopy(network).eval().requires_grad_(False)
     for module in list(folded.modules()):

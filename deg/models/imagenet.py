@@ -1,4 +1,4 @@
-"""A stream's start from torchvision's ImageNet weights, where none of its own kind are given. Nothing is downloaded."""
+"""Torchvision's ImageNet weights, from which a stream starts if it is given no weights. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -14,49 +14,49 @@ from deg.models.two_stream import EXTRACTORS, Stream
 from deg.models.weights import read_checkpoint
 
 WITHOUT_IMAGENET = ("resnet3d_34",)
-"""Feature extractors whose weights torchvision does not have."""
+"""Feature extractors for which torchvision has no weights."""
 
 
 def find_imagenet(arch: str) -> Path:
-    """The file of ImageNet weights of a 2D feature extractor, where torch.hub keeps downloads.
+    """Return the file with the ImageNet weights of a 2D feature extractor, in the folder of torch.hub's downloads.
 
-    That is $TORCH_HOME/hub/checkpoints, by default ~/.cache/torch/hub/checkpoints. Raises WeightsError where the file
-    is not there, and for a network of which there is none.
+    That is $TORCH_HOME/hub/checkpoints, by default ~/.cache/torch/hub/checkpoints. Raises WeightsError if the file is
+    not there, or if there are no ImageNet weights of this network.
     """
     with_imagenet = [name for name in EXTRACTORS if name not in WITHOUT_IMAGENET]
     if arch not in with_imagenet:
         raise WeightsError(
-            f"feature_extractor.weights=null starts from ImageNet, and there are no ImageNet weights of {arch}, only "
+            f"feature_extractor.weights=null starts from ImageNet, but there are no ImageNet weights of {arch}, only "
             f"of {', '.join(with_imagenet)}. Set feature_extractor.weights to pretrained, to a path, or to random to "
-            "start from nothing."
+            "start from random values."
         )
-    # V1, as DeepEthogram starts from; its file is one of those that older torchvision has downloaded
+    # V1: DeepEthogram starts from it, and older versions of torchvision have downloaded this file
     url = get_model_weights(arch)["IMAGENET1K_V1"].url
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if not path.is_file():
         shown = show_path(path)
         raise WeightsError(
-            f"{shown}: expected torchvision's ImageNet weights of {arch}, which training starts from with "
-            "feature_extractor.weights=null, but there is no such file. On a machine with internet run\n"
+            f"{shown}: expected torchvision's ImageNet weights of {arch}, from which training starts with "
+            "feature_extractor.weights=null, but there is no such file. On a machine with internet access, run\n"
             f"    curl --create-dirs -o {quote(shown)} {url}\n"
-            "and copy the file to that place here, if it is another machine. Or set feature_extractor.weights to the "
-            "path of other weights, or to random to start from nothing."
+            "and, if that is another machine, copy the file to the same path on this one. Or set "
+            "feature_extractor.weights to the path of other weights, or to random to start from random values."
         )
     return path
 
 
 def load_imagenet(stream: Stream, arch: str, path: Path) -> None:
-    """Copy the weights of `path` into the stream's network, of architecture `arch`; its classifier keeps its values.
+    """Copy the weights in `path` into the stream's network, of architecture `arch`; its classifier keeps its values.
 
-    A stem for other than three channels gets the mean over red, green and blue for each of them, not rescaled. Raises
-    WeightsError if the file cannot be read, or has the weights of another network.
+    If the first layer takes other than three channels, each gets the mean over red, green and blue, not rescaled.
+    Raises WeightsError if the file cannot be read or holds the weights of another network.
     """
     network, state = stream[0], read_checkpoint(path).state_dict
     assert isinstance(network, ResNet2D)
     with torch.device("meta"):
         expected = get_model(arch, weights=None).state_dict()
     for key, value in expected.items():
-        # old files do not count batches, and no number depends on it
+        # old files have no count of batches, and no result depends on it
         if key.endswith(".num_batches_tracked") or key.startswith("fc."):
             continue
         found = tuple(state[key].shape) if key in state else None

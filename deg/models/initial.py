@@ -1,4 +1,4 @@
-"""Values that networks start from, where PyTorch's own defaults are not meant."""
+"""Initial values of networks, where they are not PyTorch's defaults."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 
 def log_odds(positive_K: Sequence[int] | np.ndarray, negative_K: Sequence[int] | np.ndarray) -> Tensor:
-    """log(positive / negative) of each class: the bias with which a network starts at the classes' frequencies.
+    """Return log(positive / negative) of each class, the bias that makes a network start at the classes' frequencies.
 
-    A class that is always there gets 1, one that never is, or has no labels, 0.
+    A class that is always present gets 1; one that never is, or has no labels, gets 0.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         odds = np.log(np.asarray(positive_K, dtype=np.float64) / np.asarray(negative_K, dtype=np.float64))
@@ -20,7 +20,7 @@ def log_odds(positive_K: Sequence[int] | np.ndarray, negative_K: Sequence[int] |
 
 
 def kaiming_fan_out(network: nn.Module) -> None:
-    """Start every convolution of a residual network from He's normal distribution, scaled by its outputs."""
+    """Initialise every convolution of a residual network from He's normal distribution, scaled by its outputs."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Conv3d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")

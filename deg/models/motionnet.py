@@ -1,11 +1,11 @@
 """Flow generators on stacked frames: TinyMotionNet (deg_f) and MotionNet (deg_m).
 
 Source: Zhu, Lan, Newsam, Hauptmann, "Hidden two-stream convolutional networks for action recognition", 2017, in the
-form that DeepEthogram 0.5.0 gave them. Names of layers, and their order, are those of its weight files.
+form that DeepEthogram 0.5.0 gave them. Layers have the names and the order of its weight files.
 
-A generator takes a clip of n_rgb frames, stacked in the channel axis (frame by frame, RGB inside a frame), and gives
-three flow stacks of n_rgb - 1 flows, finest first, at about 1/2, 1/4 and 1/8 of the size: (dx, dy) of pair 0, (dx, dy)
-of pair 1, ..., in pixels at that scale. Pair i warps frame i + 1 onto frame i.
+A generator takes a clip of n_rgb frames, stacked along the channel axis (frame by frame, RGB inside a frame), and
+returns three flow stacks of n_rgb - 1 flows, finest first, at about 1/2, 1/4 and 1/8 of the size: (dx, dy) of pair 0,
+(dx, dy) of pair 1, ..., in pixels at that scale. The flow of pair i warps frame i + 1 onto frame i.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 LEAK = 0.1
-"""Slope of every LeakyReLU of the flow generators at negative inputs."""
+"""Slope of every LeakyReLU of the flow generators for negative inputs."""
 
 
 class FlowPyramid(NamedTuple):
@@ -28,7 +28,7 @@ class FlowPyramid(NamedTuple):
 
 
 def join(*maps: Tensor) -> Tensor:
-    """Concatenate along channels, each map cropped to the smallest height and width, its top left part kept.
+    """Concatenate maps along channels, each cropped at the bottom and right to the smallest height and width.
 
     The sizes differ by a pixel or so where the clip's height or width is not a multiple of the network's stride.
     """
@@ -58,7 +58,7 @@ def _upsampled_flow(flow: int) -> nn.ConvTranspose2d:
 
 
 class TinyMotionNet(nn.Module):
-    """[B, 3 * n_rgb, H, W] -> FlowPyramid of [B, 2 * (n_rgb - 1), h, w]."""
+    """The small flow generator: [B, 3 * n_rgb, H, W] -> FlowPyramid of [B, 2 * (n_rgb - 1), h, w]."""
 
     stacks_frames = True
     class_layers: tuple[str, ...] = ()
@@ -87,7 +87,7 @@ class TinyMotionNet(nn.Module):
         conv3 = self.conv3(conv2)
         conv4 = self.conv4(conv3)
         flow4 = self.predict_flow4(conv4)
-        # A flow in pixels doubles where the pixels get half as large.
+        # A flow in pixels doubles when the pixels become half as large.
         xconv3 = self.xconv3(join(conv3, self.deconv3(conv4), 2 * self.upsampled_flow4_to_3(flow4)))
         flow3 = self.predict_flow3(xconv3)
         xconv2 = self.xconv2(join(conv2, self.deconv2(xconv3), 2 * self.upsampled_flow3_to_2(flow3)))
@@ -95,7 +95,10 @@ class TinyMotionNet(nn.Module):
 
 
 class MotionNet(nn.Module):
-    """[B, 3 * n_rgb, H, W] -> FlowPyramid of [B, 2 * (n_rgb - 1), h, w]; two more levels, 1/16 and 1/32, lie inside."""
+    """The large flow generator: [B, 3 * n_rgb, H, W] -> FlowPyramid of [B, 2 * (n_rgb - 1), h, w].
+
+    Inside, it has two more levels, at 1/16 and 1/32 of the size.
+    """
 
     stacks_frames = True
     class_layers: tuple[str, ...] = ()
@@ -148,7 +151,7 @@ class MotionNet(nn.Module):
         conv5 = self.conv5_1(self.conv5(conv4))
         conv6 = self.conv6_1(self.conv6(conv5))
 
-        # Unlike the tiny network's, the deconvolutions take the concatenation, not what xconv makes of it.
+        # Unlike in the tiny network, the deconvolutions take the concatenation itself, not the output of xconv.
         flow6 = self.predict_flow6(conv6)
         concat5 = join(conv5, self.deconv5(conv6), 2 * self.upsampled_flow6_to_5(flow6))
         flow5 = self.predict_flow5(self.xconv5(concat5))

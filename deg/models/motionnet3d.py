@@ -1,6 +1,6 @@
 """The flow generator on clips with a time axis: TinyMotionNet3D (deg_s).
 
-As motionnet.py, with the frames of a clip along a time axis of its own. Names of layers, and their order, are those of
+Like motionnet.py, but with the frames of a clip along a time axis of their own. Layers have the names and the order of
 DeepEthogram's weight files.
 """
 
@@ -16,6 +16,7 @@ Size = tuple[int, int, int]
 TO_PAIRS: Size = (2, 3, 3)
 """A kernel that turns frames into pairs of frames: T becomes T - 1."""
 FLOW = 2
+"""Channels of a flow: dx and dy."""
 
 
 def _conv(inputs: int, outputs: int, kernel: Size, stride: Size = (1, 1, 1)) -> nn.Sequential:
@@ -44,7 +45,7 @@ def _predict_flow(inputs: int) -> nn.Sequential:
 
 
 class TinyMotionNet3D(nn.Module):
-    """[B, 3, T, H, W] -> FlowPyramid of [B, 2, T - 1, h, w]."""
+    """The flow generator with a time axis: [B, 3, T, H, W] -> FlowPyramid of [B, 2, T - 1, h, w]."""
 
     stacks_frames = False
     class_layers: tuple[str, ...] = ()

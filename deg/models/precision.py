@@ -1,8 +1,8 @@
-"""The numbers that networks compute with, and what `auto` stands for on this device.
+"""The precisions that networks compute in, and which of them `auto` stands for on this device.
 
-Which of bf16 and fp32 is faster on a CPU cannot be told from its features: AMX computes bf16 six times as fast as fp32,
-AMD's Zen 4 twice, an Intel with AVX-512 BF16 and no AMX more slowly, and where bf16 is emulated it takes ten times as
-long. One convolution is timed in both.
+The features of a CPU do not tell whether bf16 is faster on it than fp32: bf16 is six times as fast with AMX, twice as
+fast on AMD's Zen 4, slower on an Intel CPU with AVX-512 BF16 but without AMX, and takes ten times as long where it is
+emulated. Therefore one convolution is timed in both.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ log = logging.getLogger(__name__)
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 WORTHWHILE = 1.2
-"""How many times as fast as fp32 bf16 must be to be chosen: for less nobody gives up digits."""
+"""bf16 is chosen if it is at least this many times as fast as fp32: a smaller gain is not worth the lost digits."""
 CHANNELS, SIZE = 64, 56
-"""The convolution that is timed: 3 x 3 over this many channels and this square, a middle layer of a ResNet at 224."""
+"""Channels and side of the square of the 3 x 3 convolution that is timed, a middle layer of a ResNet at 224 pixels."""
 ROUNDS = 3
+"""Times that it is timed in each precision."""
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """`precision`, or the faster of bf16 and fp32 on this device where it is `auto`."""
+    """Return `precision`, or the faster of bf16 and fp32 on this device if it is `auto`."""
     return _faster(device) if precision == "auto" else precision
 
 
 @functools.cache
 def _faster(device: torch.device) -> str:
-    """Measured once a process."""
+    """Return the faster of bf16 and fp32, measured once per process."""
     chosen, why = _judge_gpu(device) if device.type == "cuda" else _judge(*time_convolution())
-    log.info("precision auto: %s, as %s", chosen, why)
+    log.info("precision auto: %s, because %s", chosen, why)
     return chosen
 
 
@@ -46,19 +47,20 @@ def _judge_gpu(device: torch.device) -> tuple[str, str]:
 
 
 def _judge(fp32_seconds: float, bf16_seconds: float) -> tuple[str, str]:
-    """The precision to take, and why, by the times of one convolution."""
+    """Return the precision to take, and why, from the times of one convolution."""
     chosen = "bf16" if fp32_seconds >= WORTHWHILE * bf16_seconds else "fp32"
     return chosen, f"a convolution takes {bf16_seconds * 1e3:.2f} ms in bf16 and {fp32_seconds * 1e3:.2f} ms in fp32"
 
 
 def time_convolution() -> tuple[float, float]:
-    """Seconds of one convolution on the CPU in fp32 and in bf16; takes some tens of milliseconds.
+    """Return the seconds of one convolution on the CPU in fp32 and in bf16; this takes some tens of milliseconds.
 
-    Taken in turn, and the shortest counts: what else runs on the machine then weighs on both alike, or on none.
+    The two are timed alternately, and the shortest times count: other work on the machine then affects both alike, or
+    neither.
     """
     convolutions = [_convolution(torch.float32), _convolution(torch.bfloat16)]
     rounds = [[_seconds(convolution) for convolution in convolutions] for _ in range(1 + ROUNDS)]
-    fp32, bf16 = (min(times) for times in zip(*rounds[1:], strict=True))  # the first finds its kernel
+    fp32, bf16 = (min(times) for times in zip(*rounds[1:], strict=True))  # the first round selects the kernels
     return fp32, bf16
 
 

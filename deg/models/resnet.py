@@ -1,7 +1,8 @@
 """Feature extractors on stacked images: residual networks with any number of input channels and 512 features.
 
-Layers have the names that torchvision gives them, so that its ImageNet weights fit. Its own classes are not used here:
-to import them brings PyTorch's compiler along, 4 of the 8 seconds of processor time that a worker needs to start.
+Layers have the names that torchvision gives them, so that its ImageNet weights fit. Torchvision's own classes are not
+used here: importing them also imports PyTorch's compiler, which takes 4 of the 8 seconds of processor time that a
+worker needs to start.
 
 Source: He et al., "Deep residual learning for image recognition", CVPR 2016; the stride of a bottleneck is in its
 3x3 convolution, as in torchvision.
@@ -17,20 +18,24 @@ from deg.models.initial import kaiming_fan_out
 
 NUM_FEATURES = 512
 
+CONVOLUTIONS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+NORMS: dict[int, type[nn.BatchNorm2d] | type[nn.BatchNorm3d]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+"""Layers by number of dimensions: 2 for images, 3 for clips with a time axis."""
+
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut: `width` maps from `inputs`."""
+    """Two 3x3 convolutions (3x3x3 in three dimensions) beside a shortcut, from `inputs` to `width` maps."""
 
     expansion = 1
 
-    def __init__(self, inputs: int, width: int, stride: int):
+    def __init__(self, inputs: int, width: int, stride: int, *, dimensions: int = 2):
         super().__init__()
-        self.conv1 = _convolution(inputs, width, 3, stride)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.conv1 = _convolution(inputs, width, 3, stride, dimensions)
+        self.bn1 = NORMS[dimensions](width)
         self.relu = nn.ReLU(inplace=True)
-        self.conv2 = _convolution(width, width, 3)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.downsample = _shortcut(inputs, width, stride)
+        self.conv2 = _convolution(width, width, 3, dimensions=dimensions)
+        self.bn2 = NORMS[dimensions](width)
+        self.downsample = _shortcut(inputs, width, stride, dimensions)
 
     def forward(self, maps: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(maps)))
@@ -38,7 +43,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions beside a shortcut: four times `width` maps from `inputs`."""
+    """1x1, 3x3 and 1x1 convolutions beside a shortcut, from `inputs` to four times `width` maps."""
 
     expansion = 4
 
@@ -61,9 +66,10 @@ class Bottleneck(nn.Module):
 
 
 class ResNet2D(nn.Module):
-    """[B, images * channels, H, W] -> features [B, 512], all of them >= 0: `images` images stacked in the channel axis.
+    """A 2D residual network: [B, images * channels, H, W] -> features [B, 512], all of them >= 0.
 
-    The wide networks (Bottleneck, 2048 features) are compressed to 512 by a linear layer and a ReLU.
+    The images are stacked along the channel axis. The 2048 features of the wide networks (Bottleneck) are compressed to
+    512 by a linear layer and a ReLU.
     """
 
     stacks_frames = True
@@ -105,9 +111,9 @@ class ResNet2D(nn.Module):
 
 
 def start_from_imagenet(network: ResNet2D, imagenet: Mapping[str, Tensor]) -> None:
-    """Copy torchvision's ImageNet weights of the same architecture, all but its classifier.
+    """Copy torchvision's ImageNet weights of the same architecture, except those of its classifier.
 
-    A stem for other than three channels gets the mean of the three slices for each channel, not rescaled.
+    If the first layer takes other than three channels, each gets the mean of the three slices, not rescaled.
     """
     state = {key: value for key, value in imagenet.items() if not key.startswith("fc.")}
     channels = network.conv1.in_channels
@@ -115,7 +121,7 @@ def start_from_imagenet(network: ResNet2D, imagenet: Mapping[str, Tensor]) -> No
         state["conv1.weight"] = state["conv1.weight"].mean(dim=1, keepdim=True).repeat(1, channels, 1, 1)
     missing, unexpected = network.load_state_dict(state, strict=False)
     if unexpected or any(not key.startswith("compression_fc.") for key in missing):
-        raise ValueError(f"these ImageNet weights are of another network: {unexpected or missing}")
+        raise ValueError(f"these ImageNet weights belong to another network: {unexpected or missing}")
 
 
 def _stage(
@@ -125,12 +131,12 @@ def _stage(
     return nn.Sequential(first, *(block(width * block.expansion, width, 1) for _ in range(blocks - 1)))
 
 
-def _convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
+def _convolution(inputs: int, outputs: int, size: int, stride: int = 1, dimensions: int = 2) -> nn.Conv2d | nn.Conv3d:
+    return CONVOLUTIONS[dimensions](inputs, outputs, size, stride, padding=size // 2, bias=False)
 
 
-def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
-    """The maps as they are, or a 1x1 convolution of them where their shape changes."""
+def _shortcut(inputs: int, outputs: int, stride: int, dimensions: int = 2) -> nn.Module:
+    """Return the identity or, where the shape of the maps changes, a convolution of size 1."""
     if stride == 1 and inputs == outputs:
         return nn.Identity()
-    return nn.Sequential(_convolution(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+    return nn.Sequential(_convolution(inputs, outputs, 1, stride, dimensions), NORMS[dimensions](outputs))

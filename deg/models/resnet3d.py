@@ -10,31 +10,14 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from deg.models.initial import kaiming_fan_out
-from deg.models.resnet import NUM_FEATURES
-
-
-class BasicBlock3D(nn.Module):
-    """Two 3x3x3 convolutions beside a shortcut; a 1x1x1 convolution in the shortcut where the shape changes."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int):
-        super().__init__()
-        self.conv1 = nn.Conv3d(inputs, outputs, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm3d(outputs)
-        self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv3d(outputs, outputs, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm3d(outputs)
-        self.downsample: nn.Module = nn.Identity()
-        if stride != 1 or inputs != outputs:
-            shortcut = nn.Conv3d(inputs, outputs, 1, stride, bias=False)
-            self.downsample = nn.Sequential(shortcut, nn.BatchNorm3d(outputs))
-
-    def forward(self, maps: Tensor) -> Tensor:
-        out = self.relu(self.bn1(self.conv1(maps)))
-        return self.relu(self.bn2(self.conv2(out)) + self.downsample(maps))
+from deg.models.resnet import NUM_FEATURES, BasicBlock
 
 
 class ResNet3D(nn.Module):
-    """[B, channels, T, H, W] -> features [B, 512], all of them >= 0. `images`, the length of T, may be any."""
+    """A 3D residual network: [B, channels, T, H, W] -> features [B, 512], all of them >= 0.
+
+    T may have any length: `images` is only there because ResNet2D has it.
+    """
 
     stacks_frames = False
     num_features = NUM_FEATURES
@@ -61,5 +44,5 @@ class ResNet3D(nn.Module):
 
 
 def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
-    first = BasicBlock3D(inputs, outputs, stride)
-    return nn.Sequential(first, *(BasicBlock3D(outputs, outputs, 1) for _ in range(blocks - 1)))
+    first = BasicBlock(inputs, outputs, stride, dimensions=3)
+    return nn.Sequential(first, *(BasicBlock(outputs, outputs, 1, dimensions=3) for _ in range(blocks - 1)))

@@ -1,8 +1,8 @@
 """The sequence networks: features [B, D, T] of consecutive frames -> logits [B, K, T] of the same frames.
 
-The mlp is the exception: [B, D], one frame or a flattened window of frames, -> [B, K].
-The tcn is told, besides, which frames lie outside the video (deg.models.tcn).
-Names of layers, and their order, are those of DeepEthogram 0.5.0's weight files; it has no tcn.
+The mlp is the exception: it turns [B, D], one frame or a flattened window of frames, into [B, K].
+The tcn is also told which frames lie outside the video (deg.models.tcn).
+Layers have the names and the order of DeepEthogram 0.5.0's weight files; DeepEthogram has no tcn.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ RECURRENT = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
 
 class TGMJ(Smoothing):
-    """Classifies the features as they are and smoothed in time, and gives the mean of the two logits.
+    """Two classifiers, of the features as they are and smoothed in time; the result is the mean of their logits.
 
-    The two classifiers share one bias. Layer `h2` is in the weight files and takes no part.
+    The two share one bias. Layer `h2` is in the weight files but is not used.
     """
 
     class_layers: tuple[str, ...] = ("classify1", "classify2")
@@ -66,7 +66,7 @@ class TGMJ(Smoothing):
 
 
 class TGM(Smoothing):
-    """Classifies the features as they are and smoothed in time, side by side."""
+    """One classifier of the features as they are and smoothed in time, side by side."""
 
     class_layers: tuple[str, ...] = ("classify",)
 
@@ -83,7 +83,7 @@ class TGM(Smoothing):
 
 
 class Linear(nn.Module):
-    """Classifies each frame by its own features."""
+    """A linear classifier of each frame by its own features."""
 
     class_layers: tuple[str, ...] = ("conv1",)
 
@@ -99,7 +99,7 @@ class Linear(nn.Module):
 
 
 class ConvNonlinear(nn.Module):
-    """Two convolutions in time. Each layer has two names in the weight files, its own and its place in `net`."""
+    """Two convolutions in time. The weight files hold each layer twice: by its own name and by its place in `net`."""
 
     def __init__(self, num_features: int, num_classes: int, *, hidden: int, dropout_p: float):
         super().__init__()
@@ -114,11 +114,11 @@ class ConvNonlinear(nn.Module):
         return self.net(features)
 
     def set_class_bias(self, bias_K: Tensor) -> None:
-        """Nothing: the last layer has no bias."""
+        """Do nothing: the last layer has no bias."""
 
 
 class Recurrent(nn.Module):
-    """A recurrent network over the frames, from a state of zeros, and a linear layer on its state at each frame."""
+    """A recurrent network over the frames, starting from zeros, and a linear layer on its state at each frame."""
 
     class_layers: tuple[str, ...] = ("hidden_to_output",)
 
@@ -150,7 +150,7 @@ class Recurrent(nn.Module):
 
 
 class MLP(nn.Module):
-    """[B, D] -> [B, K]: three linear layers on one flattened window of features."""
+    """Three linear layers on one flattened window of features: [B, D] -> [B, K]."""
 
     class_layers: tuple[str, ...] = ("model.6",)
 
@@ -175,7 +175,7 @@ class MLP(nn.Module):
 
 def _smoothing(sequence: Any) -> dict[str, Any]:
     if sequence.c_in != 1:
-        raise ConfigError(f"sequence.c_in is {sequence.c_in}; features come as one channel. Set sequence.c_in=1.")
+        raise ConfigError(f"sequence.c_in is {sequence.c_in}, but features have one channel. Set sequence.c_in=1.")
     names = ("num_layers", "c_out", "n_filters", "filter_length", "soft_attn", "tgm_reduction")
     return {name: getattr(sequence, name) for name in names}
 
@@ -242,13 +242,13 @@ SEQUENCE_NETWORKS: dict[str, Callable[[Any, int, int], nn.Module]] = {
     "mlp": _mlp,
     "tcn": _tcn,
 }
-"""Constructors (section `sequence`, D, K)."""
+"""Constructors by architecture, each called with the section `sequence`, D and K."""
 
 
 def build_sequence(sequence: Any, num_features: int, num_classes: int) -> nn.Module:
-    """The network of a configuration's section `sequence`.
+    """Build the network that the section `sequence` of a configuration describes.
 
-    num_features is D, the rows of the feature matrix; for the mlp the length of a flattened window, D * frames.
+    `num_features` is D, the rows of the feature matrix; for the mlp, the length of a flattened window, D * frames.
     """
     if sequence.arch not in SEQUENCE_NETWORKS:
         raise ConfigError(f"sequence.arch is {sequence.arch!r}; expected one of {', '.join(SEQUENCE_NETWORKS)}.")
@@ -261,7 +261,7 @@ def _pointwise_classifier(inputs: int, num_classes: int, final_bn: bool) -> nn.M
 
 
 def _last(classifier: nn.Module) -> nn.Module:
-    """The layer that holds the bias: the batch norm where there is one."""
+    """Return the layer that holds the bias: the batch norm if there is one."""
     return classifier[-1] if isinstance(classifier, nn.Sequential) else classifier
 
 

@@ -1,9 +1,10 @@
-"""The first layer of a flow generator over windows that slide, by way of the frequency domain: for CPUs.
+"""The first layer of a flow generator over sliding windows, computed in the frequency domain; for CPUs.
 
-Neighbouring windows share all frames but one, and a third of the work of deg_f is its first layer: 7 x 7 pixels of 33
-channels at full size. Cut into tiles, each frame is transformed once for all windows that it is in; there a convolution
-is a multiplication, frequency by frequency; and the products of the 33 channels, summed, are transformed back. That
-takes a tenth of the multiplications, and gives the numbers of the direct way within 1e-5 of the largest in float32.
+Neighbouring windows share all frames but one, and the first layer is a third of the work of deg_f: 7 x 7 pixels of 33
+channels at full size. Here, each frame is cut into tiles and transformed once for all the windows that contain it. In
+the frequency domain a convolution is a multiplication, frequency by frequency; the products of the 33 channels are
+summed and transformed back. That takes a tenth of the multiplications, and in float32 it agrees with the direct
+computation to within 1e-5 of the largest value.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from deg.models.motionnet import TinyMotionNet
 from deg.models.two_stream import CLIP_FRAMES, MIDDLE_CHANNELS, TwoStream, TwoStreamOutput
 
 TILE = 22
-"""Side of a tile: 16 pixels of output and, for a kernel of 7, 6 more of input. By trial the fastest, with 24."""
+"""Side of a tile in pixels: 16 of output and, for a kernel of 7, 6 more of input. In trials, 22 and 24 were fastest."""
 
 
 class SlidingConvolution(nn.Module):
-    """[window - 1 + B, C, H, W] -> [B, O, H, W]: what `conv` gives on each `window` frames, stacked in channels.
+    """A convolution over sliding windows: [window - 1 + B, C, H, W] -> [B, O, H, W].
 
-    `conv` has stride 1 and keeps the size.
+    It returns what `conv` returns for each `window` consecutive frames, stacked along the channels. `conv` must have
+    stride 1 and keep the size.
     """
 
     real: Tensor
@@ -38,7 +40,7 @@ class SlidingConvolution(nn.Module):
         super().__init__()
         self.window, self.kernel = window, conv.kernel_size[0]
         self.outputs = TILE - self.kernel + 1
-        # (row, column, input, output) of the spectrum; conjugate, for networks correlate and do not convolve
+        # the spectrum as (row, column, input, output); conjugate, because networks correlate instead of convolving
         spectrum = torch.fft.rfft2(conv.weight.detach().double(), s=(TILE, TILE)).conj().permute(2, 3, 1, 0)
         spectrum = spectrum.flatten(0, 1)
         # applied to inputs whose real and imaginary parts alternate
@@ -72,7 +74,7 @@ class SlidingConvolution(nn.Module):
         return maps.view(size[0], down * self.outputs, across * self.outputs, channels)[:, :H, :W].permute(0, 3, 1, 2)
 
     def _spectra(self, frames_TCHW: Tensor, down: int, across: int) -> Tensor:
-        """(frequency, tile, T, 2 * C), real and imaginary parts alternating."""
+        """Return the spectra of all tiles, (frequency, tile, T, 2 * C), with alternating real and imaginary parts."""
         T, C, H, W = frames_TCHW.shape
         edge = self.kernel // 2
         right, below = across * self.outputs - W, down * self.outputs - H
@@ -83,17 +85,17 @@ class SlidingConvolution(nn.Module):
 
 
 def _inverse_transform(outputs: int) -> tuple[Tensor, Tensor]:
-    """The inverse of a real 2D transform, of which only the first `outputs` rows and columns are wanted, as matrices.
+    """Return, as two matrices, the inverse of a real 2D transform for the first `outputs` rows and columns only.
 
-    First over the rows: (outputs, real or imaginary) from (real or imaginary, frequency); then over the columns, of
-    which half are there: outputs from (real or imaginary, frequency).
+    The first matrix acts on the rows: (outputs, real or imaginary) from (real or imaginary, frequency). The second acts
+    on the columns, half of which are stored: outputs from (real or imaginary, frequency).
     """
     places = torch.arange(outputs, dtype=torch.float64)[:, None]
     angles = places * torch.arange(TILE) * (2 * math.pi / TILE)
     cos, sin = angles.cos() / TILE, angles.sin() / TILE
     rows = torch.stack([torch.cat([cos, -sin], dim=1), torch.cat([sin, cos], dim=1)], dim=1).flatten(0, 1)
     half = TILE // 2 + 1
-    # all but the first and the last frequency stand for their mirror images, too
+    # all frequencies but the first and the last also stand for their mirror images
     twice = torch.full((half,), 2.0, dtype=torch.float64)
     twice[0] = twice[-1] = 1.0
     columns = torch.cat([cos[:, :half] * twice, -sin[:, :half] * twice], dim=1)
@@ -101,9 +103,10 @@ def _inverse_transform(outputs: int) -> tuple[Tensor, Tensor]:
 
 
 class SlidingTwoStream(nn.Module):
-    """[10 + B, 3, H, W] -> TwoStreamOutput: what a network with slides() gives on each 11 consecutive frames.
+    """A two-stream network over sliding windows: [10 + B, 3, H, W] -> TwoStreamOutput.
 
-    For inference only. The network is taken over, and changed.
+    It returns what the network returns for each 11 consecutive frames. For inference only, and for networks that
+    `slides` accepts. The network is changed: do not use it by itself afterwards.
     """
 
     def __init__(self, network: TwoStream):
@@ -121,5 +124,5 @@ class SlidingTwoStream(nn.Module):
 
 
 def slides(network: nn.Module) -> TypeGuard[TwoStream]:
-    """Whether it is one for SlidingTwoStream: the first layer of its flow generator is large enough to be worth it."""
+    """Whether SlidingTwoStream takes a network: the first layer of its flow generator must be large enough to pay."""
     return isinstance(network, TwoStream) and isinstance(network.flow_generator, TinyMotionNet)

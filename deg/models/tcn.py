@@ -2,17 +2,16 @@
 
     features -> 1 -> block, dilation 1 -> block, dilation 2 -> ... -> block, dilation 2^(n-1) -> 1 -> logits
 
-Each block looks at a frame and at one on each side of it, twice as far away as the block before; so n blocks see
-2^n - 1 frames on each side, 127 for 7. Source: Farha, Gall, "MS-TCN: multi-stage temporal convolutional network for
-action segmentation", CVPR 2019, of which this is one stage. DeepEthogram does not have it.
+Each block looks at a frame and at one frame on each side of it, twice as far away as in the block before. Thus n blocks
+see 2^n - 1 frames on each side: 127 for n = 7. Source: Farha, Gall, "MS-TCN: multi-stage temporal convolutional network
+for action segmentation", CVPR 2019; this is one of its stages. DeepEthogram has no tcn.
 
-Beyond the ends of a video there is nothing: what stands there is set to zero wherever a layer would look at it, so
-logits are the same however much padding was put around a video, and however it was cut, if `reach` frames were left on
-each side.
+Values beyond the ends of a video are set to zero wherever a layer would look at them. Therefore the logits depend
+neither on how much padding surrounds a video nor on how it was cut, if `reach` frames are left on each side.
 
-Unlike in that paper, each frame is brought to one scale, and so are its channels before each block. Features are all
-positive: what dropout takes away of them is mostly their mean, which drowns what differs between frames, so without it
-learning is slower and ends worse.
+Unlike in that paper, the features of each frame are brought to one scale, and so are the channels before each block.
+Features are all positive: without this, dropout would mostly remove parts of their mean, which drowns the differences
+between frames, and learning would be slower and end worse.
 """
 
 from __future__ import annotations
@@ -22,19 +21,19 @@ from torch import Tensor, nn
 
 
 def reach(num_layers: int) -> int:
-    """Frames on each side of a frame that its logits depend on."""
+    """Return how many frames on each side of a frame its logits depend on."""
     return 2**num_layers - 1
 
 
 class FrameNorm(nn.LayerNorm):
-    """Brings the channels of each frame [B, C, T] to mean 0 and variance 1, whatever the frames around it hold."""
+    """A norm that brings the channels of each frame [B, C, T] to mean 0 and variance 1, whatever other frames hold."""
 
     def forward(self, values_BCT: Tensor) -> Tensor:
         return super().forward(values_BCT.transpose(1, 2)).transpose(1, 2)
 
 
 class Block(nn.Module):
-    """Adds to each frame what is seen from it at one distance to both sides."""
+    """A residual block: it adds to each frame what lies at one distance on both sides of it."""
 
     def __init__(self, hidden: int, dilation: int, dropout_p: float):
         super().__init__()
@@ -73,10 +72,11 @@ class TCN(nn.Module):
 
     @property
     def reach(self) -> int:
+        """Frames on each side of a frame that its logits depend on."""
         return reach(len(self.blocks))
 
     def forward(self, features_BDT: Tensor, valid_BT: Tensor | None = None) -> Tensor:
-        """`valid_BT` is False where there is no frame, outside the video; None: all are frames."""
+        """Classify each frame. `valid_BT` is False outside the video; None means that every place holds a frame."""
         inside = 1.0 if valid_BT is None else valid_BT.unsqueeze(1).to(features_BDT.dtype)
         hidden_BHT = self.project(self.input_dropout(self.standardise(features_BDT)))
         for block in self.blocks:

@@ -1,7 +1,7 @@
 """Temporal mixture layers: smoothing of features in time by filters that share a few learned shapes.
 
 Source: Piergiovanni, Ryoo, "Temporal Gaussian mixture layer for videos", ICML 2019. As in DeepEthogram 0.5.0, the
-"Gaussians" are Cauchy bells, and `delta` is a parameter without influence; both belong to its weight files.
+"Gaussians" are Cauchy bells, and the parameter `delta` has no influence: its weight files were trained like that.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ Reduction = Literal["max", "mean", "conv1x1"]
 
 
 class MixtureLayer(nn.Module):
-    """[B, c_in, T] -> [B, c_out, T], one sequence for each feature: the same filters for all.
+    """A temporal mixture layer: [B, c_in, T] -> [B, c_out, T], with B sequences, one for each feature.
 
-    The filter from one channel to another is a mixture (softmax) of n_filters bells of the layer. What comes of the
-    c_in channels is summed with learned weights, which are a softmax (soft_attn), or free with a bias and a ReLU after.
+    All sequences share the same filters. The filter from one channel to another is a mixture (softmax) of the n_filters
+    bells of the layer. The results of the c_in channels are summed with learned weights: either a softmax (soft_attn),
+    or free weights followed by a bias and a ReLU.
     """
 
     def __init__(self, c_in: int, c_out: int, n_filters: int, filter_length: int, soft_attn: bool):
@@ -39,7 +40,7 @@ class MixtureLayer(nn.Module):
             self.convs.extend(nn.Conv2d(c_in, 1, 1) for _ in range(c_out))
 
     def bells(self) -> Tensor:
-        """[n_filters, filter_length]: the shapes that are mixed, each of sum 1."""
+        """Return the shapes that are mixed, [n_filters, filter_length], each with a sum of 1."""
         last = self.filter_length - 1
         center = last * (torch.tanh(self.center) + 1) / 2
         width = torch.exp(1.5 - 2 * torch.tanh(self.gamma).abs())
@@ -48,7 +49,7 @@ class MixtureLayer(nn.Module):
         return bells / (bells.sum(dim=1, keepdim=True) + 1e-6)
 
     def forward(self, sequences: Tensor) -> Tensor:
-        # Filters and weights are both linear: their product makes one convolution of the whole layer.
+        # Filters and weights are both linear: with their product, the whole layer is one convolution.
         mixture = torch.softmax(self.soft_attn, dim=1) @ self.bells()
         filters = mixture.view(self.c_out, self.c_in, self.filter_length)
         before = (self.filter_length - 1) // 2
@@ -65,7 +66,8 @@ class MixtureLayer(nn.Module):
 class Smoothing(nn.Module):
     """What tgm and tgmj share: [B, D, T] -> [B, D, T], smoothed by a stack of mixture layers and a reduction.
 
-    A base class, not a part, because `tgm_layers` and `reduction_layer` lie at the top of the weight files.
+    This is a base class, not a submodule, because `tgm_layers` and `reduction_layer` are at the top level of the weight
+    files.
     """
 
     def __init__(

@@ -1,7 +1,6 @@
 """The feature extractor as a whole: a spatial stream on images, a flow stream on generated flow, and their fusion.
 
-Source: Bohnslav et al., "DeepEthogram", eLife 2021. Names of submodules, and their order, are those of its weight
-files.
+Source: Bohnslav et al., "DeepEthogram", eLife 2021. Submodules have the names and the order of its weight files.
 """
 
 from __future__ import annotations
@@ -20,10 +19,11 @@ from deg.models.resnet import NUM_FEATURES, BasicBlock, Bottleneck, ResNet2D
 from deg.models.resnet3d import ResNet3D
 
 CLIP_FRAMES = 11
+"""Frames of a clip; the middle one is classified."""
 
 MIDDLE_CHANNELS = slice(16, 19)
-"""What the spatial stream sees of 33 stacked channels: green and blue of frame 5 and red of frame 6. An off-by-one of
-the original (11 / 2 * 3, rounded down), with which all published and user-trained weights were trained."""
+"""Channels, out of 33 stacked ones, that the spatial stream sees: green and blue of frame 5 and red of frame 6. This is
+an off-by-one error of DeepEthogram (11 / 2 * 3, rounded down); all published and user-trained weights depend on it."""
 
 EXTRACTORS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": partial(ResNet2D, BasicBlock, (2, 2, 2, 2)),
@@ -44,23 +44,24 @@ FLOW_GENERATORS: dict[str, Callable[[int], nn.Module]] = {
 
 
 class TwoStreamOutput(NamedTuple):
-    """What the feature extractor makes of B clips."""
+    """The outputs of the feature extractor for B clips."""
 
     logits: Tensor
-    """[B, K], before sigmoid or softmax."""
+    """Logits [B, K], before sigmoid or softmax."""
     spatial_features: Tensor
-    """[B, 512], as the last linear layer gets them."""
+    """Features [B, 512], as the last linear layer gets them."""
     flow_features: Tensor
-    """[B, 512], as the last linear layer gets them."""
+    """Features [B, 512], as the last linear layer gets them."""
     spatial_logits: Tensor | None
-    """[B, K] of each stream alone; None where the streams have no classifiers of their own."""
+    """Logits [B, K] of this stream alone; None if the streams have no classifiers of their own."""
     flow_logits: Tensor | None
+    """Logits [B, K] of this stream alone; None if the streams have no classifiers of their own."""
 
 
 class Stream(nn.Sequential):
-    """One network for features and its classifier: `0` the network, `1` linear, `2` batch norm where `final_bn`.
+    """A network for features and its classifier: `0` the network, `1` a linear layer, `2` a batch norm if `final_bn`.
 
-    With num_classes None it has no classifier: its features go to the fusion.
+    If `num_classes` is None, there is no classifier: the features go to the fusion.
     """
 
     def __init__(self, network: nn.Module, num_classes: int | None, final_bn: bool = False):
@@ -72,11 +73,11 @@ class Stream(nn.Sequential):
         self.class_layers = tuple(str(index) for index in range(1, len(self)))
 
     def features(self, images: Tensor) -> Tensor:
-        """[B, 512]"""
+        """Return the features [B, 512]."""
         return self[0](images)
 
     def classify(self, features: Tensor) -> Tensor | None:
-        """[B, K], or None where the stream has no classifier."""
+        """Return the logits [B, K], or None if the stream has no classifier."""
         if not self.class_layers:
             return None
         for layer in list(self)[1:]:
@@ -88,7 +89,7 @@ class Stream(nn.Sequential):
 
 
 class Average(nn.Module):
-    """Mean of the streams' logits, flow counting one and a half times."""
+    """The mean of the streams' logits, in which flow counts one and a half times."""
 
     class_layers: tuple[str, ...] = ()
 
@@ -110,13 +111,13 @@ class Concatenate(nn.Module):
 
 
 class TwoStream(nn.Module):
-    """Clips -> TwoStreamOutput.
+    """The feature extractor: clips -> TwoStreamOutput.
 
-    A clip is [B, 33, H, W] where `stacks_frames` (frame by frame, RGB inside a frame), else [B, 3, 11, H, W];
-    normalised, of 11 frames of which the middle one is the frame to classify.
+    Clips are normalised and have 11 frames, the middle one of which is classified. They are [B, 33, H, W] if
+    `stacks_frames` (frame by frame, RGB inside a frame), else [B, 3, 11, H, W].
 
-    The flow generator has no part in training: no gradient, and always eval mode, for with batch statistics in training
-    and running ones in inference the flow stream would meet other flows than it learned from.
+    The flow generator is not trained: it has no gradient and is always in eval mode. With batch statistics in training
+    and running statistics in inference, the flow stream would see other flows than those it learned from.
     """
 
     def __init__(self, spatial: Stream, flow_generator: nn.Module, flow: Stream, fusion: Average | Concatenate):
@@ -144,7 +145,7 @@ class TwoStream(nn.Module):
         return self.classify(image, flow)
 
     def classify(self, image: Tensor, flow: Tensor) -> TwoStreamOutput:
-        """From what the spatial stream sees, and the finest flow."""
+        """Classify from what the spatial stream sees, and from the finest flow."""
         spatial_features = self.spatial_classifier.features(image)
         flow_features = self.flow_classifier.features(flow)
         spatial_logits = self.spatial_classifier.classify(spatial_features)
@@ -156,7 +157,7 @@ class TwoStream(nn.Module):
         return TwoStreamOutput(logits, spatial_features, flow_features, spatial_logits, flow_logits)
 
     def set_class_bias(self, bias_K: Tensor) -> None:
-        """Start the last layer, of each stream or of the fusion, from these values; see log_odds."""
+        """Set the bias of the last layer, of each stream or of the fusion; see `deg.models.initial.log_odds`."""
         if isinstance(self.fusion, Concatenate):
             _set_bias(self.fusion.fc, bias_K)
         else:
@@ -165,15 +166,15 @@ class TwoStream(nn.Module):
 
 
 def build_flow_generator(flow_generator: Any) -> nn.Module:
-    """The network of a configuration's section `flow_generator`."""
+    """Build the network that the section `flow_generator` of a configuration describes."""
     constructor = _registered(FLOW_GENERATORS, "flow_generator.arch", flow_generator.arch)
     return constructor(flow_generator.n_rgb)
 
 
 def build_two_stream(feature_extractor: Any, flow_generator: Any, num_classes: int) -> TwoStream:
-    """The network of a configuration's sections `feature_extractor` and `flow_generator`.
+    """Build the network that the sections `feature_extractor` and `flow_generator` of a configuration describe.
 
-    Raises ConfigError where the two do not go together.
+    Raises ConfigError if the two do not go together.
     """
     options = feature_extractor
     concatenates = _concatenates(options)
@@ -197,7 +198,7 @@ def _concatenates(feature_extractor: Any) -> bool:
     concatenates = feature_extractor.fusion == "concatenate"
     if concatenates and feature_extractor.final_bn:
         raise ConfigError(
-            "feature_extractor.final_bn=true normalises the logits of each stream, and with fusion=concatenate the "
+            "feature_extractor.final_bn=true normalises the logits of each stream, but with fusion=concatenate the "
             "streams have none. Set feature_extractor.final_bn=false or feature_extractor.fusion=average."
         )
     return concatenates
@@ -212,8 +213,9 @@ def _check_clip(feature_extractor: Any, flow_generator: Any, extractor_stacks: A
         )
     if flow_generator.n_rgb != CLIP_FRAMES or feature_extractor.n_flows != CLIP_FRAMES - 1:
         raise ConfigError(
-            f"a clip has {CLIP_FRAMES} frames and {CLIP_FRAMES - 1} flows; found flow_generator.n_rgb "
-            f"{flow_generator.n_rgb} and feature_extractor.n_flows {feature_extractor.n_flows}."
+            f"A clip has {CLIP_FRAMES} frames and {CLIP_FRAMES - 1} flows, but flow_generator.n_rgb is "
+            f"{flow_generator.n_rgb} and feature_extractor.n_flows is {feature_extractor.n_flows}. Set them to "
+            f"{CLIP_FRAMES} and {CLIP_FRAMES - 1}."
         )
     if extractor_stacks and feature_extractor.n_rgb != 1:
         raise ConfigError(

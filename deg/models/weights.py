@@ -1,7 +1,8 @@
-"""Weight files: DeepEthogram's and our own, read without running code from them, and laid into networks.
+"""Weight files of DeepEthogram and of deg, read without running code from them and copied into networks.
 
-A `.pt` is {epoch, state_dict, ...} or a bare state dict. A `.ckpt` is Lightning's: its keys have a prefix, `model.`,
-the state of the loss is among them (`criterion.`), and a configuration is pickled beside them as OmegaConf objects.
+A `.pt` is {epoch, state_dict, ...} or a bare state dict. A `.ckpt` is Lightning's: the keys of its state dict have the
+prefix `model.`, the state of the loss is among them (`criterion.`), and a configuration is pickled beside it as
+OmegaConf objects.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from deg.models.two_stream import EXTRACTORS, FLOW_GENERATORS, Stream, TwoStream
 from deg.options.schema import Sequence
 
 MINIMUM_MATCHED = 0.9
-"""Least share of a network's tensors, without its last layers, that a file must have: else it is of another network."""
+"""A file that has less than this share of a network's tensors, last layers excluded, belongs to another network."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of a weight file, by the names that they have in it."""
+    """The tensors of a weight file, by the names that they have in the file."""
 
     path: Path
     state_dict: dict[str, Tensor]
@@ -38,21 +39,21 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a network got from a weight file. Its other tensors kept the values that they had."""
+    """What a network got from a weight file. Its other tensors kept their values."""
 
     path: Path
     matched: int
-    """Tensors copied."""
+    """Number of tensors copied."""
     total: int
-    """Tensors of the network."""
+    """Number of tensors of the network."""
     missing: tuple[str, ...]
-    """Names that the file does not have, or has in another shape."""
+    """Names of tensors that the file does not have, or has in another shape."""
     fresh_classifier: bool
-    """Whether a last layer is among them: the weights are for other classes."""
+    """Whether a last layer is missing: the weights are for other classes."""
 
 
 class _Omitted:
-    """Stands for every pickled object that is no tensor: takes whatever comes and keeps nothing."""
+    """A stand-in for pickled objects that are not tensors: it accepts anything and keeps nothing."""
 
     def __init__(self, *args: Any):
         pass
@@ -81,20 +82,20 @@ OMITTED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
         "builtins.int",
     )
 ]
-"""What a Lightning checkpoint of the original names beside tensors: each a stand-in of that name. So no OmegaConf
-object is ever built, and the configuration inside the checkpoint is passed over; it stands in config.yaml, too."""
+"""Stand-ins for what Lightning checkpoints of DeepEthogram name besides tensors. No OmegaConf object is ever built, and
+the configuration inside a checkpoint is ignored; config.yaml holds it as well."""
 
 UNREADABLE = (
     *(RuntimeError, EOFError, UnpicklingError, StructError, ValueError, TypeError, AttributeError),
     *(LookupError, AssertionError, ArithmeticError, MemoryError),
 )
-"""What torch.load raises, by trial, over files cut short, changed at random, or of another kind."""
+"""Exceptions that torch.load raised in trials with files cut short, changed at random, or of another kind."""
 
 
 def read_checkpoint(path: Path | str) -> Checkpoint:
-    """Read a `.pt` or `.ckpt` on the CPU.
+    """Read a `.pt` or `.ckpt`, with its tensors on the CPU.
 
-    Raises WeightsError if it cannot be read, is no checkpoint, or names anything that could run code.
+    Raises WeightsError if the file cannot be read, is not a checkpoint, or names anything that could run code.
     """
     path = Path(path)
     try:
@@ -123,7 +124,8 @@ def _why_unreadable(path: Path, error: BaseException) -> str:
     if forbidden:
         return (
             f"refused, because it names {forbidden[1]}, and loading that could run code from the file. Expected "
-            "tensors only. If you trust its source, open it there and save its state_dict alone with torch.save."
+            "tensors only. If you trust the file, open it where it was made, and save its state_dict alone there with "
+            "torch.save."
         )
     size = path.stat().st_size
     return f"not a readable checkpoint ({size} bytes): it is empty, cut short or another kind of file. Copy it again."
@@ -132,25 +134,25 @@ def _why_unreadable(path: Path, error: BaseException) -> str:
 def load_weights(
     network: nn.Module, source: Checkpoint | Path | str, *, part: str | None = None, strict: bool = False
 ) -> LoadReport:
-    """Copy into a network each tensor of a weight file that has its name and shape.
+    """Copy the tensors of a weight file into the tensors of a network that have the same name and shape.
 
-    `part` names the submodule of the file's network to take it from (`spatial_classifier`, `flow_generator`, ...).
-    The layers that depend on the number of classes (network.class_layers) may differ or be missing, and then keep their
-    values; `strict`, for inference, allows no tensor at all to keep its value.
+    `part` names the submodule of the file's network to take them from (`spatial_classifier`, `flow_generator`, ...).
+    The layers that depend on the number of classes (network.class_layers) may differ or be missing; they then keep
+    their values. With `strict`, for inference, no tensor may keep its value.
 
-    Raises WeightsError if fewer than MINIMUM_MATCHED of the other tensors match, or `strict` is not satisfied.
+    Raises WeightsError if less than MINIMUM_MATCHED of the other tensors match, or if `strict` is not satisfied.
     """
     checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
     wanted = network.state_dict()
     found = _best_match(checkpoint.state_dict, wanted, part)
     same = {key: value for key, value in found.items() if key in wanted and value.shape == wanted[key].shape}
-    # No number depends on the count of batches, and files of old PyTorch do not have it.
+    # No result depends on the count of batches, and files of old PyTorch versions do not have it.
     missing = [key for key in wanted if key not in same and not key.endswith(".num_batches_tracked")]
     classes = {key for key in wanted if _is_within(key, network.class_layers)}  # type: ignore[arg-type]
     body = [key for key in wanted if key not in classes and not key.endswith(".num_batches_tracked")]
     body_missing = [key for key in missing if key not in classes]
     too_few = len(body) - len(body_missing) < MINIMUM_MATCHED * len(body)
-    # A network that is nothing but a last layer has no body by which to tell a file of another network.
+    # If the network is only a last layer, it has no body by which to recognise a file of another network.
     foreign = part is None and found.keys().isdisjoint(wanted)
     if too_few or foreign or (strict and body_missing):
         raise WeightsError(_misfit(checkpoint, wanted, part, body_missing or missing, len(body) or len(wanted)))
@@ -167,10 +169,11 @@ def load_two_stream(
     *,
     strict: bool = True,
 ) -> dict[str, LoadReport]:
-    """Load streams and fusion from the first, the flow generator from its own weights, or from the first if None.
+    """Load streams and fusion from the first file, and the flow generator from the second, or the first if it is None.
 
-    The original always uses a file of the flow generator's own: the one inside a feature extractor that the original
-    trained has other batch-norm statistics. Returns a report by name of submodule; raises WeightsError as load_weights.
+    DeepEthogram always uses a separate file for the flow generator: the flow generator inside a feature extractor that
+    DeepEthogram trained has other batch-norm statistics. Returns a report for each submodule, by name. Raises
+    WeightsError in the same cases as load_weights.
     """
     extractor = extractor_weights if isinstance(extractor_weights, Checkpoint) else read_checkpoint(extractor_weights)
     reports = {
@@ -187,16 +190,16 @@ def load_two_stream(
 
 
 def _best_match(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], part: str | None) -> dict[str, Tensor]:
-    """The state with the wrappers' prefixes taken off that leave most names of the network.
+    """Remove the prefixes of wrappers from the names so that as many as possible are names of the network.
 
-    How many to take off cannot be told from the names alone: the keys of an mlp begin with `model.` themselves.
+    The names alone do not tell how many to remove: the keys of an mlp themselves begin with `model.`.
     """
     candidates = [_part(peeled, part) for peeled in _peel(state)]
     return max(candidates, key=lambda candidate: len(candidate.keys() & wanted.keys()))
 
 
 def _peel(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The state as it is, then with one more `module.` or `model.` off the keys that have it, until none has."""
+    """Yield the state as it is, then with one more `module.` or `model.` removed from its keys, until none has any."""
     while True:
         yield dict(state)
         peeled = {re.sub(r"^(module|model)\.", "", key): value for key, value in state.items()}
@@ -237,8 +240,8 @@ def _other_classes(path: Path, key: str, found: Mapping[str, Tensor], wanted: Ma
     here, there = tuple(wanted[key].shape), tuple(found[key].shape)
     if here[1:] != there[1:]:
         return (
-            f"{show_path(path)}: the last layer, {key}, expected to be of shape {here}, is of shape {there}. "
-            "Choose weights trained on as many features."
+            f"{show_path(path)}: expected the last layer, {key}, to have shape {here}, found shape {there}. "
+            "Choose weights trained on the same number of features."
         )
     return (
         f"{show_path(path)}: the weights have {there[0]} classes, the project {here[0]} "
@@ -247,9 +250,9 @@ def _other_classes(path: Path, key: str, found: Mapping[str, Tensor], wanted: Ma
 
 
 def _architecture(state: Mapping[str, Tensor]) -> str | None:
-    """The network that the names and numbers of axes of a state dict are those of; None if of none known."""
+    """Return the known network whose names and numbers of axes a state dict has; None if there is none."""
     forms = [{(key, value.dim()) for key, value in peeled.items()} for peeled in _peel(state)]
-    # Small networks' names are among large ones': the largest that is there nearly whole is the one.
+    # Large networks contain the names of small ones: the largest that is nearly complete is the answer.
     present = {
         name: len(known)
         for name, known in _known_architectures().items()

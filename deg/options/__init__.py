@@ -1,1 +1,1 @@
-"""Options: their defaults and limits, how files and words become them, and the page that lists them."""
+"""Options: their defaults and limits, how they are read from files and command line, and the page that lists them."""

@@ -1,6 +1,6 @@
-"""Texts that must have a certain form: time limits and flags, as Slurm's sbatch reads them.
+"""Parse texts that must have a certain form: time limits and flags, as Slurm's sbatch reads them.
 
-Each function gives what the text means, or raises ValueError with the words that complete "expected ...".
+Each function returns what the text means, or raises ValueError with the words that complete "expected ...".
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _FLAG = re.compile(r"(?P<name>[A-Za-z][A-Za-z0-9-]+)(=(?P<value>[^\r\n]+))?")
 
 
 def time_limit_minutes(text: str) -> float:
-    """Minutes that a time limit of Slurm means: 90, 90:00, 1:30:00, 0-1, 0-1:30 and 0-1:30:00 are near relatives."""
+    """Return the minutes that a Slurm time limit means: 90 for 90, 90:00, 1:30:00, 0-1:30 and 0-1:30:00; 60 for 0-1."""
     found = _TIME_LIMIT.fullmatch(text.strip())
     if found:
         days, hours, minutes, seconds, h, m, s, only_minutes, and_seconds = (
@@ -32,12 +32,15 @@ def time_limit_minutes(text: str) -> float:
 
 
 def sbatch_flag(text: str) -> tuple[str, str | None]:
-    """Name and value of `name=value`; `name=null` has None, which takes the flag away; `name` alone an empty value."""
+    """Return name and value of an sbatch flag.
+
+    The value is None for `name=null`, which removes the flag, and empty for `name` alone.
+    """
     found = _FLAG.fullmatch(text.strip())
     if not found:
         raise ValueError(
             "long flags of sbatch without their dashes: name=value such as mail-type=END, a name alone such as "
-            "exclusive, or name=null to take one away"
+            "exclusive, or name=null to remove one"
         )
     value = found["value"]
     return found["name"], None if value == "null" else (value or "")

@@ -1,8 +1,8 @@
-"""From YAML files and the command line to frozen options: the one crossing.
+"""Turn YAML files and the command line into frozen options. This is the only place where that happens.
 
-Order, later wins: defaults, the stage's defaults, preset, cluster profile, project_config.yaml, `--config FILE`, a
-preset named on the command line, `key=value`. Every layer is checked by itself, so that a message can name where the
-mistake stands.
+Later layers win: defaults, the stage's defaults, preset, cluster profile, project_config.yaml, `--config FILE`, a
+preset named on the command line, `key=value`. Each layer is checked by itself, so that a message can say where the
+mistake is.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def load_config(
     stage: str | None = None,
     files: Sequence[Path] = (),
 ) -> Config:
-    """All options, resolved and checked.
+    """Return all options, resolved and checked.
 
-    `stage` is flow_generator, feature_extractor, sequence or inference; `files` rank above the project file;
-    `overrides` are `a.b=value` with YAML values. The last to name a cluster profile decides which one is read;
-    `cluster.profile` of the result is its file, or None. Raises ConfigError, which names the key and where it stands.
+    `stage` is flow_generator, feature_extractor, sequence or inference; `files` win over the project file; `overrides`
+    are `a.b=value` with YAML values. If several layers name a cluster profile, the last one is read; `cluster.profile`
+    of the result is its file, or None. Raises ConfigError, which names the key and where it was set.
     """
     if stage is not None and stage not in STAGE_DEFAULTS:
-        raise ValueError(f"stage {stage!r} is none of {', '.join(STAGE_DEFAULTS)}")
+        raise ValueError(f"stage {stage!r} is not one of {', '.join(STAGE_DEFAULTS)}")
     paths = [path for path in (project_file, *files) if path is not None]
     layers = [(f"in {show_path(path)}", _read_layer(path)) for path in paths]
     command_line = parse_overrides(overrides)
@@ -67,21 +67,24 @@ def _preset_layer(name: Any) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _read_layer(path: Path) -> dict[str, Any]:
-    """A file's options, where `cluster: NAME` stands for `cluster: {profile: NAME}`."""
+    """Return a file's options, with `cluster: NAME` read as `cluster: {profile: NAME}`."""
     layer = read_mapping(path)
     cluster = layer.get("cluster")
     return layer if cluster is None or isinstance(cluster, Mapping) else {**layer, "cluster": {"profile": cluster}}
 
 
 def _named_profile(layers: Iterable[tuple[Path, Mapping[str, Any]]]) -> Path | None:
-    """The file of the profile that the last layer to name one names, from the layer's folder; null names none."""
+    """Return the file of the cluster profile that the last layer with `cluster.profile` names; None if that is null.
+
+    A relative path starts at the folder of the layer.
+    """
     for folder, layer in reversed(list(layers)):
         cluster = layer.get("cluster")
         if isinstance(cluster, Mapping) and "profile" in cluster:
             name = cluster["profile"]
             if isinstance(name, str | int) and not isinstance(name, bool):
                 return cluster_profile(str(name), folder)
-            return None  # null; any other value is refused with all those of a wrong type
+            return None  # null, or a value of a wrong type, which `_assemble` refuses
     return None
 
 
@@ -97,7 +100,7 @@ def _read_profile(path: Path) -> dict[str, Any]:
 
 
 def _assemble(defaults: Mapping[str, Any], layers: Iterable[tuple[str, dict[str, Any]]]) -> Config:
-    """Checks each layer and lays them over each other."""
+    """Check each layer, then merge them; later layers win."""
     trees = [dict(defaults)]
     ignored: set[str] = set()
     for source, layer in layers:
@@ -128,17 +131,17 @@ class Option:
     """One option as the schema describes it."""
 
     key: str
-    """Dotted, as on the command line."""
+    """Dotted name, as on the command line."""
     default: Any
     hint: Any
-    """Its type."""
+    """Type annotation in the schema."""
     doc: str
     unit: str
     limits: Mapping[str, float]
 
 
 def options(kind: type = Config, prefix: str = "") -> Iterator[Option]:
-    """Every option of a section and of the sections in it, in the order of the schema."""
+    """Yield every option of a section and of the sections in it, in the order of the schema."""
     for name, hint, entry in _fields(kind):
         if dataclasses.is_dataclass(hint):
             assert isinstance(hint, type)
@@ -149,19 +152,19 @@ def options(kind: type = Config, prefix: str = "") -> Iterator[Option]:
 
 
 def sections() -> dict[str, Any]:
-    """The sections of the configuration, by name."""
+    """Return the sections of the configuration by name."""
     return {name: hint for name, hint, _ in _fields(Config) if dataclasses.is_dataclass(hint)}
 
 
 def _fields(kind: Any) -> tuple[tuple[str, Any, dataclasses.Field[Any]], ...]:
-    """Name, type and field of everything in a section that a user may set."""
+    """Return name, type and field of everything that a user may set in a section."""
     hints = get_type_hints(kind)
     entries = [(entry.name, hints[entry.name], entry) for entry in dataclasses.fields(kind)]
     return tuple(item for item in entries if dataclasses.is_dataclass(item[1]) or "doc" in item[2].metadata)
 
 
 def _known_options(layer: Mapping[str, Any], source: str) -> tuple[dict[str, Any], list[str]]:
-    """`layer` without empty sections and without keys of the original that mean nothing here; and those keys."""
+    """Return `layer` without empty sections and without DeepEthogram's keys that have no effect; and those keys."""
     without_effect: list[str] = []
 
     def keep(kind: Any, mapping: Mapping[Any, Any], prefix: str) -> dict[str, Any]:
@@ -186,7 +189,7 @@ def _known_options(layer: Mapping[str, Any], source: str) -> tuple[dict[str, Any
 
 
 def did_you_mean(key: str) -> str:
-    """A sentence naming the options that `key` may have been meant for; empty if none is near."""
+    """Return a sentence that suggests options similar to `key`, or says where all of them are listed."""
     if key == "reload.weights":
         return " Name the weights under flow_generator.weights, feature_extractor.weights or sequence.weights."
     known = {option.key.lower(): option.key for option in options()}
@@ -204,11 +207,11 @@ def did_you_mean(key: str) -> str:
 
 
 class _Misfit(Exception):
-    """A value is not of the type wanted; with advice, if there is any."""
+    """A value does not have the expected type. The message is advice, or empty."""
 
 
 def _build(kind: type[Options], mapping: Any, source: str, prefix: str = "") -> Options:
-    """`kind` with the values of `mapping`, each checked by type and range; the rest are defaults."""
+    """Return `kind` with the values of `mapping`, each checked for type, range and form; the rest are defaults."""
     if not isinstance(mapping, Mapping):
         names = ", ".join(f"{prefix}{name}" for name, _, _ in _fields(kind)[:3])
         raise ConfigError(
@@ -238,7 +241,7 @@ def _build(kind: type[Options], mapping: Any, source: str, prefix: str = "") -> 
 
 
 def _without_references(layer: Mapping[str, Any]) -> dict[str, Any]:
-    """`layer` without values such as ${project.name}, which only the merged configuration can resolve."""
+    """Return `layer` without values such as ${project.name}, which only the merged configuration can resolve."""
 
     def is_reference(value: Any) -> bool:
         return any(map(is_reference, value)) if isinstance(value, list) else isinstance(value, str) and "${" in value
@@ -251,7 +254,7 @@ def _without_references(layer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fit(value: Any, hint: Any) -> Any:
-    """`value` as the type `hint`, where nothing is lost by it; else _Misfit."""
+    """Return `value` converted to the type `hint`. Raises _Misfit if it does not fit, or if data would be lost."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         advice = ""
@@ -275,7 +278,7 @@ def _fit(value: Any, hint: Any) -> Any:
             return None
     elif hint is str:
         if isinstance(value, bool):
-            raise _Misfit("Unquoted, YAML reads yes, no, on and off as true and false: put it in quotes.")
+            raise _Misfit("YAML reads yes, no, on and off without quotes as true and false: put it in quotes.")
         if isinstance(value, str | int):
             return str(value)
     elif hint is bool:
@@ -305,12 +308,12 @@ def _check_form(form: Callable[[str], Any], value: str | tuple[str, ...] | None,
         try:
             form(text)
         except ValueError as expected:
-            found = f"; {text!r} is none" if isinstance(value, tuple) else ""
+            found = f"; {text!r} is not one" if isinstance(value, tuple) else ""
             raise ConfigError(f"{where}: expected {expected}{found}.") from None
 
 
 def describe(hint: Any) -> str:
-    """A type in words: `a whole number, auto or null`."""
+    """Return a type in words, such as `a whole number, auto or null`."""
     words = _words(hint)
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
@@ -330,13 +333,13 @@ def _words(hint: Any) -> list[str]:
 
 
 def describe_limits(limits: Mapping[str, float]) -> str:
-    """A range in words: `at least 0, less than 1`; empty without limits."""
+    """Return a range in words, such as `at least 0, less than 1`; empty without limits."""
     words = {"low": "at least", "high": "at most", "above": "more than", "below": "less than"}
     return ", ".join(f"{words[name]} {limit:g}" for name, limit in limits.items())
 
 
 def _show(value: Any) -> str:
-    """A value as YAML would have it."""
+    """Return a value as YAML writes it."""
     return (
         yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True).removesuffix("\n...\n").strip()
     )
@@ -346,7 +349,7 @@ def _show(value: Any) -> str:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """A YAML file of keys and values; empty if the file is. Raises ConfigError with the file and the line."""
+    """Return the keys and values of a YAML file; empty if the file is. Raises ConfigError with file and line."""
     try:
         return read_yaml(path, ConfigError)
     except OSError as error:
@@ -354,9 +357,9 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """`["a.b=1", "a.c=[x, y]"]` as nested mappings. Text is taken as it stands, so that paths may hold `=` and `#`.
+    """Return overrides such as `["a.b=1", "a.c=[x, y]"]` as nested mappings.
 
-    `cluster=NAME` stands for `cluster.profile=NAME`.
+    Text is taken literally, so that paths may contain `=` and `#`. `cluster=NAME` stands for `cluster.profile=NAME`.
     """
     tree: dict[str, Any] = {}
     for override in overrides:
@@ -368,7 +371,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise ConfigError(
                 f"{override!r} on the command line: the value is not valid YAML ({getattr(error, 'problem', error)}). "
-                f"Text with special characters goes in quotes twice: {key}='\"...\"'."
+                f"Put text with special characters in two pairs of quotes: {key}='\"...\"'."
             ) from error
         if isinstance(value, str) and text.lstrip()[:1] not in ("'", '"', "!", "|", ">"):
             value = text
@@ -380,7 +383,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 section = ".".join(parents[:depth])
-                raise ConfigError(f"{override!r} on the command line: {section} was given a value of its own before.")
+                raise ConfigError(f"{override!r} on the command line: {section} was already given a value of its own.")
         node[leaf] = value
     return tree
 
@@ -389,17 +392,17 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def read_run_config(path: Path) -> dict[str, Any]:
-    """config.yaml of a run of deg or of the original, as it is. Raises ConfigError if it is not a YAML mapping."""
+    """Return the unchecked config.yaml of a run of deg or DeepEthogram. Raises ConfigError if it is no YAML mapping."""
     return read_mapping(path)
 
 
 def overlay(
     current: Options, stored: Mapping[str, Any], *, keep: Collection[str] = (), source: str = "in the run's config.yaml"
 ) -> Options:
-    """`current` with the values that a training run stored for that section, but for those in `keep`.
+    """Return `current` with the values that a training run stored for its section, except for the keys in `keep`.
 
-    Keys that deg does not know are passed over. Raises ConfigError if a value is of the wrong type or out of range.
-    For `inference.use_loaded_model_cfg`: keep weights, and for the sequence network output_name.
+    This serves `inference.use_loaded_model_cfg`. Keys that deg does not know are ignored. Raises ConfigError if a value
+    has the wrong type or is out of range.
     """
     assert dataclasses.is_dataclass(current) and not isinstance(current, type)
     kind = type(current)
@@ -410,13 +413,13 @@ def overlay(
 
 
 def restore(stored: Mapping[str, Any]) -> Config:
-    """The configuration that `as_dict` gave. ConfigError if it is not one of this version of deg."""
+    """Return the configuration that `as_dict` stored. Raises ConfigError if this version of deg cannot read it."""
     known, _ = _known_options({key: value for key, value in stored.items() if key != "run"}, "in the plan of the run")
     return _build(Config, known, "in the plan of the run")
 
 
 def as_dict(config: Any) -> dict[str, Any]:
-    """All options of a configuration or a section, complete, as plain values that YAML and JSON can hold."""
+    """Return all options of a configuration or a section as plain values that YAML and JSON can hold."""
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
@@ -427,5 +430,5 @@ def as_dict(config: Any) -> dict[str, Any]:
 
 
 def to_yaml(config: Config) -> str:
-    """All options as the text of a config.yaml, which `load_config` and the original read."""
+    """Return all options as the text of a config.yaml, which `load_config` and DeepEthogram can read."""
     return yaml.safe_dump(as_dict(config), sort_keys=True, allow_unicode=True)

@@ -1,4 +1,4 @@
-"""docs/options.md, written from the schema: `python -m deg.options.page > docs/options.md`."""
+"""Write docs/options.md from the schema: `python -m deg.options.page > docs/options.md`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ INTRODUCTION = """\
 
 <!-- Written by `python -m deg.options.page > docs/options.md`; change deg/options/schema.py instead. -->
 
-Options are written in a project's `project_config.yaml`,
+Options are set in a project's `project_config.yaml`,
 
 ```yaml
 preset: deg_m
@@ -27,7 +27,7 @@ or after a command, as `key=value` with the dots of the tables below:
 
     deg train feature_extractor PROJECT preset=deg_m train.loss_weight_exp=0.5 'augs.resize=[224, 224]'
 
-Where several places set an option, the later one in this list wins:
+If several places set the same option, the later one in this list wins:
 
 1. the defaults in the tables,
 2. the defaults of the stage,
@@ -38,17 +38,17 @@ Where several places set an option, the later one in this list wins:
 7. a preset named on the command line,
 8. `key=value` on the command line.
 
-**Not as in DeepEthogram:** there, an architecture in `project_config.yaml` wins over `preset=...` on the command line.
-Here the preset on the command line wins over the project file, because the one who typed it meant it.
+**Unlike in DeepEthogram:** there, an architecture in `project_config.yaml` wins over `preset=...` on the command line.
+Here the preset on the command line wins over the project file, because it was chosen for this very command.
 
 The keys are DeepEthogram's. A key that does not exist is an error; the list at the end names the keys that are accepted
-and do nothing. Values are YAML: `null` is nothing, lists stand in brackets and are replaced as a whole, and
+and do nothing. Values are YAML: `null` means nothing, lists are written in brackets and are replaced as a whole, and
 `${project.name}` stands for the value of another option. On the command line, text is taken as it is typed.
 """
 
 
 def options_markdown() -> str:
-    """The whole page."""
+    """Return the whole page."""
     parts = [INTRODUCTION, *_sections(), _stages(), _presets(), _without_effect()]
     return "\n".join(parts)
 
@@ -73,7 +73,8 @@ def _allowed(option: Option) -> str:
 
 def _stages() -> str:
     columns = {stage: dict(_flat(defaults)) for stage, defaults in STAGE_DEFAULTS.items()}
-    return "## Defaults of the stages\n\nEmpty: the default of the tables above.\n\n" + _side_by_side(columns)
+    about = "An empty cell means the default in the tables above."
+    return f"## Defaults of the stages\n\n{about}\n\n{_side_by_side(columns)}"
 
 
 def _presets() -> str:
@@ -83,7 +84,7 @@ def _presets() -> str:
 
 def _without_effect() -> str:
     keys = ", ".join(f"`{key}`" for key in WITHOUT_EFFECT)
-    return f"## Accepted, and without effect\n\nDeepEthogram writes these or once read them: {keys}.\n"
+    return f"## Keys without effect\n\nDeepEthogram writes these keys, or once read them; deg ignores them: {keys}.\n"
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -108,7 +109,7 @@ def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def _value(value: Any) -> str:
-    """A default as YAML would have it, floats without needless digits."""
+    """Return a default as YAML writes it, floats without needless digits."""
     if isinstance(value, tuple):
         return f"[{', '.join(map(_value, value))}]"
     if value is None or isinstance(value, bool):

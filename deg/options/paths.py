@@ -1,4 +1,4 @@
-"""Options that name files or folders, known by their type: made to mean the same everywhere, and found."""
+"""Find the options that name files or folders, which their type tells, and make their paths absolute."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ Options = TypeVar("Options")
 
 
 def with_full_paths(config: Options, project: Path) -> Options:
-    """The options, in which each path means the same in whatever folder, and on whatever host, it is read.
+    """Return the options with absolute paths, which mean the same in every folder and on every host.
 
-    Relative paths start at the current folder, or at `project` where their type says so. Paths with variables of the
-    environment stay as they are: those are of the node.
+    Relative paths start at the current folder, or at `project` where their type says so. Paths with environment
+    variables stay as they are, because the node's variables are meant.
     """
     return _map_paths(config, lambda text, kind: _full_path(text, kind, project if kind.below_project else Path.cwd()))
 
 
 def named_paths(config: Any) -> list[Path]:
-    """Files and folders that are there and that options name by full paths."""
+    """Return the existing files and folders that options name by absolute paths."""
     found: list[Path] = []
 
     def note(text: str, kind: IsPath) -> str:
@@ -42,7 +42,7 @@ def _full_path(text: str, kind: IsPath, start: Path) -> str:
 
 
 def _map_paths(options: Any, change: Callable[[str, IsPath], str]) -> Any:
-    """A section, or all of them, with `change` applied to every text that names a path."""
+    """Return a section, or the whole configuration, with `change` applied to every text that names a path."""
     changed: dict[str, Any] = {}
     hints = get_type_hints(type(options), include_extras=True)
     for name, hint in hints.items():
@@ -58,7 +58,7 @@ def _map_paths(options: Any, change: Callable[[str, IsPath], str]) -> Any:
 
 
 def _path_kind(hint: Any) -> IsPath | None:
-    """How a type says that its texts are paths; None where they are not."""
+    """Return the mark by which a type says that its texts are paths; None if they are not."""
     for part in (*getattr(hint, "__metadata__", ()), *map(_path_kind, get_args(hint))):
         if isinstance(part, IsPath):
             return part

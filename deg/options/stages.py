@@ -1,4 +1,4 @@
-"""What a stage changes of the defaults in `deg.options.schema`, and which keys of DeepEthogram mean nothing here."""
+"""The defaults that differ between stages, and the keys of DeepEthogram that have no effect here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "inference": {"flow_generator": {"weights": None}, "feature_extractor": {"weights": "latest"}},
 }
-"""What differs from the defaults in one stage."""
+"""Defaults of each stage that differ from those in `deg.options.schema`."""
 
 WITHOUT_EFFECT = (
     "augs.dali",
@@ -41,4 +41,4 @@ WITHOUT_EFFECT = (
     "videofile",
     "zscore",
 )
-"""Keys and sections of DeepEthogram's files that are accepted and mean nothing to deg."""
+"""Keys and sections of DeepEthogram's files that deg accepts and ignores."""

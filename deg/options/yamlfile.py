@@ -1,6 +1,6 @@
-"""YAML, read without running anything that stands in it.
+"""Read and write YAML, without running anything in it.
 
-1e-4 is a number, 2026-11-22 and 8:00:00 are text, as people mean them; YAML 1.1 has 28800 for the last.
+1e-4 is read as a number, 2026-11-22 and 8:00:00 as text, as people mean them. YAML 1.1 reads the last as 28800.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from deg.errors import DegError, show_path
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of YAML text. Raises yaml.YAMLError."""
+    """Return the value of YAML text. Raises yaml.YAMLError."""
     # libyaml is ten times as fast, but refuses the escapes of bytes that are not UTF-8 (\uDC80 to \uDCFF)
     return yaml.load(text, Loader=_ExactLoader if "\\uDC" in text else _FastLoader)
 
 
 def read_yaml(path: Path, wrong: type[DegError]) -> dict[str, Any]:
-    """The keys and values in a file; none if it is empty. Raises `wrong` with file and line, or OSError."""
+    """Return the keys and values in a file; none if it is empty. Raises `wrong` with file and line, or OSError."""
     try:
         content = parse_yaml(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -38,18 +38,21 @@ def read_yaml(path: Path, wrong: type[DegError]) -> dict[str, Any]:
 
 
 def yaml_text(content: dict[str, Any]) -> str:
-    """Block style with sorted keys, as DeepEthogram writes it; names that are not UTF-8 keep their bytes as escapes."""
+    """Return YAML in block style with sorted keys, as DeepEthogram writes it.
+
+    Names that are not UTF-8 keep their bytes as escapes.
+    """
     return yaml.safe_dump(content)
 
 
 def _explain(error: yaml.YAMLError) -> str:
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-    return f"{where}: not valid YAML: {problem or error}. Look there for indentation, a missing colon, an open quote."
+    return f"{where}: not valid YAML: {problem or error}. Check the indentation there, the colons and the quotes."
 
 
 def _as_people_mean(loader: Any) -> Any:
-    """A safe loader with other rules for what looks like a number or a date."""
+    """Return a safe loader with other rules for what looks like a number or a date."""
 
     class Loader(loader):  # type: ignore[misc]
         yaml_implicit_resolvers = {  # noqa: RUF012 - as in the class above

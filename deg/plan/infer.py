@@ -1,7 +1,7 @@
-"""Plans inference: which recordings, with which weights, in which units; and what is done already.
+"""Plan inference: which recordings, with which weights, in which units; and what is done already.
 
-Nothing is computed here and torch is not loaded: a plan can be made on a login node. `deg.execute` does its units,
-`deg.runs.merge` puts them together.
+Nothing is computed here and torch is not loaded: a plan can be made on a login node. `deg.execute` computes its units,
+`deg.runs.merge` merges their results.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ STAGES = ("feature_extractor", "sequence")
 
 @dataclass(frozen=True)
 class Prepared:
-    """A plan, and what was found out on the way to it."""
+    """A plan, and what was found out while making it."""
 
     plan: InferencePlan | None
-    """None where nothing is left to do."""
+    """The plan; None if nothing is left to do."""
     done: tuple[str, ...] = ()
     """Recordings whose results are there already."""
     failed: Mapping[str, str] = field(default_factory=dict)
     """Recordings that cannot be done, each with its reason."""
     notices: tuple[str, ...] = ()
-    """What was chosen where there was a choice."""
+    """Sentences that say what was chosen where there was a choice."""
 
 
 def choose_records(project: Project, wanted: Sequence[str], config: schema.Inference) -> list[Record]:
-    """The recordings named by key, video file or folder; all where none is named. ProjectError for an unknown one."""
+    """Return the recordings named by key, video or folder; all without names. Raises ProjectError for unknown names."""
     if not wanted and config.directory_list != "all":
         wanted = [config.directory_list] if isinstance(config.directory_list, str) else list(config.directory_list)
     if not wanted:
@@ -84,18 +84,18 @@ def _near(name: str, keys: Iterable[str]) -> str:
 def prepare(
     stage: str, project: Project, config: schema.Config, records: Sequence[Record], *, devices: int, overwrite: bool
 ) -> Prepared:
-    """Plan one stage of inference over `records`. WeightsError or ConfigError if the stage cannot be done at all."""
+    """Plan one stage of inference over `records`. Raises WeightsError or ConfigError if it cannot be done at all."""
     plan_stage = {"feature_extractor": _plan_features, "sequence": _plan_sequence}[stage]
     plan, notices = plan_stage(project, config)
     return _with_recordings(plan, records, config.inference, notices, devices=devices, overwrite=overwrite)
 
 
-# ------------------------------------------------------------------------------------------------ what, without videos
+# ---------------------------------------------------------------------------------------------------- the network
 
 
 def _plan_features(project: Project, config: schema.Config) -> tuple[InferencePlan, list[str]]:
     extractor = config.feature_extractor
-    # null and random say how training begins; inference needs what it ended with
+    # null and random say how training begins; inference needs the trained weights
     wanted = "latest" if extractor.weights in (None, "random") else extractor.weights
     weights = resolve_weights(wanted, model="feature_extractor", arch=extractor.arch, project=project)
     assert weights is not None
@@ -147,7 +147,7 @@ def _plan_features(project: Project, config: schema.Config) -> tuple[InferencePl
 def _flow_weights(
     config: schema.Config, trained: Mapping[str, Any], weights: Path, project: Project
 ) -> tuple[Path | None, str]:
-    """The flow generator to use with a feature extractor, and why; None: the one inside the extractor's own file."""
+    """Return the flow generator to use with a feature extractor, and why; None is the one in the extractor's file."""
     wanted = config.flow_generator.weights
     if wanted is not None:
         arch = config.flow_generator.arch
@@ -162,15 +162,15 @@ def _flow_weights(
     if found is not None:
         return found, reason
     return None, (
-        f"Warning: the flow generator inside {weights.name} of the feature extractor is used; DeepEthogram would use "
-        f"another, whose numbers differ a little. {reason}"
+        f"Warning: the flow generator inside the feature extractor's {weights.name} is used; DeepEthogram would use "
+        f"another one, whose results differ a little. {reason}"
     )
 
 
 def _flow_architecture(
     config: schema.Config, trained: Mapping[str, Any], flow_weights: Path | None
 ) -> schema.FlowGenerator:
-    """The options of the flow generator as its own training run, or else the extractor's, has them."""
+    """Return the options of the flow generator in its own training run, or else in the extractor's."""
     flow = config.flow_generator
     if not config.inference.use_loaded_model_cfg:
         return flow
@@ -231,7 +231,7 @@ def _hashed(files: Mapping[str, Path]) -> dict[str, dict[str, str]]:
     return {role: {"path": str(path), "sha256": sha256(path)} for role, path in files.items()}
 
 
-# ------------------------------------------------------------------------------------------------- with the recordings
+# ---------------------------------------------------------------------------------------------------- the recordings
 
 
 def _with_recordings(
@@ -243,7 +243,7 @@ def _with_recordings(
     devices: int,
     overwrite: bool,
 ) -> Prepared:
-    """The plan over those recordings that can be done and are not."""
+    """Return the plan for those recordings that can be done and are not done yet."""
     describe = _videos if plan.stage == "feature_extractor" else _feature_files
     if isinstance(plan.task, SequenceTask) and plan.task.sequence.input_type == "keypoints":
         describe = _keypoint_files
@@ -277,10 +277,11 @@ def _with_recordings(
 
 
 Described = tuple[dict[str, VideoInfo], dict[str, Mapping[str, Any]], dict[str, str]]
+"""Videos and sources of the recordings that can be done, and the reason for each that cannot, by key."""
 
 
 def _videos(plan: InferencePlan, records: Sequence[Record], options: schema.Inference, overwrite: bool) -> Described:
-    """Recordings as their videos describe them; one with a finished result is not looked into again."""
+    """Describe recordings by their videos. A video with a finished result is not opened again."""
     failed = {record.key: why_no_video(record.folder) for record in records if record.video is None}
     videos: dict[str, VideoInfo] = {}
     unknown: dict[str, Path] = {}
@@ -301,11 +302,11 @@ def _videos(plan: InferencePlan, records: Sequence[Record], options: schema.Infe
 
 
 def _seen_before(plan: InferencePlan, key: str, video: Path, outputs: Path) -> VideoInfo | None:
-    """A video file as its finished result describes it; None without one that is of this file and these options."""
+    """Describe a video file by its finished result; None unless there is one for this very file and these options."""
     try:
         mark, status = read_mark(outputs, plan.group), video.stat()
     except (ResultError, OSError):
-        return None  # whatever it is, it is found and told when the video is looked into
+        return None  # the fault is found again and reported when the video is opened
     if mark is None or video.is_dir():
         return None
     info = VideoInfo(video, mark.frames, 0, 0, 0.0, status.st_size, status.st_mtime_ns)
@@ -315,7 +316,7 @@ def _seen_before(plan: InferencePlan, key: str, video: Path, outputs: Path) -> V
 def _feature_files(
     plan: InferencePlan, records: Sequence[Record], options: schema.Inference, overwrite: bool
 ) -> Described:
-    """Recordings as their features describe them: a sequence network does not look at the video."""
+    """Describe recordings by their features: a sequence network does not look at the video."""
     assert isinstance(plan.task, SequenceTask)
     latent = plan.task.latent_name
     videos: dict[str, VideoInfo] = {}
@@ -348,7 +349,7 @@ def _feature_files(
 def _keypoint_files(
     plan: InferencePlan, records: Sequence[Record], options: schema.Inference, overwrite: bool
 ) -> Described:
-    """Recordings as their videos describe them, each with the version of its keypoints, one for each frame."""
+    """Describe recordings by their videos, each with the version of its keypoints, which must fit its frames."""
     sources: dict[str, Mapping[str, Any]] = {}
     frames: dict[str, int] = {}
     failed: dict[str, str] = {}
@@ -366,15 +367,15 @@ def _keypoint_files(
     for record in known:
         if record.key in videos and videos[record.key].num_frames != frames[record.key]:
             failed[record.key] = (
-                f"{show_path(keypoints_of(record))}: expected keypoints of {videos[record.key].num_frames} frames, as "
-                f"the video has, found {frames[record.key]}. Track this very video."
+                f"{show_path(keypoints_of(record))}: expected keypoints for the {videos[record.key].num_frames} frames "
+                f"of the video, found {frames[record.key]}. Track this very video."
             )
             del videos[record.key]
     return videos, sources, failed
 
 
 def _file_of(record: Record, frames: int, mark: Mark | None) -> VideoInfo:
-    """The recording's video, as far as a sequence result depends on it. ResultError if its features are outdated."""
+    """Return what a sequence result depends on in a recording's video. Raises ResultError if features are outdated."""
     path = record.video or record.outputs_path
     if mark is not None and record.video is not None and record.video.is_file():
         status = record.video.stat()

@@ -1,8 +1,8 @@
-"""Which recordings a network can be trained with, and why not with the others. Nothing is written.
+"""Find the recordings that a network can be trained with, and why the others cannot be used. Nothing is written.
 
-flow_generator       every video that can be read
-feature_extractor    ... whose frames are all labelled
-sequence             labelled as well; features (or keypoints) in place of the video
+flow_generator       recordings with a video that can be read
+feature_extractor    ... and with a label for every frame
+sequence             recordings with a label for every frame, and with features (or keypoints) in place of the video
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from deg.projects.project import Project
 from deg.types import NUM_FEATURES, Record, VideoInfo
 
 MOST_NAMED = 10
-"""More recordings than this are not told one by one in a message."""
+"""Largest number of recordings that a message names; it counts the rest."""
 
 
 @dataclass
@@ -32,19 +32,19 @@ class Trainable:
     videos: dict[str, VideoInfo] = field(default_factory=dict)
     """Videos of the recordings that can be used, by key."""
     positives: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """Positive frames of each class, of those among them whose frames are all labelled."""
+    """Positive frames of each class in those of the videos whose frames are all labelled, by key."""
     inputs: dict[str, dict[str, str]] = field(default_factory=dict)
     """Inputs of a sequence network by recording, as in `deg.runs.plans.TrainingPlan`."""
     left_out: dict[str, str] = field(default_factory=dict)
-    """Why the others cannot be used."""
+    """Why each of the other recordings cannot be used, by key."""
     notices: list[str] = field(default_factory=list)
 
 
 def find_trainable(stage: str, project: Project, config: Config) -> Trainable:
-    """The recordings that a stage can be trained with.
+    """Return the recordings that a stage can be trained with.
 
-    ProjectError if they are fewer than two. ResultError or ProjectError if features are of several networks or of other
-    behaviours: a mixture teaches nothing, and no single recording is at fault.
+    Raises ProjectError if there are fewer than two. Raises ResultError or ProjectError if features are of several
+    networks or of other behaviours: nothing can be learned from a mixture, and no single recording is at fault.
     """
     if stage != "sequence":
         found = _with_videos(project, labelled=stage == "feature_extractor")
@@ -57,7 +57,7 @@ def find_trainable(stage: str, project: Project, config: Config) -> Trainable:
 
 
 def named(keys: Iterable[str]) -> str:
-    """Recordings, for a message."""
+    """Return the names of recordings for a message."""
     names = [f"`{show_path(key)}`" for key in keys]
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
     return ", ".join(names[:MOST_NAMED]) + more
@@ -93,7 +93,7 @@ def _with_videos(project: Project, *, labelled: bool) -> Trainable:
 
 
 def _positives(path: Path, class_names: Sequence[str], num_frames: int) -> tuple[int, ...]:
-    """Positive frames of each class. LabelError if a frame is not labelled, or the labels do not fit the video."""
+    """Count positive frames by class. Raises LabelError if a frame has no label, or the labels do not fit the video."""
     labels_TK = read_labels(path, class_names, num_frames)
     if not is_complete(labels_TK):
         open_T = (labels_TK == UNLABELLED).any(axis=1)
@@ -133,7 +133,7 @@ def _with_features(project: Project, group: str) -> Trainable:
     if len(settings) > 1:
         found.notices.append(
             f"Warning: features of group {group} were made with {len(settings)} different settings (size of the "
-            "frames, precision, ...). `deg infer feature_extractor --overwrite` makes all alike."
+            "frames, precision, ...). `deg infer feature_extractor --overwrite` makes them all alike."
         )
     return found
 
@@ -156,7 +156,7 @@ def _with_keypoints(project: Project) -> Trainable:
 def _take(
     found: Trainable, record: Record, path: Path, group: str, mark: Mark | None, class_names: Sequence[str]
 ) -> None:
-    """Add a recording with the input in `path`. LabelError, ResultError or ProjectError if it cannot be used."""
+    """Add a recording with the input in `path`. Raises LabelError, ResultError or ProjectError if it cannot be used."""
     if record.labels is None:
         raise LabelError(_no_labels(record))
     where = f"{show_path(path)}: group {group}" if group else show_path(path)
@@ -177,7 +177,7 @@ def _take(
 
 
 def _require_same_video(record: Record, mark: Mark | None) -> None:
-    """ResultError if the video was replaced since its features were made."""
+    """Raise ResultError if the video was replaced after its features were made."""
     if mark is None or record.video is None or not record.video.is_file():
         return
     status = record.video.stat()
@@ -193,13 +193,14 @@ def _require_classes(path: Path, group: str, class_names: Sequence[str]) -> None
     if found != tuple(class_names):
         raise ProjectError(
             f"{show_path(path)}: expected group {group} to be of a network for the project's behaviours "
-            f"({', '.join(class_names)}), found one for {', '.join(found)}: it is of another project, or they were "
-            "changed since. Train the feature extractor, then run `deg infer feature_extractor --overwrite`."
+            f"({', '.join(class_names)}), found one for {', '.join(found)}: it is from another project, or the "
+            "behaviours were changed since. Train the feature extractor, then run `deg infer feature_extractor "
+            "--overwrite`."
         )
 
 
 def _require_one_network(marks: Mapping[str, Mark | None], group: str) -> None:
-    """ResultError if not all features were made with the same weights. Those without a mark count as of one network."""
+    """Raise ResultError unless all features were made with the same weights. Those without a mark count as alike."""
     made_by: dict[str, list[str]] = {}
     for key, mark in marks.items():
         weights = "a network unknown to deg"
@@ -218,7 +219,7 @@ def _require_one_network(marks: Mapping[str, Mark | None], group: str) -> None:
 
 
 def _require_two(stage: str, project: Project, found: Trainable) -> None:
-    """ProjectError with the reason for each recording that cannot be used, if fewer than two can."""
+    """Raise ProjectError, with the reason for each recording that cannot be used, if fewer than two can be used."""
     if len(found.videos) >= 2:
         return
     flow = stage == "flow_generator"
@@ -229,10 +230,10 @@ def _require_two(stage: str, project: Project, found: Trainable) -> None:
         remedy = "Add videos with `deg add`." if flow or not project.records else "Label two of them completely."
     reasons = [f"`{show_path(key)}`: {reason}" for key, reason in list(found.left_out.items())[:MOST_NAMED]]
     if len(found.left_out) > MOST_NAMED:
-        reasons.append(f"And {len(found.left_out) - MOST_NAMED} more: `deg check` tells.")
+        reasons.append(f"And {len(found.left_out) - MOST_NAMED} more: `deg check` lists them.")
     raise ProjectError(
-        f"{show_path(project.path)}: expected two recordings at least to train the {stage}, one to learn from and one "
-        f"to judge by; found {len(found.videos)} of {len(project.records)} that can be used"
+        f"{show_path(project.path)}: expected at least two recordings to train the {stage}, one to learn from and one "
+        f"to evaluate on; found {len(found.videos)} of {len(project.records)} that can be used"
         + (f" ({named(found.videos)}). " if found.videos else ". ")
         + " ".join([remedy, *reasons])
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from deg.data.atomic import write_atomically
 from deg.data.lock import exclusive
 from deg.data.video.transform import FrameTransform
 from deg.errors import ConfigError, ProjectError, show_path
-from deg.options.load import as_dict
 from deg.options.schema import Config
 from deg.options.yamlfile import yaml_text
 from deg.plan.recordings import Trainable, find_trainable, named
@@ -141,7 +140,7 @@ def commit(prepared: Prepared, run: RunDir | None) -> None:
 
 
 def same_training(one: TrainingPlan, other: TrainingPlan) -> bool:
-    """Whether both give the same network, so that an interrupted run of one may be gone on with for the other."""
+    """Whether both give the same network, so that an interrupted run of one may be resumed for the other."""
     return _fingerprint(one) == _fingerprint(other)
 
 
@@ -150,9 +149,9 @@ def describe(prepared: Prepared) -> list[str]:
     plan = prepared.plan
     devices = "1 device" if plan.devices == 1 else f"{plan.devices} devices"
     return [
-        f"{plan.stage} {plan.config[plan.stage]['arch']}, {' then '.join(plan.phases)}, on {devices}",
+        f"{plan.stage} {getattr(plan.config, plan.stage).arch}, {' then '.join(plan.phases)}, on {devices}",
         *_table(prepared),
-        f"epochs: at most {plan.config['train']['num_epochs']}; " + ", ".join(_steps(plan)),
+        f"epochs: at most {plan.config.train.num_epochs}; " + ", ".join(_steps(plan)),
         *(f"{role}: {show_path(file['path'])}" for role, file in plan.weights.items()),
         f"frame cache: {show_path(plan.cache or 'none')}",
         *prepared.notices,
@@ -192,24 +191,28 @@ def _cache_folder(value: str, project: Project) -> str | None:
     return str(Path(value).expanduser().absolute())
 
 
-def _resolved(stage: str, project: Project, config: Config, weights: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
-    """All options for config.yaml, with absolute paths: of the project, and of the weights that were found.
+def _resolved(stage: str, project: Project, config: Config, weights: Mapping[str, Mapping[str, str]]) -> Config:
+    """The options with absolute paths of the project and of the weights that were found.
 
-    So it can be told later which flow generator a feature extractor was trained with, whatever is `latest` then.
+    They tell later which flow generator a feature extractor was trained with, whatever is `latest` then.
     """
-    options = as_dict(config)
-    options["project"] |= {
-        "path": str(project.path),
-        "data_path": str(project.data_path),
-        "model_path": str(project.model_path),
-        "class_names": list(project.class_names),
-    }
-    if project.pretrained_path is not None:
-        options["project"]["pretrained_path"] = str(project.pretrained_path)
+    pretrained = config.project.pretrained_path if project.pretrained_path is None else str(project.pretrained_path)
+    config = replace(
+        config,
+        project=replace(
+            config.project,
+            path=str(project.path),
+            data_path=str(project.data_path),
+            model_path=str(project.model_path),
+            pretrained_path=pretrained,
+            class_names=project.class_names,
+        ),
+    )
     for role, section in (("flow_generator", "flow_generator"), ("start", stage)):
         if role in weights:
-            options[section]["weights"] = weights[role]["path"]
-    return options
+            found = replace(getattr(config, section), weights=weights[role]["path"])
+            config = replace(config, **{section: found})
+    return config
 
 
 def _hashed(labels: Path | None) -> dict[str, str]:
@@ -382,9 +385,9 @@ def _table(prepared: Prepared) -> Iterator[str]:
 
 def _steps(plan: TrainingPlan) -> Iterator[str]:
     """Batches of an epoch in each part that has recordings."""
-    batch = plan.config["compute"]["batch_size"]
+    batch = plan.config.compute.batch_size
     for part, keys in plan.parts.items():
-        limit, samples = plan.config["train"]["steps_per_epoch"][part], _samples(plan, part)
+        limit, samples = getattr(plan.config.train.steps_per_epoch, part), _samples(plan, part)
         if not keys:
             continue
         if batch == "auto":
@@ -397,8 +400,8 @@ def _steps(plan: TrainingPlan) -> Iterator[str]:
 def _samples(plan: TrainingPlan, part: str) -> int:
     """Clips or, for a sequence network, stretches of video: without overlap, but for the mlp and on demand."""
     lengths = [plan.videos[key].num_frames for key in plan.parts[part]]
-    options = plan.config["sequence"]
-    overlap = options["arch"] == "mlp" or (part == "train" and not options["nonoverlapping"])
+    options = plan.config.sequence
+    overlap = options.arch == "mlp" or (part == "train" and not options.nonoverlapping)
     if plan.stage != "sequence" or overlap:
         return sum(lengths)
-    return sum(-(-length // options["sequence_length"]) for length in lengths)
+    return sum(-(-length // options.sequence_length) for length in lengths)

@@ -1,8 +1,8 @@
-"""The weight files that a training begins with, sees motion through, or is pulled to; found before a GPU is asked for.
+"""Find the weight files that a training needs, before a GPU is requested. Each has a role:
 
-start            what the network begins with
-flow_generator   of a feature extractor: the trained network whose flow it reads
-pretrained       what L2-SP pulls weights to
+start            the weights that the network begins with
+flow_generator   for a feature extractor, the trained network that computes the motion it sees
+pretrained       the weights that L2-SP pulls the network's weights towards
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from deg.runs.networks import TrainedRun, companion, resolve_weights, run_sectio
 
 OTHERWISE = {
     "flow_generator": "Or set flow_generator.weights=null to train from scratch.",
-    "feature_extractor": "Or set feature_extractor.weights=null to begin with ImageNet's, or random.",
+    "feature_extractor": "Or set feature_extractor.weights to null to begin with ImageNet weights, or to random.",
     "sequence": "Or set sequence.weights=null to train from scratch.",
 }
 """How each network can begin without a weight file."""
 
 
 def find_weights(stage: str, project: Project, config: Config) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """By role `path` and `sha256`, as in `deg.runs.rundir.TrainingPlan`, and what should be said about them.
+    """Return `path` and `sha256` by role, as in `deg.runs.plans.TrainingPlan`, and notices about the choice.
 
-    WeightsError if one that is needed is missing, or is of another network.
+    Raises WeightsError if a file that is needed is missing, or is of another network.
     """
     start, notices = _start(stage, project, config)
     files = {"start": start} if start else {}
@@ -42,7 +42,7 @@ def find_weights(stage: str, project: Project, config: Config) -> tuple[dict[str
 
 
 def _start(stage: str, project: Project, config: Config) -> tuple[Path | None, list[str]]:
-    """The weights that the network begins with; None: ImageNet's, or none at all, as the notice says."""
+    """Return the weights that the network begins with; None for ImageNet's or none at all, as the notice says."""
     options = getattr(config, stage)
     if stage == "feature_extractor" and options.weights == "random":
         return None, ["The feature extractor begins with random weights."]
@@ -66,7 +66,7 @@ def _start(stage: str, project: Project, config: Config) -> tuple[Path | None, l
 
 
 def _flow_generator(project: Project, config: Config) -> Path:
-    """The trained flow generator through which a feature extractor sees motion."""
+    """Return the trained flow generator through which a feature extractor sees motion."""
     wanted, arch = config.flow_generator.weights, config.flow_generator.arch
     needed = f"expected a trained {arch}, through which the feature extractor sees motion"
     remedy = "Train one with `deg train flow_generator` first, then set flow_generator.weights=latest."
@@ -90,34 +90,36 @@ def _flow_generator(project: Project, config: Config) -> Path:
 
 
 def _pretrained(stage: str, arch: str, project: Project) -> tuple[Path | None, str]:
-    """What L2-SP pulls weights to, whatever they begin with: the pretrained network of this kind.
+    """Return the pretrained network of this kind, which L2-SP pulls weights towards, whatever they begin with.
 
-    Of several the newest, which is also what `weights=pretrained` means; DeepEthogram gives up there.
+    If there are several, the newest is taken, as `weights=pretrained` does; DeepEthogram fails in that case.
     """
     found = _networks(project.pretrained_path, stage, arch) if project.pretrained_path else []
     if not found:
         return None, (
             f"train.regularization.style is l2_sp, but there is no pretrained {stage} {arch}: all weights are pulled "
-            "to zero, by train.regularization.beta."
+            "towards zero, by train.regularization.beta."
         )
     among = f", the newest of {len(found)}" if len(found) > 1 else ""
-    return found[-1].weights, f"L2-SP pulls weights to {show_path(found[-1].weights)}{among}."
+    return found[-1].weights, f"L2-SP pulls weights towards {show_path(found[-1].weights)}{among}."
 
 
 def _networks(root: Path, model: str, arch: str) -> list[TrainedRun]:
-    """Trained networks of one kind below a folder, oldest first."""
+    """Return the trained networks of one kind below a folder, oldest first."""
     return [run for run in scan(root) if (run.model, run.arch) == (model, arch)]
 
 
 def _require_kind(path: Path, model: str, arch: str) -> None:
-    """WeightsError if the configuration beside a weight file says that it is of another network.
+    """Raise WeightsError if the configuration beside a weight file says that it is of another network.
 
-    A file without one is judged by its tensors, when it is loaded.
+    A file without a configuration is judged by its tensors when it is loaded.
     """
     trained = companion(path).config or {}
     kind = run_section(trained, "run").get("model") or trained.get("model") or model
     if kind != model:
-        raise WeightsError(f"{show_path(path)}: expected weights of a {model}, found those of a {kind}. Name others.")
+        raise WeightsError(
+            f"{show_path(path)}: expected weights of a {model}, found those of a {kind}. Name other weights."
+        )
     found = run_section(trained, model).get("arch") or arch
     if found != arch:
         raise WeightsError(

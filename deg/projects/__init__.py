@@ -1,1 +1,1 @@
-"""A project folder: opened or made, filled, checked, exported."""
+"""Project folders: open or create them, add recordings, check them, and export results."""

@@ -1,7 +1,7 @@
-"""Takes recordings into a project: video, labels and statistics, all of it or nothing.
+"""Add recordings to a project: video, labels and statistics, either all of them or nothing.
 
-A recording is built in a hidden folder beside its place and renamed when it is whole. The project's lock is held only
-for that and for the project file, so that a long copy keeps nobody waiting.
+A recording is built in a hidden folder beside its final place and renamed when it is complete. The project's lock is
+held only while renaming and writing the project file, so that a long copy keeps nobody waiting.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def add_recording(
     frame_count: FrameCount = "claimed",
     pooled_statistics: bool = False,
 ) -> Record:
-    """Take a video, and its labels, into the project: all of it or, if anything fails, nothing.
+    """Add a video, and its labels, to the project. If anything fails, nothing is added.
 
-    The whole video is decoded for its statistics. With `frame_count="claimed"` it must give as many frames as it
-    claims; with "decoded" it is taken as far as it goes. The project's statistics are updated as DeepEthogram does,
-    which averages standard deviations, or made anew from all recordings, exactly. Raises ProjectError, VideoError or
-    LabelError.
+    The whole video is decoded for its statistics. With `frame_count="claimed"` it must have as many frames as it
+    claims; with "decoded" only the frames that can be decoded count. The project's statistics are updated as
+    DeepEthogram does, which averages standard deviations; with `pooled_statistics` they are computed exactly, from all
+    recordings. Raises ProjectError, VideoError or LabelError.
     """
     video = Path(video).expanduser().absolute()
     key = _key_of(video)
@@ -80,16 +80,16 @@ def add_recording(
 
 
 def _key_of(video: Path) -> str:
-    """The name of the recording that a video becomes. VideoError if DeepEthogram could not find the video again."""
+    """Return the name of the recording that a video becomes. Raises VideoError if DeepEthogram could not find it."""
     if video.suffix.lower() not in VIDEO_EXTENSIONS and not video.is_dir():
         expected = ", ".join(VIDEO_EXTENSIONS)
         raise VideoError(
-            video, f"expected {expected} or a folder of images, found `{video.suffix}`", "Convert it, to .mp4."
+            video, f"expected {expected} or a folder of images, found `{video.suffix}`", "Convert it to .mp4."
         )
     word = hiding_word(video.name) or next((word for word in ("label", "score") if word in video.name.lower()), None)
     if word:
         raise VideoError(
-            video, f"its name contains `{word}`, by which DeepEthogram knows other kinds of files", "Rename it."
+            video, f"its name contains `{word}`, by which DeepEthogram recognises other files", "Rename it."
         )
     if video.name.startswith("."):
         raise VideoError(video, "its name begins with a dot, so its folder would be hidden", "Rename it.")
@@ -101,12 +101,12 @@ def _refuse_second(video: Path, folder: Path) -> None:
     if os.path.lexists(folder):
         raise ProjectError(
             f"{show_path(video)}: the project already has a recording of this name, {show_path(folder)}. "
-            "Rename the video, or remove that folder if it is the same one."
+            "Rename the video, or remove that folder if it holds the same video."
         )
 
 
 def _examine(video: Path, frame_count: FrameCount) -> tuple[int, Normalization]:
-    """Decode a whole video: how many frames it has, and their statistics."""
+    """Decode a whole video; return its number of frames and their statistics."""
     with Decoder() as decoder:
         num_frames = decoder.probe(video, frame_count=frame_count).num_frames
         count: FrameCount | int = "claimed" if frame_count == "claimed" else num_frames
@@ -124,7 +124,7 @@ def _import_labels(source: Path, path: Path, class_names: Sequence[str], num_fra
 
 
 def _with_statistics(project: Project, statistics: Normalization, video: Path, exact: bool) -> dict[str, Any]:
-    """The project file's content with the new video counted in. VideoError if nothing is to be seen in it."""
+    """Return the project file's content, updated by the new video. Raises VideoError if nothing varies in the video."""
     config = read_yaml(project.config_file, ProjectError)
     if exact:
         total = pooled([*_statistics_of(project), statistics])
@@ -139,7 +139,7 @@ def _with_statistics(project: Project, statistics: Normalization, video: Path, e
 
 
 def _statistics_of(project: Project) -> Iterator[Normalization]:
-    """The statistics of each recording that is there. ProjectError if one has none."""
+    """Yield the statistics of each recording in the project. Raises ProjectError if one has none."""
     for record in discover(project.data_path):
         try:
             yield read_stats(record.folder / STATS_FILE)
@@ -151,9 +151,10 @@ def _statistics_of(project: Project) -> Iterator[Normalization]:
 
 
 def _place(video: Path, placed: Path, mode: Mode) -> bool:
-    """Bring a video to its place. True if it was moved there, so that it can be moved back.
+    """Put a video into its place. Return whether it was moved there, so that it can be moved back.
 
-    Across disks, and for a link, which may be relative, a move is a copy; the original is removed when all is done.
+    A video on another disk is copied, and so is a link, which may be relative; the caller removes the original at the
+    end.
     """
     if mode == "link":
         placed.symlink_to(video.resolve())
@@ -189,6 +190,6 @@ def _remove(path: Path) -> None:
 
 def _busy(project: Project) -> ProjectError:
     return ProjectError(
-        f"{show_path(project.path)}: another `deg add` has been at work here for {LOCK_SECONDS:.0f} s. "
+        f"{show_path(project.path)}: another `deg add` has been writing to this project for {LOCK_SECONDS:.0f} s. "
         "Wait until it has ended and try again."
     )

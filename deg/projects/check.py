@@ -1,6 +1,6 @@
-"""What is in a project and what is wrong with it, before days of computing find out.
+"""Find out what is in a project and what is wrong with it, before days of computing are lost.
 
-Videos are read in child processes (`deg.data.video.decoder`), so that a damaged one cannot end the check. Nothing is
+Videos are read in child processes (`deg.data.video.decoder`), so that a damaged one cannot crash the check. Nothing is
 written.
 """
 
@@ -28,9 +28,9 @@ from deg.runs.networks import TrainedRun, scan
 from deg.types import Issue, Record, VideoInfo
 
 PROJECT = ""
-"""The key of issues that concern no recording in particular."""
+"""The key of issues that concern no particular recording."""
 PIXELS_NOT_FRAMES = 100_000_000
-"""No project has that many sampled frames: DeepEthogram before 0.1 counted pixels."""
+"""From this count on, statistics were made from pixels, not frames: DeepEthogram before 0.1 counted pixels."""
 
 
 @dataclass(frozen=True)
@@ -40,21 +40,21 @@ class RecordingReport:
     key: str
     video: str | None
     frames: int | None
-    """Claimed by the container; None if the video cannot be opened."""
+    """Number of frames that the container claims; None if the video cannot be opened."""
     frames_decoded: int | None
-    """None where nobody has tried (`deep`) or nothing could be decoded."""
+    """Number of frames that can be decoded; None without `deep`, or if the video cannot be opened."""
     width: int | None
     height: int | None
     fps: float | None
     labels: str
-    """none, complete, partial (some frames are -1) or unusable."""
+    """State of the labels: none, complete, partial (some frames are -1) or unusable."""
     frames_labelled: int
     positives: Mapping[str, int]
     """Positive frames of each class; empty where there are no usable labels."""
     results: Mapping[str, int]
-    """Frames of each group of the outputs file."""
+    """Number of frames in each group of the outputs file."""
     part: str | None
-    """train, val or test; None if the split file does not have it."""
+    """Part of the split: train, val or test; None if the split file does not name the recording."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class WeightsReport:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """Everything found. `issues` come project first, then by recording."""
+    """Everything that was found. Issues of the project come first, then those of each recording."""
 
     path: str
     deep: bool
@@ -81,16 +81,16 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """True if there is nothing but warnings."""
+        """Whether there are no issues other than warnings."""
         return all(issue.severity != "error" for issue in self.issues)
 
     def as_dict(self) -> dict[str, Any]:
-        """The same for JSON."""
+        """Return the report as plain values for JSON."""
         return asdict(self) | {"ok": self.ok}
 
 
 def check_project(project: Project, config: Config, deep: bool = False) -> CheckReport:
-    """Read all that a project holds; with `deep` decode every frame. Faults become issues, not exceptions."""
+    """Read everything in a project; with `deep`, decode every frame. Faults become issues, not exceptions."""
     parts, issues = _check_split(project, config)
     part_of = {key: name for name in reversed(PARTS) for key in parts[name]}
     records = list(project.records.values())
@@ -126,7 +126,7 @@ def check_project(project: Project, config: Config, deep: bool = False) -> Check
 
 
 Seen = Inspection | VideoInfo | VideoError
-"""What decoding a whole video told of it, or only opening it, or why it cannot be opened."""
+"""What was learned by decoding a whole video, or by only opening it, or why it cannot be opened."""
 
 
 def _look(records: Iterable[Record], config: Config, deep: bool) -> dict[str, Seen]:
@@ -207,7 +207,7 @@ def _check_results(
         with open_results(path) as file:
             groups = list(file)
     except ResultError as error:
-        # the file that results go to was tried just now
+        # a fault of the file that results are written to was found just now
         return {}, issues if path == record.outputs_path and issues else [*issues, _warn(key, str(error))]
     if not groups:
         issues.append(
@@ -230,7 +230,7 @@ def _check_results(
             issues.append(
                 _warn(
                     key,
-                    f"{where} has no column for {', '.join(missing)}: made before the behaviours changed. Train anew.",
+                    f"{where} has no column for {', '.join(missing)}: made before the behaviours changed. Train again.",
                 )
             )
     return results, issues
@@ -267,7 +267,7 @@ def _check_split(project: Project, config: Config) -> tuple[Parts, list[Issue]]:
     issues += [
         _warn(
             key,
-            f"{show_path(path)}: it is in {' and '.join(names)}: what is measured on it is too good. Leave it in one.",
+            f"{show_path(path)}: it is in {' and '.join(names)}, so scores on it are too good. Keep it in one of them.",
         )
         for key, names in places.items()
         if len(names) > 1
@@ -296,8 +296,8 @@ def _check_classes(
     if complete < 2:
         yield _warn(
             PROJECT,
-            f"{complete} of {len(recordings)} recordings are labelled completely; training needs two at least, one to "
-            "learn from and one to judge by. Label more, or import labels.",
+            f"{complete} of {len(recordings)} recordings are labelled completely; training needs at least two, one to "
+            "learn from and one to evaluate on. Label more, or import labels.",
         )
     for name in class_names if complete else ():
         if not any(counts[name] for counts in positives.values()):
@@ -336,7 +336,7 @@ def _check_normalization(project: Project) -> Iterator[Issue]:
         try:
             counted += read_stats(path).N if path.exists() else 0
         except PermissionError:
-            return  # told with the recording
+            return  # reported with the recording
         except ProjectError as error:
             yield _warn(record.key, str(error))
             return
@@ -344,7 +344,7 @@ def _check_normalization(project: Project) -> Iterator[Issue]:
         yield _warn(
             PROJECT,
             f"{where}: made from {statistics.N} frames, but the recordings' {STATS_FILE} count {counted}: videos were "
-            "added twice, removed, or put in by hand. Networks already trained need the numbers as they are.",
+            "added twice, removed, or added by hand. Networks that are already trained need the numbers as they are.",
         )
 
 
@@ -362,7 +362,7 @@ def _check_folder(project: Project) -> Iterator[Issue]:
             )
     for left in sorted(project.data_path.glob(f".*{PART}")):
         yield _warn(
-            PROJECT, f"{show_path(left)}: left by a `deg add` that was killed, unless one is running. Remove it."
+            PROJECT, f"{show_path(left)}: left by a `deg add` that was killed. Remove it, unless one is running now."
         )
     if not project.records:
         yield _warn(PROJECT, f"{show_path(project.data_path)} holds no recordings. Add videos with `deg add`.")

@@ -1,4 +1,4 @@
-"""Takes results elsewhere: predictions as the CSV that DeepEthogram writes, or as Parquet."""
+"""Export predictions, as the CSV that DeepEthogram writes or as Parquet."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ def export_recordings(
     group: str | None = None,
     folder: Path | None = None,
 ) -> Exported:
-    """Write `<video>_predictions.csv` or `.parquet` for each record, beside the video; in `folder` by the record's key.
+    """Write the predictions of each record to a CSV or Parquet file.
 
-    A recording without results does not stop the others.
-    `group` is the network whose results are exported; None: the sequence network's, else the feature extractor's.
+    The file is `<video>_predictions.<format>` beside the video, or `<key>_predictions.<format>` in `folder`. If a
+    recording has no results, the others are still exported. `group` is the network whose results are exported; None
+    means the sequence network, else the feature extractor.
     """
     labels, notices = _finished_labels(project)
     postprocessor = Postprocessor.from_labels(
@@ -53,7 +54,7 @@ def export_recordings(
     for record in records:
         stem = record.outputs_path.name.removesuffix("_outputs.h5")
         path = record.outputs_path.with_name(f"{stem}_predictions.{file_format}")
-        if folder is not None:  # by key, for videos in different folders may have the same name
+        if folder is not None:  # by key: videos in different folders may have the same name
             path = folder / f"{record.key}_predictions.{file_format}"
         try:
             chosen = group or choose_group(record.outputs_path, config)
@@ -74,19 +75,25 @@ def export_recordings(
 
 
 def decided_by(config: schema.Config, postprocessor: Postprocessor, found: Predictions) -> Postprocessor:
-    """The postprocessor, with argmax where it was asked for. ResultError where behaviours do not exclude each other."""
+    """Return the postprocessor, with argmax if the options ask for it.
+
+    Raises ResultError if they do, but the results are not of a softmax network.
+    """
     if not config.inference.argmax:
         return postprocessor
     if (found.activation or config.feature_extractor.final_activation) != "softmax":
         raise ResultError(
-            "inference.argmax=true is for softmax networks, and these results are of a sigmoid network, by which "
-            "several behaviours may happen at once. Leave it out."
+            "inference.argmax=true is for softmax networks, but these results are of a sigmoid network, where several "
+            "behaviours may happen at once. Leave the option out."
         )
     return replace(postprocessor, argmax=True)
 
 
 def in_project_order(found: Predictions, class_names: Sequence[str], record: Record) -> Predictions:
-    """Columns by the project's class names, as the GUI matches them. ResultError if the classes are others."""
+    """Return the predictions with columns in the order of the project's classes, which the GUI expects.
+
+    Raises ResultError if the classes are not the project's.
+    """
     if list(found.class_names) == list(class_names):
         return found
     if sorted(found.class_names) != sorted(class_names):
@@ -104,7 +111,10 @@ def in_project_order(found: Predictions, class_names: Sequence[str], record: Rec
 
 
 def choose_group(path: Path, config: schema.Config) -> str:
-    """As the GUI chooses: the sequence network's results, else the feature extractor's."""
+    """Return the group that the GUI would choose: the sequence network's, else the feature extractor's.
+
+    Raises ResultError if the file has neither.
+    """
     there = groups(path)
     wanted = [
         config.sequence.output_name,
@@ -122,7 +132,7 @@ def choose_group(path: Path, config: schema.Config) -> str:
 
 
 def _finished_labels(project: Project) -> tuple[list[np.ndarray], list[str]]:
-    """Labels of the fully labelled recordings, from which usual bout lengths are learned."""
+    """Return the labels of fully labelled recordings, from which bout lengths are learned, and what was left out."""
     finished, notices = [], []
     for record in project.records.values():
         if record.labels is None:
@@ -138,7 +148,7 @@ def _finished_labels(project: Project) -> tuple[list[np.ndarray], list[str]]:
 
 
 def _write_parquet(path: Path, found: Predictions, predictions_TK: np.ndarray, group: str) -> None:
-    """One row a frame: probability and prediction of each class; thresholds and group in the file's metadata."""
+    """Write one row per frame, with probability and prediction of each class; thresholds and group are metadata."""
     import pandas as pd
 
     columns: dict[str, np.ndarray] = {"frame": np.arange(len(predictions_TK), dtype=np.int64)}

@@ -1,7 +1,7 @@
-"""Which files of a project are what, by the names that DeepEthogram goes by.
+"""Tell the kinds of files in a project by their names, as DeepEthogram does.
 
-Both programs must see the same files, so its rules are kept as they are, traps included; `warnings` names the traps.
-A folder is read afresh each time; record.yaml is written for the other program and never read.
+Both programs must see the same files, so DeepEthogram's rules are kept as they are, pitfalls included; `warnings`
+reports the pitfalls. A folder is read afresh each time; record.yaml is written for DeepEthogram and never read.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ KINDS = ("rgb", "flow", "label", "output", "stats", "keypoint")
 
 
 def discover(data_path: Path) -> list[Record]:
-    """The recordings of a data folder: every folder directly in it, in the order of their names.
+    """Return the recordings of a data folder: every folder directly in it, sorted by name.
 
-    A link that leads nowhere is one too, without a video: left out, it would be missed by nobody.
-    Folders whose names begin with a dot are none: half-made recordings (`.mouse1.part`) and what other programs hide.
+    A broken link is a recording without a video; nobody would notice if it were left out. Folders whose names begin
+    with a dot are not recordings: they are unfinished ones (`.mouse1.part`) or hidden by other programs.
     """
     folders = (entry for entry in data_path.iterdir() if _is_recording(entry) and not entry.name.startswith("."))
     return [read_record(folder) for folder in sorted(folders)]
 
 
 def read_record(folder: Path) -> Record:
-    """The recording in one folder: of each kind the file that DeepEthogram would choose."""
+    """Return the recording in one folder, with the file of each kind that DeepEthogram would choose."""
     try:
         chosen = {kind: choose(paths) for kind, paths in find_files(folder).items()}
-    except OSError:  # `why_no_video` tells; the other recordings can be used
+    except OSError:  # `why_no_video` reports it; the other recordings can be used
         chosen = dict.fromkeys(KINDS)
     return Record(
         key=folder.name,
@@ -51,9 +51,9 @@ def read_record(folder: Path) -> Record:
 
 
 def find_files(folder: Path) -> dict[str, list[Path]]:
-    """All candidates of each kind in the order in which `choose` wants them: by name; videos before folders of images.
+    """Return all candidates of each kind in the order that `choose` expects: by name; videos before folders of images.
 
-    (A folder with the extension of a video stands there twice, which decides between two folders of images.)
+    A folder with the extension of a video is listed twice, which decides between two folders of images.
     """
     entries = sorted(entry for entry in folder.iterdir() if not _is_ours_and_unfinished(entry))
     folders = [entry for entry in entries if entry.is_dir()]
@@ -71,7 +71,7 @@ def find_files(folder: Path) -> dict[str, list[Path]]:
 
 
 def warnings(record: Record) -> list[Issue]:
-    """What in this recording's folder is likely to be seen otherwise than its owner believes."""
+    """Return issues with files in a recording's folder that DeepEthogram probably does not see as their owner does."""
     try:
         found = find_files(record.folder)
     except OSError:
@@ -100,7 +100,7 @@ def warnings(record: Record) -> list[Issue]:
 
 
 def record_listing(folder: Path) -> dict[str, object]:
-    """What record.yaml says of a folder."""
+    """Return what record.yaml says about a folder."""
     listing: dict[str, object] = {"key": folder.name}
     for kind, paths in find_files(folder).items():
         chosen = choose(paths)
@@ -109,12 +109,12 @@ def record_listing(folder: Path) -> dict[str, object]:
 
 
 def write_record_yaml(folder: Path) -> None:
-    """By this file alone DeepEthogram's GUI knows that a video belongs to a project."""
+    """Write record.yaml. Only by this file does DeepEthogram's GUI know that a video belongs to a project."""
     write_atomically(folder / "record.yaml", yaml_text(record_listing(folder)))
 
 
 def choose(candidates: Sequence[Path]) -> Path | None:
-    """The one that DeepEthogram takes: by type, of one type the last, and if none has a type the first."""
+    """Return the file that DeepEthogram takes: the last one of the first type that occurs, else the first file."""
     by_type = {_type(path): path for path in candidates}
     for wanted in ("directory", ".h5", ".avi", ".mp4"):
         if wanted in by_type:
@@ -123,12 +123,12 @@ def choose(candidates: Sequence[Path]) -> Path | None:
 
 
 def hiding_word(name: str) -> str | None:
-    """The word in the name of a video because of which DeepEthogram does not take it for one."""
+    """Return the word in a file name that keeps DeepEthogram from taking the file for a video; None without one."""
     return next((word for word in HIDING_WORDS if word in name), None)
 
 
 def why_no_video(folder: Path) -> str:
-    """Why no video was found in a recording's folder, and what to do."""
+    """Return why no video was found in a recording's folder, and what to do."""
     where = show_path(folder)
     try:
         require_readable(folder)
@@ -159,8 +159,8 @@ def _video_issues(record: Record, candidates: Sequence[Path]) -> Iterator[Issue]
     if record.video.suffix == ".h5" and "dlc" in record.video.name.lower():
         yield _warning(
             record,
-            f"{_show(record.video)} looks like keypoints of DeepLabCut, but is taken for the video, because .h5 goes "
-            "before .avi and .mp4. Move it out of the folder, or keep only its .csv.",
+            f"{_show(record.video)} looks like keypoints of DeepLabCut, but is taken for the video, because .h5 is "
+            "preferred to .avi and .mp4. Move it out of the folder, or keep only its .csv.",
         )
 
 
@@ -181,7 +181,10 @@ def _show(*paths: Path | str) -> str:
 
 
 def _type(path: Path) -> str:
-    """Compared with case, as in DeepEthogram: `.MP4` is no type, and a folder only if its name contains `frame`."""
+    """Return the type by which `choose` compares, with the case kept as in DeepEthogram: `.MP4` is not `.mp4`.
+
+    A folder has the type `directory` only if its name contains `frame`.
+    """
     if path.is_dir():
         return "directory" if "frame" in path.name else ""
     return path.suffix

@@ -1,9 +1,9 @@
-"""A project folder: opened as it is, or made new.
+"""Open a project folder, or create one.
 
     PROJECT/project_config.yaml      DATA/split.yaml      DATA/<recording>/...      models/<run>/...
 
-Opening rewrites nothing: many jobs open a project at once, and the paths in its YAML may be those of another machine.
-`deg.projects.add` takes recordings in.
+Opening writes nothing: many jobs open a project at once, and the paths in its YAML may be from another machine.
+`deg.projects.add` adds recordings.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Project:
-    """A project as it lies on this machine; all paths are absolute."""
+    """A project on this machine; all paths are absolute."""
 
     path: Path
     config_file: Path
     config: Mapping[str, Any]
-    """project_config.yaml as it stands there; `deg.options.load.load_config` gives the options."""
+    """Unchecked content of project_config.yaml; `deg.options.load.load_config` returns the options."""
     data_path: Path
     model_path: Path
-    """May not exist yet."""
+    """Folder of training and inference runs; it may not exist yet."""
     pretrained_path: Path | None
-    """None where there are no downloaded weights."""
+    """Folder of downloaded weights; None if there is none."""
     class_names: tuple[str, ...]
     """The behaviours, background first."""
     records: Mapping[str, Record]
@@ -54,30 +54,33 @@ class Project:
 
     @property
     def normalization(self) -> Normalization:
-        """The statistics as they stand in the project file. ProjectError if they make no sense."""
+        """The statistics in the project file. Raises ProjectError if they make no sense."""
         return normalization_of(self.config, self.config_file)
 
     def split_file(self, named: str | None = None) -> Path:
-        """The split file: the one named in the configuration, else split.yaml in the data folder."""
+        """Return the split file: the one named in the configuration, else split.yaml in the data folder."""
         return self.data_path / "split.yaml" if named is None else self.path / named
 
 
 def open_project(path: Path | str) -> Project:
-    """The project in a folder, or of a configuration file. ProjectError says what is missing; nothing is written."""
+    """Open the project in a folder, or of a configuration file, without writing. ProjectError says what is missing."""
     config_file = _config_file(Path(path).expanduser().absolute())
     with disk_errors(config_file):
         return _opened(config_file)
 
 
 def create_project(folder: Path | str, behaviors: Iterable[str], name: str | None = None) -> Project:
-    """A new, empty project in DeepEthogram's layout; background is put first. ProjectError if `folder` holds one."""
+    """Create an empty project in DeepEthogram's layout, with background as first class.
+
+    Raises ProjectError if `folder` already holds a project.
+    """
     folder = Path(folder).expanduser().absolute()
     if folder.exists() and not folder.is_dir():
-        raise ProjectError(f"{show_path(folder)} is a file. Choose the name of a folder that is not there yet.")
+        raise ProjectError(f"{show_path(folder)} is a file. Choose a folder that does not exist yet.")
     if show_path(folder) != str(folder):
         raise ProjectError(
-            f"{show_path(folder)}: expected a path in UTF-8, for it is written into project_config.yaml, found other "
-            "bytes. Choose another folder, or rename the one above it."
+            f"{show_path(folder)}: expected a path in UTF-8, because it is written into project_config.yaml, found "
+            "other bytes. Choose another folder, or rename the one above it."
         )
     for taken in (*CONFIG_FILES, "DATA"):
         if (folder / taken).exists():
@@ -96,7 +99,7 @@ def create_project(folder: Path | str, behaviors: Iterable[str], name: str | Non
         "path": str(folder),
     }
     with disk_errors(folder):
-        # the last one empty, for downloaded weights: without it DeepEthogram refuses to work on the project
+        # the last one is for downloaded weights; without it, DeepEthogram refuses to work on the project
         for subfolder in ("DATA", "models", "models/pretrained_models"):
             (folder / subfolder).mkdir(parents=True, exist_ok=True)
         write_atomically(config_file, yaml_text(config))
@@ -104,7 +107,10 @@ def create_project(folder: Path | str, behaviors: Iterable[str], name: str | Non
 
 
 def read_split(path: Path) -> tuple[Parts, tuple[float, float, float] | None]:
-    """The keys of each part, and the shares by which new recordings are drawn. ProjectError if they make no sense."""
+    """Return the keys of each part, and the shares by which new recordings are assigned, if the file has them.
+
+    Raises ProjectError if either makes no sense.
+    """
     content = read_yaml(path, ProjectError)
     parts: Parts = {}
     for name in PARTS:
@@ -131,7 +137,7 @@ def read_split(path: Path) -> tuple[Parts, tuple[float, float, float] | None]:
 
 
 def write_split(path: Path, parts: Parts, fractions: Sequence[float]) -> None:
-    """Write a split file as DeepEthogram does. ProjectError if the disk refuses."""
+    """Write a split file as DeepEthogram does. Raises ProjectError if the disk refuses."""
     content = {"metadata": {"split": [float(share) for share in fractions]}}
     with disk_errors(path):
         write_atomically(path, yaml_text(content | {name: list(parts[name]) for name in PARTS}))
@@ -146,7 +152,7 @@ def _opened(config_file: Path) -> Project:
     section = config.get("project")
     if not isinstance(section, dict):
         raise ProjectError(
-            f"{show_path(config_file)}: expected a section `project`, found none. Is it a project's file?"
+            f"{show_path(config_file)}: expected a section `project`, found none. Is this the file of a project?"
         )
     class_names = _class_names(section.get("class_names"), config_file)
     stale = section.get("path")
@@ -181,7 +187,7 @@ def _config_file(path: Path) -> Path:
         if (path / name).is_file():
             return path / name
     above = next((folder for folder in path.parents if any((folder / name).is_file() for name in CONFIG_FILES)), None)
-    remedy = f"Is {show_path(above)} meant?" if above else "Make a project with `deg new`"
+    remedy = f"Did you mean {show_path(above)}?" if above else "Make a project with `deg new`"
     raise ProjectError(f"{where}: expected a file project_config.yaml in this folder, found none. {remedy}")
 
 
@@ -197,18 +203,18 @@ def _class_names(names: Any, config_file: Path) -> tuple[str, ...]:
     if names[0] != BACKGROUND:
         raise ProjectError(
             f"{where}: expected `{BACKGROUND}` first, found {names}. Put it first, in the label files too: columns are "
-            "known by their position."
+            "identified by their position."
         )
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ProjectError(f"{where}: {', '.join(twice)} stands there more than once. Behaviours need different names.")
+        raise ProjectError(f"{where}: {', '.join(twice)} occurs more than once. Behaviours need different names.")
     return tuple(names)
 
 
 def _located(given: object, folder: Path, stale: object) -> Path:
-    """Where a path of the YAML lies on this machine: it may be relative, of another machine, or of Windows.
+    """Return where a path in the YAML is on this machine. It may be relative, from another machine, or from Windows.
 
-    What lay inside the project where it stood before is looked for inside the project where it stands now, first of
-    all: a copied project must not write into the one it was copied from.
+    A path inside the project's former folder, `stale`, is looked for inside the present folder first: a copied project
+    must not write into the one that it was copied from.
     """
     text = str(given)
     kind = PureWindowsPath if "\\" in text or re.match(r"[A-Za-z]:", text) else PurePosixPath
@@ -223,6 +229,7 @@ def _located(given: object, folder: Path, stale: object) -> Path:
 
 
 def normalization_of(config: Mapping[str, Any], config_file: Path) -> Normalization:
+    """Return the statistics in a project's configuration; the defaults if there are none."""
     augs = config.get("augs")
     content = augs.get("normalization") if isinstance(augs, dict) else None
     if content is None:
@@ -230,16 +237,16 @@ def normalization_of(config: Mapping[str, Any], config_file: Path) -> Normalizat
     return parse_normalization(content, where=f"{show_path(config_file)}: augs.normalization")
 
 
-# ---------------------------------------------------------------------------------------------------- adding
+# ---------------------------------------------------------------------------------------------------- errors
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Say what a disk refused, and that nothing was changed."""
+    """Raise ProjectError, which says what a disk refused and that nothing was changed, for an OSError in the block."""
     try:
         yield
     except OSError as error:
         where = show_path(os.fsdecode(error.filename)) if error.filename else show_path(path)
         raise ProjectError(
-            f"{where}: {error.strerror or error}. Check permissions and free space; the project is as it was."
+            f"{where}: {error.strerror or error}. Check permissions and free space; the project was not changed."
         ) from error

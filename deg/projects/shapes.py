@@ -1,8 +1,8 @@
-"""A small project of moving shapes, to try everything on: made here, so nothing has to be downloaded.
+"""Make videos of moving shapes to try everything on, so that nothing has to be downloaded.
 
-A bright square and a dark disc on a textured ground, each on a track of its own. Behaviours: `right` (the square moves
-to the right) and `fall` (the disc moves down); they may happen together. The square also moves to the left and the disc
-up, which have no labels: that something moves is not the answer.
+A bright square and a dark disc move over a textured ground, each on its own track. The behaviours are `right` (the
+square moves to the right) and `fall` (the disc moves down); they may happen together. The square also moves to the left
+and the disc up. These have no labels, so that it is not enough to see that something moves.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ BEHAVIORS = ("right", "fall")
 
 
 def write_shapes_video(path: Path, *, num_frames: int, height: int, width: int, seed: int) -> np.ndarray:
-    """Write an MPEG-4 video of moving shapes; returns its labels (T, 3): background, right, fall.
+    """Write an MPEG-4 video of moving shapes; return its labels (T, 3): background, right, fall.
 
-    VideoError if the file cannot be written.
+    Raises VideoError if the file cannot be written.
     """
     rng = np.random.default_rng(seed)
     ground = _ground(height, width)
     writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"mp4v"), 30.0, (width, height))
     if not writer.isOpened():
-        raise VideoError(path, "this video cannot be written", "Is the folder there and writable, the disk full?")
+        raise VideoError(path, "this video cannot be written", "Does the folder exist? Is it writable, the disk full?")
     labels_TK = np.zeros((num_frames, 1 + len(BEHAVIORS)), dtype=np.int8)
     side = min(height, width) // 5
     x, y = width / 2, height / 2
@@ -41,7 +41,7 @@ def write_shapes_video(path: Path, *, num_frames: int, height: int, width: int, 
 
 
 def _script(rng: np.random.Generator, num_frames: int) -> np.ndarray:
-    """Pixels that a shape moves in each frame, forwards or backwards on its track: (T,); bouts of 12 to 45 frames."""
+    """Return how many pixels a shape moves along its track in each frame, (T,), in bouts of 12 to 45 frames."""
     moves: list[np.ndarray] = []
     total = 0
     while total < num_frames:
@@ -52,13 +52,13 @@ def _script(rng: np.random.Generator, num_frames: int) -> np.ndarray:
 
 
 def _ground(height: int, width: int) -> np.ndarray:
-    """The arena, the same in every video."""
+    """Return the arena, which is the same in every video."""
     noise = np.random.default_rng(0).normal(110, 40, (height, width, 3)).astype(np.float32)
     return cv2.GaussianBlur(noise, (0, 0), 6)
 
 
 def _draw(ground: np.ndarray, x: float, y: float, side: int, rng: np.random.Generator) -> np.ndarray:
-    """The square at `x` on its track, two thirds down the picture; the disc at `y` on its own, left of the middle."""
+    """Draw the square at `x` on its track, two thirds down the picture, and the disc at `y`, left of the middle."""
     height, width = ground.shape[:2]
     frame = ground.copy()
     cv2.circle(frame, (width // 3, round(y)), side // 2, (40, 40, 40), -1, cv2.LINE_AA)

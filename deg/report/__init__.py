@@ -1,1 +1,1 @@
-"""A page that shows how training went and what was predicted in each recording. No torch in here."""
+"""A page that shows how training went and what was predicted in each recording. This package does not use torch."""

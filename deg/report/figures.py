@@ -1,8 +1,8 @@
-"""The pictures of a report: arrays to matplotlib figures, and figures to PNG files. No names of behaviours.
+"""Draw the pictures of a report: from arrays to matplotlib figures, and from figures to PNG files.
 
-Names stand beside the pictures in the page, where a browser can write them in any script. A behaviour has one colour
-everywhere, and the colours differ for colour-blind readers too (Okabe and Ito, 2008); curves that are not told apart
-by their colour alone have different strokes. Sizes are those in the page, in CSS pixels.
+Pictures hold no names of behaviours. The names are in the page, where a browser can write them in any script. A
+behaviour has the same colour everywhere, and the colours differ for colour-blind readers too (Okabe and Ito, 2008);
+behaviours that share a colour have different strokes. Sizes are in CSS pixels of the page.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from matplotlib.ticker import MaxNLocator
 from deg.arithmetic.ethogram import LOWEST_THRESHOLD, bouts
 
 PICTURES = "pictures"
-"""Folder beside the page."""
+"""Name of the folder beside the page."""
 BACKGROUND_COLOUR = "#8c8c8c"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5c00")
 STROKES = ("-", "--", ":", "-.")
 TRAIN_COLOUR, VAL_COLOUR, INK, PALE = "#9aa5b1", "#1f2933", "#1f2933", "#d7dce1"
 
 DOTS_PER_PIXEL = 2
-"""Sharp on screens of high resolution too."""
+"""Pixels of a PNG for each CSS pixel, so that it is sharp on high-resolution screens too."""
 STRIP_WIDTH, STRIP_MARGIN = 1000, 26
 LANE_HEIGHT, AXIS_HEIGHT, TOP = 48, 38, 4
 MOST_COLUMNS = STRIP_WIDTH - 2 * STRIP_MARGIN
-"""Columns of an ethogram strip: more than one to a pixel would not be seen."""
+"""Largest number of columns in an ethogram strip: more than one per pixel could not be seen."""
 
 
 def colour(k: int) -> str:
-    """The colour of class k; 0 is the background."""
+    """Return the colour of class k; 0 is the background."""
     return BACKGROUND_COLOUR if k == 0 else COLOURS[(k - 1) % len(COLOURS)]
 
 
 def stroke(k: int) -> str:
-    """How the curve of class k is drawn: behaviours that share a colour differ in it."""
+    """Return the line style of class k; behaviours that share a colour differ in it."""
     return "-" if k == 0 else STROKES[(k - 1) // len(COLOURS) % len(STROKES)]
 
 
@@ -57,13 +57,13 @@ class Picture:
 
 @dataclass
 class Sketchbook:
-    """Writes pictures to PAGE/pictures; their names are numbers, for a recording may be called anything."""
+    """Writes pictures to PAGE/pictures. Their names are numbers, because a recording may have any name."""
 
     page_folder: Path
     count: int = 0
 
     def add(self, kind: str, figure: Figure) -> Picture:
-        """OSError if the disk refuses."""
+        """Write a figure to a PNG file. Raises OSError if the disk refuses."""
         self.count += 1
         source = f"{PICTURES}/{self.count:05d}_{kind}.png"
         FigureCanvasAgg(figure)
@@ -87,7 +87,7 @@ class Panel:
 
 
 def learning_curves(panels: Sequence[Panel], best_epoch: int | None) -> Figure:
-    """Panels side by side; `best_epoch` is marked in each."""
+    """Draw panels side by side, with `best_epoch` marked in each."""
     figure = _figure(1180, 250)
     for index, panel in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), index + 1)
@@ -96,7 +96,7 @@ def learning_curves(panels: Sequence[Panel], best_epoch: int | None) -> Figure:
             curves += [(values, colour(k), stroke(k)) for k, values in enumerate(panel.by_class_EK.T)]
         for values, ink, dashes in curves:
             if values is not None:
-                # a training of one epoch would be a line without length
+                # without markers, a training of one epoch would be a line without length
                 axes.plot(values, dashes, color=ink, linewidth=1.8, marker="o" if len(values) < 3 else None)
         if best_epoch is not None:
             axes.axvline(best_epoch, color=INK, linewidth=0.8, linestyle=(0, (2, 2)))
@@ -113,17 +113,17 @@ def learning_curves(panels: Sequence[Panel], best_epoch: int | None) -> Figure:
 
 
 def spans_decades(*series: np.ndarray | None) -> bool:
-    """Whether a logarithmic axis shows these values better: all positive, and some 30 times others."""
+    """Whether a logarithmic axis suits these values: all are positive, and some are over 30 times others."""
     known = [values[np.isfinite(values)] for values in series if values is not None]
     values = np.concatenate([*known, np.empty(0)])
     return bool(values.size and values.min() > 0 and values.max() > 30 * values.min())
 
 
 def precision_recall(recall_S: np.ndarray, precision_S: np.ndarray, chosen: int | None, k: int) -> Figure:
-    """The curve of class k over the thresholds; the threshold `chosen` (its index) is marked."""
+    """Draw the precision-recall curve of class k, with the threshold of index `chosen` marked."""
     figure = _figure(210, 200)
     axes = figure.add_subplot()
-    # where nothing is predicted any more precision is 0 by definition, which is no part of the curve
+    # at thresholds where nothing is predicted, precision is 0 by definition; that is not part of the curve
     shown_S = (recall_S > 0) | (precision_S > 0)
     axes.plot(recall_S[shown_S], precision_S[shown_S], color=colour(k), linewidth=1.8)
     if chosen is not None:
@@ -149,12 +149,12 @@ def precision_recall(recall_S: np.ndarray, precision_S: np.ndarray, chosen: int 
 
 
 def frames_per_column(num_frames: int) -> int:
-    """How many frames a column of the strip stands for."""
+    """Return how many frames a column of the strip stands for."""
     return max(1, math.ceil(num_frames / MOST_COLUMNS))
 
 
 def strip_height(num_classes: int) -> int:
-    """Pixels of a strip."""
+    """Return the height of a strip in CSS pixels."""
     return TOP + LANE_HEIGHT * num_classes + AXIS_HEIGHT
 
 
@@ -164,9 +164,9 @@ def ethogram_strip(
     labels_TK: np.ndarray | None,
     thresholds: Mapping[int, float],
 ) -> Figure:
-    """A lane for each behaviour, the background last: probability, below it what was predicted and what was labelled.
+    """Draw a lane for each class, background last: the probability, and below it what was predicted and labelled.
 
-    A column of several frames shows the greatest of each. `thresholds` are those of the classes that have one.
+    A column of several frames shows the maximum of each. `thresholds` holds the threshold of each class that has one.
     """
     num_frames, num_classes = probabilities_TK.shape
     starts = np.arange(0, num_frames, frames_per_column(num_frames))
@@ -194,12 +194,12 @@ def ethogram_strip(
 
 
 def lane_order(num_classes: int) -> list[int]:
-    """Classes from top to bottom."""
+    """Return the classes from top to bottom."""
     return [*range(1, num_classes), 0]
 
 
 HIGH, LOW = 4, 28
-"""Where in a lane, in pixels from its top, the probabilities 1 and 0 are."""
+"""Heights of the probabilities 1 and 0 in a lane, in pixels from its top."""
 PREDICTED, LABELLED, BAR = 31, 38, 5
 
 

@@ -1,9 +1,9 @@
-"""A report: one HTML page and its pictures, which say how training went and what was predicted in each recording.
+"""Write a report: an HTML page and its pictures, which show how training went and what was predicted per recording.
 
     FOLDER/index.html      FOLDER/pictures/*.png
 
-It needs no network, no server and no script, and can be copied anywhere as a folder. What cannot be read is named in
-the page and ends nothing. templates/report.html says how the page looks.
+The page needs no network, no server and no script, and the folder can be copied anywhere. A file that cannot be read is
+named in the page and does not stop the report. templates/report.html defines how the page looks.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ PAGE = "index.html"
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """What was written, and what could not be."""
+    """The files that were written, and what could not be drawn."""
 
     page: Path
     pictures: tuple[Path, ...]
     recordings: tuple[str, ...]
-    """Those drawn."""
+    """Keys of the recordings that were drawn."""
     failed: Mapping[str, str]
     """Recordings that could not be drawn, each with its reason."""
     notices: tuple[str, ...]
@@ -53,7 +53,8 @@ def build_report(
 ) -> ReportFiles:
     """Write the report of a project, or of one of its runs: a training alone, or the recordings of an inference.
 
-    ProjectError if `folder` holds anything but a former report, OSError if the disk refuses; then all is as it was.
+    Raises ProjectError if `folder` holds anything but an earlier report, and OSError if the disk refuses. Then nothing
+    was changed.
     """
     with _replacing_folder(folder) as beside:
         content = _gather(project, config, Sketchbook(beside), run)
@@ -68,19 +69,19 @@ def build_report(
 
 
 def find_target(path: Path) -> tuple[Project, Path | None]:
-    """The project that `path` names; with it the run, if it names one. ProjectError if it is neither."""
+    """Return the project that `path` names, and the run if it names one. Raises ProjectError if it names neither."""
     path = path.expanduser().absolute()
     if any((path / name).is_file() for name in PROJECT_FILES) or not any((path / name).is_file() for name in RUN_FILES):
         return open_project(path), None
     above = [folder for folder in path.parents if any((folder / name).is_file() for name in PROJECT_FILES)]
     named = run_section(run_config(path), "project").get("path")
     if not above and named is None:
-        raise ProjectError(f"{show_path(path)}: this run lies in no project, and does not say of which it is.")
+        raise ProjectError(f"{show_path(path)}: this run is not in a project, and does not say which one it is from.")
     return open_project(above[0] if above else str(named)), path
 
 
 def new_folder(project: Project, now: datetime) -> Path:
-    """Where a report goes if nobody says: PROJECT/reports/<yymmdd_HHMMSS>, with a number if that is taken."""
+    """Return the default folder of a report: PROJECT/reports/<yymmdd_HHMMSS>, with a number if that is taken."""
     base = project.path / "reports" / now.strftime("%y%m%d_%H%M%S")
     names = (base if number == 1 else base.with_name(f"{base.name}_{number}") for number in range(1, 1000))
     return next((path for path in names if not path.exists()), base)
@@ -88,7 +89,7 @@ def new_folder(project: Project, now: datetime) -> Path:
 
 @dataclass(frozen=True)
 class _Content:
-    """All that the page says."""
+    """Everything that the page shows."""
 
     trainings: tuple[Training, ...]
     seen: Recordings
@@ -122,7 +123,7 @@ def _gather(project: Project, config: schema.Config, sketches: Sketchbook, run: 
 
 @contextmanager
 def _replacing_folder(folder: Path) -> Iterator[Path]:
-    """Give a new folder beside `folder` to fill; when the block ends it takes its place, whole."""
+    """Yield a new folder beside `folder` to fill. When the block ends without an error, it replaces `folder`."""
     _check_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside, former = (folder.with_name(f".{folder.name}.{os.getpid()}.{what}") for what in ("part", "former"))
@@ -143,7 +144,7 @@ def _replacing_folder(folder: Path) -> Iterator[Path]:
 
 
 def _check_replaceable(folder: Path) -> None:
-    """ProjectError if the folder holds what no report has made."""
+    """Raise ProjectError if the folder holds anything that is not from a report."""
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -152,8 +153,8 @@ def _check_replaceable(folder: Path) -> None:
         pictures = path.name == PICTURES and path.is_dir() and all(inner.suffix == ".png" for inner in path.iterdir())
         if path.name != PAGE and not pictures:
             raise ProjectError(
-                f"{show_path(folder)}: expected nothing there but a former report, found {show_path(path.name)}. "
-                "Choose another --to, a new folder for instance."
+                f"{show_path(folder)}: expected nothing there but an earlier report, found {show_path(path.name)}. "
+                "Choose another --to, for instance a new folder."
             )
 
 

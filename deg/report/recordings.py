@@ -28,7 +28,7 @@ from deg.types import Record, VideoInfo
 NO_PART = ""
 """The part of recordings that the split does not name."""
 TITLES = {"test": "Test", "val": "Validation", "train": "Training", NO_PART: "Not in the split"}
-"""Parts, in the order in which their scores matter."""
+"""Titles of the parts. Those whose scores matter most come first."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,17 @@ class RecordingView:
     frames_per_column: int
     strip: Picture
     f1: tuple[float | None, ...]
-    """By class; None where it neither occurs nor was predicted, and without labels."""
+    """F1 by class; None for a class that neither occurs nor was predicted, and without labels."""
     mean_f1: float | None
-    """Over the behaviours that have one."""
+    """Mean F1 of the behaviours that have one; None if none has."""
     labelled: int
-    """Frames that are compared."""
+    """Number of frames that are compared with labels."""
     note: str
 
 
 @dataclass(frozen=True)
 class Network:
-    """What made results, and how many recordings have them."""
+    """A network that made results, and how many recordings have them."""
 
     group: str
     weights: tuple[str, ...]
@@ -62,21 +62,23 @@ class Network:
 
 @dataclass(frozen=True)
 class PartSummary:
+    """What a part of the split holds."""
+
     name: str
     recordings: int
     labelled: int
-    """Recordings of which every frame is labelled."""
+    """Number of recordings whose frames are all labelled."""
     frames: int
     positives: tuple[int, ...]
-    """Labelled frames of each class."""
+    """Positive frames of each class."""
 
 
 @dataclass(frozen=True)
 class Recordings:
-    """All that a report says of recordings."""
+    """Everything that a report says about recordings."""
 
     views: tuple[RecordingView, ...]
-    """Those that agree least with their labels first, those without labels last."""
+    """Recordings with the worst agreement with their labels come first, recordings without labels last."""
     tables: tuple[Table, ...]
     """Agreement with the labels, by part of the split."""
     networks: tuple[Network, ...]
@@ -95,9 +97,9 @@ def look_at_recordings(
 ) -> Recordings:
     """Draw each record and compare it with its labels, one after the other: only one result is held in memory.
 
-    `group` None: as the GUI chooses. Labels and splits that cannot be read are added to `notices`.
+    If `group` is None, it is chosen as in the GUI. Labels and splits that cannot be read are added to `notices`.
     """
-    # of the whole project, whatever is drawn: usual bout lengths are learned from all that is labelled
+    # labels of the whole project, whatever is drawn: bout lengths are learned from all of them
     labels = _read_labels(project, notices)
     part_of = _read_parts(project, config, notices)
     postprocessor = Postprocessor.from_labels(
@@ -148,7 +150,7 @@ def _draw(
     labels_TK: np.ndarray | None,
     sketches: Sketchbook,
 ) -> tuple[RecordingView, tuple[np.ndarray, np.ndarray] | None]:
-    """What the page shows; and, where labels can be compared, predictions and labels."""
+    """Return what the page shows of a recording; and predictions and labels, if they can be compared."""
     predictions_TK = decide(found.probabilities_TK, found.thresholds_K)
     note = ""
     if labels_TK is not None and len(labels_TK) != len(predictions_TK):
@@ -161,7 +163,7 @@ def _draw(
     if labels_TK is not None:
         confusion_K22 = binary_confusion(predictions_TK, labels_TK)
         labelled = int(confusion_K22[0].sum())
-        # where there is nothing to find and nothing was found, F1 says nothing
+        # if a class does not occur and was not predicted, F1 says nothing
         matters_K = confusion_K22[:, 0, 0] < labelled
         by_class = zip(epoch_metrics(confusion_K22).f1_by_class.tolist(), matters_K, strict=True)
         f1 = tuple(score if matters else None for score, matters in by_class)
@@ -182,7 +184,7 @@ def _draw(
 
 
 def _read_labels(project: Project, notices: list[str]) -> dict[str, np.ndarray]:
-    """Labels of the recordings that have some, by key, repaired as for training."""
+    """Return the labels of the recordings that have some, by key, repaired as for training."""
     labels = {}
     for record in project.records.values():
         if record.labels is None:
@@ -195,7 +197,7 @@ def _read_labels(project: Project, notices: list[str]) -> dict[str, np.ndarray]:
 
 
 def _read_parts(project: Project, config: schema.Config, notices: list[str]) -> dict[str, str]:
-    """The part of the split that each recording is in."""
+    """Return the part of the split that each recording is in."""
     file = project.split_file(config.split.file)
     if not file.is_file():
         return {}
@@ -217,7 +219,7 @@ def _check(found: Predictions, path: Path, group: str) -> None:
 
 
 def _weights_used(path: Path, group: str, project: Project) -> tuple[str, ...]:
-    """What the results say of the networks that made them; nothing in files of DeepEthogram."""
+    """Return the weights that the results were made with, as they say; files of DeepEthogram do not say."""
     with open_results(path) as file:
         weights = json.loads(file[group].attrs.get(PROVENANCE, "{}")).get("weights", {})
     used = []
@@ -235,7 +237,7 @@ def _summarise(
     part_of: Mapping[str, str],
     views: Sequence[RecordingView],
 ) -> list[PartSummary]:
-    """Recordings and frames by part; a video is opened only where neither results nor labels tell its length."""
+    """Count recordings and frames by part. A video is opened only if neither results nor labels tell its length."""
     frames = {key: len(labels_TK) for key, labels_TK in labels.items()} | {view.key: view.frames for view in views}
     unknown = {key: record.video for key, record in records.items() if key not in frames and record.video is not None}
     for key, info in zip(unknown, probe_all(list(unknown.values())), strict=True):

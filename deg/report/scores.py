@@ -1,4 +1,4 @@
-"""The tables of scores in a report: each class against its labels. Pure, but for the pictures they point to."""
+"""Compute the tables of scores in a report, in which each class is compared with its labels."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from deg.report.figures import Picture
 
 @dataclass(frozen=True)
 class ClassScores:
-    """How well one class was found. None where that is not defined, as recall is without positive frames."""
+    """How well one class was found. A score is None if it is undefined, such as recall without positive frames."""
 
     k: int
     name: str
     positives: int
-    """Frames labelled so."""
+    """Number of frames labelled as this class."""
     threshold: float | None
     precision: float | None
     recall: float | None
@@ -33,7 +33,7 @@ class ClassScores:
     auroc: float | None
     ap: float | None
     confusion: tuple[tuple[int, int], tuple[int, int]]
-    """Frames, [labelled][predicted], yes first."""
+    """Number of frames by [labelled][predicted], yes before no."""
     curve: Picture | None = None
 
 
@@ -45,7 +45,7 @@ class Table:
     frames: int
     classes: tuple[ClassScores, ...]
     mean_f1: float
-    """Without background; classes that never occur count as 0, as in DeepEthogram."""
+    """Mean F1 without background; classes that never occur count as 0, as in DeepEthogram."""
     confusion_KK: tuple[tuple[int, ...], ...] | None = None
     """Number of frames by [labelled class][most probable class]; None unless classes exclude each other."""
 
@@ -60,7 +60,7 @@ def make_table(
     curves: Sequence[Picture] = (),
     confusion_KK: np.ndarray | None = None,
 ) -> Table:
-    """Scores of each class from its confusion, int64 [K, 2, 2] in the order [labelled][predicted], no first."""
+    """Compute the scores of each class from its confusion, int64 (K, 2, 2) by [labelled][predicted], no before yes."""
     scores, rates = epoch_metrics(confusion_K22), Rates.of(confusion_K22.transpose(1, 2, 0))
     classes = []
     for k, name in enumerate(class_names):
@@ -71,7 +71,7 @@ def make_table(
                 k=k,
                 name=str(name),
                 positives=missed + found,
-                # background is what is left over: nothing is compared with its threshold
+                # background is predicted where nothing else is, not by its threshold
                 threshold=float(thresholds_K[k]) if thresholds_K is not None and k > 0 else None,
                 precision=float(rates.precision[k]) if predicted else None,
                 recall=float(rates.recall[k]) if occurs else None,
@@ -93,7 +93,7 @@ def make_table(
 
 @dataclass
 class Agreement:
-    """What the results of a part of the split have in common with the labels; grows with each recording."""
+    """How the results of a part of the split agree with the labels, summed over its recordings."""
 
     counts: Counts
     confusion_K22: np.ndarray
@@ -103,13 +103,14 @@ class Agreement:
 
     @classmethod
     def zero(cls, num_classes: int) -> Agreement:
+        """Return the agreement of no recordings."""
         square = np.zeros((num_classes, num_classes), np.int64)
         return cls(Counts.zero(num_classes), np.zeros((num_classes, 2, 2), np.int64), square)
 
     def add(
         self, probabilities_TK: np.ndarray, predictions_TK: np.ndarray, labels_TK: np.ndarray, *, exclusive: bool
     ) -> None:
-        """`exclusive`: of a softmax network."""
+        """Add one recording. `exclusive` tells whether its results are of a softmax network."""
         self.counts += Counts.of(probabilities_TK, labels_TK)
         self.confusion_K22 = self.confusion_K22 + binary_confusion(predictions_TK, labels_TK)
         single_T = ((labels_TK == 1).sum(axis=1) == 1) & (labels_TK != -1).all(axis=1)
@@ -119,7 +120,7 @@ class Agreement:
         self.recordings += 1
 
     def table(self, title: str, class_names: Sequence[str]) -> Table:
-        """`title` gets the number of recordings."""
+        """Return the table of scores. The number of recordings is added to `title`."""
         title = f"{title}: {self.recordings} recording{'' if self.recordings == 1 else 's'}"
         curves = threshold_metrics(self.counts)
         square = self.confusion_KK if self.exclusive else None

@@ -1,4 +1,4 @@
-"""Trained networks in a report: what their metrics files tell, DeepEthogram's too."""
+"""Trained networks in a report: what the metrics files of deg and DeepEthogram say about them."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Training:
     stage: str
     facts: tuple[tuple[str, str], ...]
     curves: tuple[tuple[str, Picture], ...]
-    """Learning curves by phase: its name and the picture."""
+    """Learning curves of each phase: its name and the picture."""
     tables: tuple[Table, ...]
 
 
 def newest_trainings(project: Project, notices: list[str]) -> list[Path]:
-    """Folders of the newest training of each stage that has metrics, in the order of the stages."""
+    """Return the folders of the newest training of each stage that has metrics, in the order of the stages."""
     newest: dict[str, tuple[datetime, str, Path]] = {}
     for folder in sorted(project.model_path.glob("*/")):
         metrics = [folder / name for name in METRICS_FILES if (folder / name).is_file()]
@@ -54,7 +54,7 @@ def newest_trainings(project: Project, notices: list[str]) -> list[Path]:
 
 
 def run_config(folder: Path) -> dict[str, Any]:
-    """The configuration of a run, as it is. RunError if it cannot be read; empty if there is none."""
+    """Return the unchecked configuration of a run; empty if there is none. Raises RunError if it cannot be read."""
     file = next((folder / name for name in CONFIG_FILES if (folder / name).is_file()), None)
     return {} if file is None else read_yaml(file, RunError)
 
@@ -64,7 +64,7 @@ def _stage(config: Mapping[str, Any]) -> str:
 
 
 def read_training(folder: Path, project: Project, sketches: Sketchbook) -> Training:
-    """RunError if its metrics cannot be read."""
+    """Read a training and draw its curves. Raises RunError if its metrics cannot be read."""
     config = run_config(folder)
     metrics = _open_metrics(folder)
     phases = [(phase.name, _open_metrics(phase)) for phase in sorted(folder.glob("curriculum/*/"))]
@@ -76,7 +76,7 @@ def read_training(folder: Path, project: Project, sketches: Sketchbook) -> Train
         if not isinstance(names, list) or len(names) != num_classes:
             names = [f"class {k}" for k in range(num_classes)]
         if names != list(project.class_names):
-            facts.append(("classes", f"{', '.join(map(str, names))}: not those that the project has now"))
+            facts.append(("classes", f"{', '.join(map(str, names))}: not the classes that the project has now"))
         thresholds_K = metrics.values("val", f"{BY_THRESHOLD}optimum")[best]
         tables.append(_table_of_row(f"Validation, epoch {best}", metrics, "val", best, names, thresholds_K, sketches))
         if "binary_confusion" in metrics.names("test"):
@@ -98,9 +98,9 @@ def _open_metrics(folder: Path) -> MetricsFile:
 def _facts(
     folder: Path, config: Mapping[str, Any], metrics: MetricsFile, best: int | None
 ) -> Iterator[tuple[str, str]]:
-    yield "network", str(run_section(config, _stage(config)).get("arch") or "not told")
+    yield "network", str(run_section(config, _stage(config)).get("arch") or "unknown")
     if (date := run_date(folder.name)) is not None:
-        yield "begun", f"{date:%Y-%m-%d %H:%M}"
+        yield "started", f"{date:%Y-%m-%d %H:%M}"
     if (folder / "plan.json").is_file():
         yield "state", "finished" if RunDir(folder).is_merged() else "not finished: still training, or interrupted"
     yield "epochs", str(metrics.num_epochs)
@@ -134,7 +134,7 @@ def _title(name: str) -> str:
         "f1_class_mean_nobg": "F1, mean without background",
         "f1_overall": "F1, all frames together",
         "accuracy_overall": "accuracy",
-        "SSIM": "difference to the frame (SSIM)",
+        "SSIM": "difference from the frame (SSIM)",
     }.get(name, name)
 
 
@@ -147,7 +147,7 @@ def _table_of_row(
     thresholds_K: np.ndarray,
     sketches: Sketchbook,
 ) -> Table:
-    """Scores as the metrics file has them, at the thresholds of the validation."""
+    """Return the scores in a row of the metrics file, at the thresholds of validation, and draw their curves."""
 
     def of(name: str) -> np.ndarray:
         return metrics.values(part, name)[row]

@@ -1,8 +1,8 @@
-"""Puts the results of units together, one outputs file for each recording.
+"""Merge the results of units into one outputs file for each recording.
 
-A recording is merged when every frame of it is there exactly once, reads back as it was written, and neighbouring spans
-decoded the same frames where they overlap. Merging again is harmless. Memory does not grow with the length of a video,
-nor the number of open files with the number of its spans.
+A recording is merged when each of its frames is there exactly once and reads back as it was written, and neighbouring
+spans decoded the same frames where they overlap. Merging again is harmless. Memory does not grow with the length of a
+video, and the number of open files does not grow with the number of its spans.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from deg.runs.rundir import RunDir
 from deg.types import Span, Unit
 
 ROWS = 2048
-"""Rows copied at a time."""
+"""Number of rows copied at a time."""
 
 Places = list[tuple[Unit, int]]
-"""Where the spans of a recording are: unit, and position in it; in order of frames."""
+"""Where the spans of a recording are, in order of frames: the unit, and the position in it."""
 
 
 @dataclass(frozen=True)
 class Merged:
-    """How far the recordings of a run have come."""
+    """The state of a run's recordings after a merge."""
 
     done: tuple[str, ...] = ()
     failed: Mapping[str, str] = field(default_factory=dict)
     """Recordings that cannot be done, each with its reason."""
     unwritten: Mapping[str, str] = field(default_factory=dict)
-    """Recordings whose results are there but cannot be put into the outputs file now: a full disk, a file that is open
-    elsewhere. Merging later loses nothing."""
+    """Recordings whose results are there but cannot be written to the outputs file now, each with its reason: a full
+    disk, or a file that is open elsewhere. Merging later loses nothing."""
     waiting: tuple[str, ...] = ()
-    """Recordings whose units are not all there yet, or no longer whole."""
+    """Recordings with units that are not done yet, or whose results were damaged."""
 
     @property
     def is_complete(self) -> bool:
@@ -51,15 +51,15 @@ class Merged:
 
 
 class _Fault(DegError):
-    """The recording itself is at fault: doing it again would give the same."""
+    """The recording itself is at fault: computing it again would give the same result."""
 
 
 class _Damaged(DegError):
-    """A unit's result was whole when it got its name, and the disk lost it; it is removed and done again."""
+    """A unit's result was complete, but was damaged on the disk since; it is removed and computed again."""
 
 
 def wanted_mark(plan: InferencePlan, key: str) -> Mark:
-    """The mark that the finished result of a recording carries."""
+    """Return the mark that the finished result of a recording carries."""
     video = plan.videos[key]
     return Mark(
         frames=video.num_frames,
@@ -72,7 +72,7 @@ def wanted_mark(plan: InferencePlan, key: str) -> Mark:
 
 
 def is_done(plan: InferencePlan, key: str) -> bool:
-    """Whether the outputs file of a recording holds just the result that this plan would give."""
+    """Whether the outputs file of a recording holds exactly the result that this plan would give."""
     return read_mark(plan.outputs[key], plan.group) == wanted_mark(plan, key)
 
 
@@ -115,11 +115,11 @@ def _is_done_quietly(plan: InferencePlan, key: str) -> bool:
 
 
 def finish(run: RunDir, merged: Merged) -> None:
-    """Close a run that is complete: drop the units' results, which are now in the outputs files, and keep its outcome.
+    """Close a complete run: remove the units' results, which are now in the outputs files, and keep its outcome.
 
-    The outcome comes last: who is killed on the way leaves an open run that `close_if_merged` finds again, not a closed
-    one whose results take room for ever. A failed recording is not tried again within this run; `deg infer` makes a new
-    one for it.
+    The outcome is written last: a process that is killed before that leaves an open run that `close_if_merged` finds,
+    not a closed run whose results take up space for ever. A failed recording is not tried again within this run;
+    `deg infer` makes a new run for it.
     """
     if not merged.is_complete:
         raise RunError(f"{run.name}: expected a complete run, but {len(merged.waiting)} recordings wait.")
@@ -131,7 +131,7 @@ def finish(run: RunDir, merged: Merged) -> None:
 
 
 def close_if_merged(run: RunDir, plan: InferencePlan) -> bool:
-    """Finish a run that was interrupted between its last merge and its end; whether it was."""
+    """Finish a run if it was interrupted between its last merge and its end; return whether it was."""
     keys = spans_by_key(plan.units).keys()
     if keys - _merged_before(run):
         return False
@@ -140,15 +140,16 @@ def close_if_merged(run: RunDir, plan: InferencePlan) -> bool:
 
 
 def _merged_before(run: RunDir) -> set[str]:
-    """Recordings whose outputs file this run has written; the event follows only when the file is on the disk."""
+    """Return the recordings whose outputs file this run has written; it logs the event when the file is on the disk."""
     return {event["key"] for event in run.events() if event["event"] == "merged"}
 
 
 def merge_recording(run: RunDir, plan: InferencePlan, key: str, places: Places) -> None:
     """Write the outputs of one recording from its spans.
 
-    Raises DegError with the reason if a unit could not do its part, if frames are missing or double, or if neighbouring
-    spans disagree about the frames between them; ResultError or OSError if the outputs file cannot be written.
+    Raises DegError with the reason if a unit could not do its part, if frames are missing or there twice, or if
+    neighbouring spans disagree about the frames between them. Raises ResultError or OSError if the outputs file cannot
+    be written.
     """
     _check_cover(key, [unit.spans[position] for unit, position in places], plan.videos[key].num_frames)
     columns, engines = _check_spans(run, key, places)
@@ -168,7 +169,7 @@ def merge_recording(run: RunDir, plan: InferencePlan, key: str, places: Places) 
 
 @contextmanager
 def _opened(run: RunDir, unit: Unit, position: int) -> Iterator[h5py.Group]:
-    """One span of a unit's result. What cannot be read or is not as it was written is removed, and _Damaged raised."""
+    """Open one span of a unit's result. If the file is damaged, it is removed and _Damaged is raised."""
     path = run.result_file(unit.index)
     try:
         with h5py.File(path, "r", locking=False) as file:
@@ -194,14 +195,14 @@ def _check_cover(key: str, spans: Sequence[Span], num_frames: int) -> None:
     at = 0
     for span in spans:
         if span.start != at:
-            raise _Fault(f"{key}: the plan has frames [{at}, {span.start}) twice or not at all; a defect of deg.")
+            raise _Fault(f"{key}: the plan has frames [{at}, {span.start}) twice or not at all, a defect of deg.")
         at = span.stop
     if at != num_frames:
-        raise _Fault(f"{key}: the plan ends at frame {at} of {num_frames}; a defect of deg.")
+        raise _Fault(f"{key}: the plan ends at frame {at} of {num_frames}, a defect of deg.")
 
 
 def _check_spans(run: RunDir, key: str, places: Places) -> tuple[dict[str, int], list[str]]:
-    """Widths of the columns, and the engines that made them. _Fault if a span could not be done or does not fit."""
+    """Return the columns' widths and the engines that made them. Raises _Fault if a span failed or does not fit."""
     columns: dict[str, int] = {}
     engines: set[str] = set()
     tail: dict[int, int] = {}
@@ -217,24 +218,24 @@ def _check_spans(run: RunDir, key: str, places: Places) -> tuple[dict[str, int],
 
 
 def _frames_around(span: h5py.Group, end: str) -> dict[int, int]:
-    """{frame: checksum} of the decoded frames around one end of a span; empty for networks that decode nothing."""
+    """Return {frame: checksum} of the frames decoded around an end of a span; empty for networks that decode none."""
     if f"{end}_frames" not in span.attrs:
         return {}
     return dict(zip(span.attrs[f"{end}_frames"].tolist(), span.attrs[f"{end}_crc32"].tolist(), strict=True))
 
 
 def _check_seam(key: str, left: Mapping[int, int], right: Mapping[int, int]) -> None:
-    """Both sides of a cut decoded the frames around it: were they the same?"""
+    """Raise _Fault unless both sides of a cut decoded the same frames around it."""
     if wrong := [frame for frame in sorted(left.keys() & right.keys()) if left[frame] != right[frame]]:
         raise _Fault(
-            f"{key}: frame {wrong[0]} decodes differently when the video is entered in the middle. Re-encode the video "
-            "(ffmpeg -i VIDEO -c:v libx264 -crf 17 NEW.mp4), or do it in one piece: inference.devices=1 "
+            f"{key}: frame {wrong[0]} decodes differently if decoding starts in the middle of the video. Re-encode the "
+            "video (ffmpeg -i VIDEO -c:v libx264 -crf 17 NEW.mp4), or process it in one piece: inference.devices=1 "
             "inference.units_per_device=1."
         )
 
 
 def _rows(run: RunDir, places: Places) -> Iterator[dict[str, np.ndarray]]:
-    """All rows, compared with the checksums of the units on the way."""
+    """Yield all rows, and compare them with the checksums of the units on the way."""
     for unit, position in places:
         with _opened(run, unit, position) as span:
             expected = json.loads(span.attrs["crc32"])

@@ -1,7 +1,7 @@
-"""Trained networks on disk: runs of the original and ours, found by what lies in their folders.
+"""Find trained networks on disk, both DeepEthogram's and deg's, by the files in the folders of their runs.
 
 A run is a folder with a config.yaml (older ones: hyperparameters.yaml) that says what was trained, and a weight file.
-What cannot be understood is passed over with a note in the log; one bad folder never hides the others.
+A folder that cannot be understood is skipped with a note in the log; one bad folder never hides the others.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ CONFIG_FILES = ("hyperparameters.yaml", "config.yaml")
 METRICS_FILES = ("classification_metrics.h5", "opticalflow_metrics.h5")
 CHECKPOINTS = "lightning_checkpoints"
 PLAN, DONE = "plan.json", "done.json"
-"""What deg's runs have, and have once they are done."""
+"""Files that every run of deg has, and that it has once it is done."""
 THRESHOLDS = ("val/metrics_by_threshold/optimum", "threshold_curves/val/optimum")
 NOT_RUNS = frozenset({CHECKPOINTS, "lightning_logs", "figures", "units", "jobs"})
-"""Folders inside runs that no run is in; some hold thousands of files."""
+"""Folders inside runs that never contain runs and are not searched; some hold thousands of files."""
 
 
 class ModelFolders(Protocol):
@@ -55,19 +55,19 @@ class TrainedRun:
     """flow_generator, feature_extractor or sequence."""
     arch: str
     date: datetime
-    """From the folder's name, else when the weights were written; local time."""
+    """Date in the folder's name, else when the weights were written; local time."""
     weights: Path
     """The first of `weight_files(folder)`."""
 
     @property
     def is_ended(self) -> bool:
-        """Whether it was trained to its end; of DeepEthogram's runs nobody can tell, and they count as such."""
+        """Whether it was trained to its end. DeepEthogram's runs do not tell, and count as ended."""
         return not (self.folder / PLAN).exists() or (self.folder / DONE).exists()
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What lies beside a weight file."""
+    """The files beside a weight file."""
 
     folder: Path
     config: dict[str, Any] | None
@@ -76,16 +76,16 @@ class RunFiles:
 
 
 def scan(root: Path) -> list[TrainedRun]:
-    """All trained networks in `root` and its sub-folders, oldest first. Links to folders are followed."""
+    """Return all trained networks in `root` and its sub-folders, oldest first. Links to folders are followed."""
     runs = [run for folder in _folders(root) if (run := _read_run(folder)) is not None]
     return sorted(runs, key=lambda run: (run.date, run.folder.name))
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """Weight files of a run, the best first: best checkpoints by epoch, then last.ckpt, then checkpoint.pt.
+    """Return the weight files of a run, best first: best checkpoints by epoch, then last.ckpt, then checkpoint.pt.
 
-    A run with several best checkpoints was trained by curriculum, and the earlier ones lack a stream: whoever loads the
-    first and misses parts of the network goes on to the next.
+    A run with several best checkpoints was trained by curriculum, and the earlier ones lack a stream: if parts of the
+    network are missing from the first file, the caller must try the next.
     """
     checkpoints = folder / CHECKPOINTS
     best = sorted(checkpoints.glob("*epoch*.ckpt"), key=_checkpoint_order, reverse=True)
@@ -93,15 +93,15 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 def sha256(weights: Path) -> str:
-    """What identifies a weight file, wherever it lies. OSError if it cannot be read."""
+    """Return the hash that identifies a weight file, wherever it is. Raises OSError if it cannot be read."""
     with weights.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def require_planned(weights: Mapping[str, Mapping[str, str]]) -> None:
-    """WeightsError if a file, by role `path` and `sha256`, is not the one that a run was planned with any more.
+    """Raise WeightsError if a weight file has changed since the run was planned: results would be of two networks.
 
-    What the run has done and what it would do would be of two networks.
+    `weights` holds the `path` and `sha256` of each role.
     """
     for planned in weights.values():
         path = Path(planned["path"])
@@ -109,18 +109,18 @@ def require_planned(weights: Mapping[str, Mapping[str, str]]) -> None:
             found = sha256(path)
         except OSError as error:
             raise WeightsError(
-                f"{show_path(path)}: the weights went away since the run was planned ({error.strerror}). "
+                f"{show_path(path)}: the weights cannot be read ({error.strerror}), but the run was planned with them. "
                 "Put them back, or run again with others."
             ) from error
         if found != planned["sha256"]:
             raise WeightsError(
                 f"{show_path(path)}: the weights have changed since the run was planned; is a training still writing "
-                "them? Run again when they are final: what is done with the former ones is then done anew."
+                "them? Run again when they are final: what was computed with the old ones is then computed again."
             )
 
 
 def companion(weights: Path) -> RunFiles:
-    """Configuration and metrics file of a weight file, from its folder or the folder above."""
+    """Return the configuration and metrics file of a weight file, from its folder or the folder above."""
     folders = (weights.parent, weights.parent.parent)
     configs = [path for folder in folders for path in _existing(folder, CONFIG_FILES)]
     metrics = [path for folder in folders for path in _existing(folder, METRICS_FILES)]
@@ -129,7 +129,7 @@ def companion(weights: Path) -> RunFiles:
 
 
 def run_section(config: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
-    """Section `name` of a run's configuration; the oldest files have just the architecture there; empty if absent."""
+    """Return section `name` of a run's configuration; empty if absent. The oldest files have only the architecture."""
     content = (config or {}).get(name)
     if isinstance(content, str):
         return {"arch": content}
@@ -137,7 +137,7 @@ def run_section(config: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
 
 
 def run_date(name: str) -> datetime | None:
-    """The date in the name of a run's folder, as `yymmdd_HHMMSS`."""
+    """Return the date in the name of a run's folder, written as `yymmdd_HHMMSS`; None if there is none."""
     for stamp in re.findall(r"(?<!\d)\d{6}_\d{6}(?!\d)", name):
         try:
             return datetime.strptime(stamp, "%y%m%d_%H%M%S")
@@ -172,7 +172,7 @@ def _read_run(folder: Path) -> TrainedRun | None:
         return None
     model, arch = _identity(config)
     if model is None or arch is None:
-        log.warning("%s: passed over, for it does not say which network was trained", show_path(configs[0]))
+        log.warning("%s: skipped, because it does not say which network was trained", show_path(configs[0]))
         return None
     date = run_date(folder.name) or datetime.fromtimestamp(weights[0].stat().st_mtime)
     return TrainedRun(folder, model, arch, date, weights[0])
@@ -182,12 +182,12 @@ def _read_config(path: Path) -> dict[str, Any] | None:
     try:
         return read_run_config(path)
     except ConfigError as error:
-        log.warning("passed over: %s", error)
+        log.warning("skipped: %s", error)
         return None
 
 
 def _identity(config: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """Network and architecture that a configuration is about, as far as it says so."""
+    """Return the network and architecture that a configuration names; None for what it does not name."""
     if "model" in config:
         model = config["model"]
         spare = (config.get("classifier") if model == "feature_extractor" else None) or config.get("arch")
@@ -199,12 +199,12 @@ def _identity(config: Mapping[str, Any]) -> tuple[str | None, str | None]:
 
 
 def _is_of_deg(weights: Path) -> bool:
-    """Whether deg trained them: each phase of a curriculum has a folder and a metrics file of its own then."""
+    """Whether deg trained these weights. If so, each phase of a curriculum has its own folder and metrics file."""
     return any((folder / PLAN).exists() for folder in list(weights.parents)[:4])
 
 
 def _checkpoint_order(path: Path) -> tuple[int, int, int, str]:
-    """Epoch, step and version of `epoch=E-step=S-vN.ckpt`, as numbers."""
+    """Return epoch, step and version of `epoch=E-step=S-vN.ckpt` as numbers, and the name."""
     numbers = {key: int(number) for key, number in re.findall(r"(epoch=|step=|-v)(\d+)", path.name)}
     return numbers.get("epoch=", -1), numbers.get("step=", -1), numbers.get("-v", 0), path.name
 
@@ -215,11 +215,11 @@ def _checkpoint_order(path: Path) -> tuple[int, int, int, str]:
 def resolve_weights(
     value: str | None, *, model: str, arch: str, project: ModelFolders, reload_latest: bool = False
 ) -> Path | None:
-    """The weight file that `<model>.weights = value` stands for; None only for null without `reload.latest`.
+    """Return the weight file that `<model>.weights = value` stands for; None only for null without `reload.latest`.
 
-    `pretrained` and `latest` are the newest of this network and architecture; a path may be a weight file or a run's
-    folder, and is looked for from the working directory, then in the project's models.
-    Raises WeightsError, which says where was looked and what there is.
+    `pretrained` and `latest` are the newest of this network and architecture. A path may be of a weight file or of a
+    run's folder, and starts at the working directory or else at the project's models. Raises WeightsError, which says
+    where it looked and what it found.
     """
     if value is None and not reload_latest:
         return None
@@ -244,12 +244,12 @@ def resolve_weights(
     chosen = _newest(runs, model, arch, root, advice)
     if value == "pretrained" or chosen.is_ended:
         return chosen.weights
-    # one that is still trained, or was interrupted, changes; and when it goes on it must not begin with itself
+    # an unfinished training still changes its weights, and when it is resumed it must not begin with its own
     ended = [run for run in runs if run.is_ended]
     if not any((run.model, run.arch) == (model, arch) for run in ended):
         raise WeightsError(
             f"{model}.weights = latest: the only {model} {arch} of this project, {show_path(chosen.folder)}, is not "
-            f"trained to the end yet. Go on with `deg train {model}`, or name its weights by their path."
+            f"trained to the end yet. Resume it with `deg train {model}`, or name its weights by their path."
         )
     return _newest(ended, model, arch, root, advice).weights
 
@@ -282,10 +282,10 @@ def _at_path(value: str, model: str, project: ModelFolders) -> Path:
 
 
 def training_flow_weights(run_config: Mapping[str, Any], project: ModelFolders) -> tuple[Path | None, str]:
-    """The flow generator that a feature extractor was trained with, and a sentence saying which and why.
+    """Return the flow generator that a feature extractor was trained with, and a sentence that says which and why.
 
-    `run_config` is the training run's configuration. None if it does not say. Raises WeightsError if it says so, but
-    the file cannot be found: other flow weights would change the results.
+    `run_config` is the training run's configuration. The flow generator is None if the configuration does not name one.
+    Raises WeightsError if it does, but the file cannot be found: other flow weights would change the results.
     """
     flow = run_section(run_config, "flow_generator")
     value, arch = flow.get("weights"), str(flow.get("arch") or "TinyMotionNet")
@@ -299,7 +299,7 @@ def training_flow_weights(run_config: Mapping[str, Any], project: ModelFolders) 
         date = run_date(name)
         runs = [run for run in scan(project.model_path) if date is None or run.date < date]
         chosen = _newest(runs, "flow_generator", arch, project.model_path, advice)
-        which = f"newest {arch} before run {name}" if date else f"newest {arch}, for run {name} has no date"
+        which = f"newest {arch} before run {name}" if date else f"newest {arch}, as run {name} has no date"
         return chosen.weights, f"Flow generator {chosen.folder.name}: the {which}, which was trained with `latest`."
     if value == "pretrained":
         path = resolve_weights(value, model="flow_generator", arch=arch, project=project)
@@ -311,7 +311,7 @@ def training_flow_weights(run_config: Mapping[str, Any], project: ModelFolders) 
 
 
 def _moved(value: str, project: ModelFolders) -> Path | None:
-    """A path written on this or another machine, found here by its last parts: the run's folder and what follows it."""
+    """Find a path from this or another machine here, by its last parts: the run's folder and what follows it."""
     if Path(value).is_absolute() and Path(value).is_file():
         return Path(value)
     there = PureWindowsPath(value)  # takes both kinds of slashes
@@ -333,16 +333,16 @@ class Thresholds:
     values: np.ndarray
     """float64, one for each class."""
     source: str
-    """Where they are from, as a sentence for the log."""
+    """A sentence for the log that says where the values are from."""
     assumed: bool
-    """True if no validation results were found and 0.5 stands in; worth a warning."""
+    """Whether no validation results were found and 0.5 is used instead, which is worth a warning."""
 
 
 def read_thresholds(weights: Path, num_classes: int) -> Thresholds:
-    """Thresholds that validation found best at the epoch of `weights`; 0.5 for every class where nothing can be read.
+    """Return the thresholds that validation found best at the epoch of `weights`; 0.5 for every class without them.
 
-    The row of the metrics file is the epoch E of `epoch=E-step=S.ckpt`, or the last for other weight files. Raises
-    WeightsError if the number of classes is another.
+    The row of the metrics file is the epoch E of `epoch=E-step=S.ckpt`, or the last row for other weight files. Raises
+    WeightsError if the number of classes is not `num_classes`.
     """
     run = companion(weights)
     if run.metrics is None:
@@ -359,7 +359,7 @@ def read_thresholds(weights: Path, num_classes: int) -> Thresholds:
     if rows.shape[1] != num_classes:
         raise WeightsError(
             f"{show_path(run.metrics)}: thresholds of {rows.shape[1]} behaviours, but {num_classes} were expected. The "
-            f"weights were trained with other behaviours than project.class_names has now: train again, or take others."
+            f"weights were trained with other behaviours than project.class_names has now: train again, or use others."
         )
     row, reason = _threshold_row(weights, run.config, len(rows))
     if not np.isfinite(rows[row]).all():
@@ -372,7 +372,7 @@ def _assumed(num_classes: int, reason: str) -> Thresholds:
 
 
 def _threshold_row(weights: Path, config: Mapping[str, Any] | None, num_rows: int) -> tuple[int, str]:
-    """Which epoch's row belongs to a weight file, and why."""
+    """Return the row of the metrics file that belongs to a weight file, and why."""
     epoch = _checkpoint_order(weights)[0]
     if epoch < 0:
         return num_rows - 1, "the last epoch's"
@@ -381,5 +381,5 @@ def _threshold_row(weights: Path, config: Mapping[str, Any] | None, num_rows: in
         # The three stages of a curriculum share the file, and each counts its epochs from 0.
         return num_rows - 1, "the last epoch's, as stages of a curriculum share the file and the epoch is ambiguous"
     if epoch >= num_rows:
-        return num_rows - 1, f"the last there is, as the file has no row for epoch {epoch}"
+        return num_rows - 1, f"the last one, as the file has no row for epoch {epoch}"
     return epoch, f"of epoch {epoch}"

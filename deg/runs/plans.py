@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deg.options import schema
-from deg.options.load import as_dict
-from deg.options.schema import FeatureExtractor, FlowGenerator
+from deg.options.load import as_dict, restore
+from deg.options.schema import Config, FeatureExtractor, FlowGenerator
 from deg.types import NUM_FEATURES, Span, Unit, VideoInfo
 
 PLAN_VERSION = 1
@@ -173,8 +173,8 @@ class TrainingPlan:
     weights: Mapping[str, Mapping[str, str]]
     """By role, `path` and `sha256`: `start` is what the network begins with, `flow_generator` its own for a feature
     extractor, `pretrained` what L2-SP pulls to. A role that is not there has no weights."""
-    config: Mapping[str, Any]
-    """All options, as config.yaml has them."""
+    config: Config
+    """All options, with absolute paths."""
     cache: str | None
     """Folder of the frame cache; `scratch` on the disk of whatever node works; None without one."""
     devices: int
@@ -185,7 +185,7 @@ class TrainingPlan:
         return tuple(Unit(index, ()) for index in range(len(self.phases)))
 
     def to_json(self) -> str:
-        plan = asdict(self)
+        plan = asdict(self) | {"config": as_dict(self.config)}
         plan["version"], plan["kind"] = PLAN_VERSION, "train"
         plan["videos"] = {key: asdict(info) | {"path": str(info.path)} for key, info in self.videos.items()}
         return json.dumps(plan)
@@ -196,8 +196,9 @@ class TrainingPlan:
 
     @classmethod
     def from_document(cls, document: dict[str, Any]) -> TrainingPlan:
-        """The plan that a parsed plan.json holds."""
+        """The plan that a parsed plan.json holds. Options that it does not name have their defaults."""
         plan = _checked(document, "train")
+        plan["config"] = restore(plan["config"])
         plan["phases"], plan["class_names"] = tuple(plan["phases"]), tuple(plan["class_names"])
         plan["parts"] = {part: tuple(keys) for part, keys in plan["parts"].items()}
         plan["videos"] = {

@@ -1,4 +1,4 @@
-"""The run directory: every path of a run, and its state, which is nothing but the files that exist.
+"""The run directory: every path of a run, and its state, which is given by the files that exist.
 
     PROJECT/models/<yymmdd_HHMMSS>_<stage>_inference[_notes]/
         config.yaml   plan.json   provenance.json   events.jsonl   done.json
@@ -7,7 +7,8 @@
 A training run has its networks, metrics and checkpoints beside those, where DeepEthogram looks for them; its units
 have `state/` in place of result.h5, and done.json once the phase is trained.
 
-Written by whoever plans, executes or merges; read by anybody. No server, no database, nothing in memory that matters.
+Processes that plan, execute or merge write it, and any process may read it. There is no server, no database, and no
+state that is only in memory.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ import yaml
 from deg.data.atomic import write_atomically
 from deg.data.json_lines import append_line, read_lines
 from deg.data.lock import exclusive, is_held
-from deg.errors import RunError, show_path
+from deg.errors import ConfigError, RunError, show_path
 from deg.runs.plans import InferencePlan, TrainingPlan, plan_from_json
 
 Loaded = TypeVar("Loaded")
 
 CLAIM_SECONDS = 2.0
-"""How long to try: `deg status` holds a run for an instant to see whether anybody works on it."""
+"""After trying this long, a run counts as in use. `deg status` holds a run for an instant to see whether it is."""
 
 
 @dataclass(frozen=True)
 class RunDir:
-    """One run; methods read the disk each time, so that they tell the truth after a crash elsewhere."""
+    """One run. Methods read the disk each time, so that they are right even after a crash elsewhere."""
 
     path: Path
 
@@ -65,7 +66,7 @@ class RunDir:
         return self.path / "done.json"
 
     def phase_done_file(self, index: int) -> Path:
-        """File of a training run that is there once the phase is trained."""
+        """Return the file of a training run that exists once the phase is trained."""
         return self.unit_folder(index) / "done.json"
 
     def unit_folder(self, index: int) -> Path:
@@ -81,15 +82,15 @@ class RunDir:
         return self.unit_folder(index) / "log.txt"
 
     def load_plan(self) -> InferencePlan:
-        """The plan of an inference run. RunError if there is none, or none that this version can read."""
+        """Return the plan of an inference run. Raises RunError if there is none that this version can read."""
         return self._load(InferencePlan.from_json)
 
     def load_training_plan(self) -> TrainingPlan:
-        """The plan of a training run. RunError if there is none, or none that this version can read."""
+        """Return the plan of a training run. Raises RunError if there is none that this version can read."""
         return self._load(TrainingPlan.from_json)
 
     def load_either_plan(self) -> InferencePlan | TrainingPlan:
-        """The plan of whichever kind the run is. RunError if there is none, or none that this version can read."""
+        """Return the plan of a run of either kind. Raises RunError if there is none that this version can read."""
         return self._load(plan_from_json)
 
     def _load(self, parse: Callable[[str], Loaded]) -> Loaded:
@@ -99,17 +100,17 @@ class RunDir:
             raise RunError(f"{show_path(self.path)}: expected a run directory with a plan.json, found none.") from None
         except OSError as error:
             raise RunError(f"{show_path(self.plan_file)}: cannot be read ({error.strerror}).") from None
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ConfigError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise RunError(
                 f"{show_path(self.plan_file)}: not a plan that this version of deg can read ({error})."
             ) from None
 
     def finished_units(self) -> set[int]:
-        """Indices of the units whose result is there, whole."""
+        """Return the indices of the units with a complete result."""
         return {int(file.parent.name) for file in self.path.glob("units/*/result.h5")}
 
     def is_merged(self) -> bool:
-        """Whether all results have reached their videos' outputs files."""
+        """Whether the run is done: all results are in the outputs files of their videos, or all phases are trained."""
         return self.done_file.exists()
 
     def log_event(self, kind: str, **details: Any) -> None:
@@ -118,12 +119,12 @@ class RunDir:
         append_line(self.events_file, {"time": now, "pid": os.getpid(), "event": kind, **details})
 
     def events(self) -> Sequence[dict[str, Any]]:
-        """The events so far, oldest first. The state is in the unit folders, not here."""
+        """Return the events so far, oldest first. They are a log: the state is in the unit folders."""
         return read_lines(self.events_file)
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Hold the run for this process. RunError if another one works on it; the hold ends with the process."""
+        """Hold the run for this process, at most until it ends. Raises RunError if another process works on the run."""
         busy = RunError(
             f"{self.name}: another `deg` is working on this run. Watch it with `deg status`, or end it first."
         )
@@ -132,8 +133,18 @@ class RunDir:
             yield
 
     def is_claimed(self) -> bool:
-        """Whether a process works on the run at this moment, as far as this machine can tell."""
+        """Whether a process that this machine can see is working on the run."""
         return is_held(self.path)
+
+    @property
+    def state(self) -> str:
+        """`finished`; `running`: a process holds it; `interrupted`: neither."""
+        return "finished" if self.done_file.exists() else "running" if self.is_claimed() else "interrupted"
+
+    def holder(self) -> tuple[str, int] | None:
+        """Return host and number of the process that claimed the run last; None if none has."""
+        claims = [event for event in self.events() if event["event"] == "claimed"]
+        return (str(claims[-1]["host"]), int(claims[-1]["pid"])) if claims else None
 
 
 def create_run(
@@ -148,10 +159,10 @@ def create_run(
     name: str | None = None,
     notes: str | None = None,
 ) -> RunDir:
-    """Make a new run directory with its plan; the plan is written last, so a folder without one is no run.
+    """Create a run directory with its plan. The plan is written last: a folder without one is not a run.
 
-    The name begins with the date, as DeepEthogram's GUI expects, and is unique: a second run of one second gets a
-    number. RunError if `name` is taken.
+    The name begins with the date, as DeepEthogram's GUI expects, and is unique: a second run in the same second gets a
+    number. Raises RunError if `name` is taken.
     """
     if name is not None and not re.fullmatch(r"[\w.+-]+", name):
         raise RunError(f"--run {name!r}: expected letters, digits and . _ + - only.")
@@ -164,7 +175,7 @@ def create_run(
             break
         except FileExistsError:
             if name is not None and {file.name for file in path.iterdir()} <= {"config.yaml", "provenance.json"}:
-                break  # whoever began to make it was killed
+                break  # the process that began to create it was killed
             if name is not None:
                 raise RunError(f"{show_path(path)}: a run of this name exists. Choose another --run.") from None
     else:
@@ -179,13 +190,13 @@ def create_run(
 
 
 def find_runs(models: Path) -> list[RunDir]:
-    """All runs with a plan under `models`, newest first."""
+    """Return all runs with a plan under `models`, newest first."""
     runs = [RunDir(file.parent) for file in models.glob("*/plan.json")]
     return sorted(runs, key=lambda run: (run.plan_file.stat().st_mtime_ns, run.name), reverse=True)
 
 
 def unfinished_runs(models: Path, stage: str) -> list[tuple[RunDir, InferencePlan]]:
-    """Runs of a stage that still have something to do, newest first; those of another version are left out."""
+    """Return the runs of a stage that are not done, newest first. Runs that this version cannot read are left out."""
     found = []
     for run in find_runs(models):
         if run.is_merged():
@@ -200,7 +211,7 @@ def unfinished_runs(models: Path, stage: str) -> list[tuple[RunDir, InferencePla
 
 
 def read_error(run: RunDir, index: int) -> str | None:
-    """Why a unit was put aside; None if it was not."""
+    """Return why a unit was given up; None if it was not."""
     try:
         return str(json.loads(run.error_file(index).read_text(encoding="utf-8"))["message"])
     except (FileNotFoundError, ValueError, KeyError):
@@ -208,10 +219,10 @@ def read_error(run: RunDir, index: int) -> str | None:
 
 
 def steps_done(state_folder: Path) -> int:
-    """Batches after which the newest state of a training was saved; 0 without one."""
+    """Return the number of batches after which the newest state of a training was saved; 0 without one."""
     return max((int(path.stem.removeprefix("step-")) for path in state_folder.glob("step-*.ckpt")), default=0)
 
 
 def tail(text: str, lines: int = 5) -> Sequence[str]:
-    """The last lines of a log, for a message."""
+    """Return the last lines of a log, for a message."""
     return [line for line in text.splitlines() if line.strip()][-lines:]

@@ -1,7 +1,7 @@
 """The random changes made to clips in training, on the device: flips, rotation, colour jitter, grey.
 
-One draw for each clip, the same for all of its frames. What is drawn is a function of the seed and the number of the
-batch alone, for the whole batch of all ranks, of which each rank takes its part: a resumed training, and one on other
+There is one draw for each clip, the same for all of its frames. Draws depend only on the seed and the number of the
+batch. They are made for the whole batch of all ranks, and each rank takes its part: a resumed training, or one on other
 devices, sees the same clips. Order, probabilities and arithmetic are those of DeepEthogram with kornia 0.6.6 and later.
 """
 
@@ -26,11 +26,11 @@ from deg.arithmetic.sampling import generator
 from deg.options import schema
 
 ROTATED = 0.5
-"""Probability that a clip is turned at all, where `augs.degrees` is not 0; DeepEthogram has no option for it."""
+"""Probability that a clip is rotated at all if `augs.degrees` is not 0. DeepEthogram has no option for it."""
 UNCHANGED = np.array([1.0, 1.0, 1.0, 0.0])
 """Brightness, contrast, saturation and hue that leave a clip as it is."""
 
-# ----------------------------------------------------------------- what is drawn
+# ----------------------------------------------------------------- draws
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,20 +38,20 @@ class Draws:
     """What happens to each of B clips."""
 
     mirrored_B: np.ndarray
-    """Left to right; bool."""
+    """Whether the clip is flipped left to right; bool."""
     upended_B: np.ndarray
-    """Upside down; bool."""
+    """Whether the clip is flipped upside down; bool."""
     degrees_B: np.ndarray
-    """Turned about its centre, positive against the clock; 0: not at all. float32."""
+    """Rotation about the centre, in degrees, positive counter-clockwise; 0 for none. float32."""
     jitter_B4: np.ndarray
-    """Factors of brightness, contrast and saturation, and turns of hue; float32, where not jittered `UNCHANGED`."""
+    """Factors of brightness, contrast and saturation, and turns of hue; `UNCHANGED` without jitter. float32."""
     order: tuple[int, ...]
-    """The order of these four, the same for the whole batch."""
+    """Order in which these four are applied, the same for the whole batch."""
     grey_B: np.ndarray
-    """Without colour; bool."""
+    """Whether the clip loses its colour; bool."""
 
     def part(self, clips: range) -> Draws:
-        """Those of some of the clips."""
+        """Return the draws for some of the clips."""
         own = slice(clips.start, clips.stop)
         return Draws(
             self.mirrored_B[own],
@@ -64,10 +64,10 @@ class Draws:
 
 
 def draw(augs: schema.Augs, count: int, *, seed: int, batch: int) -> Draws:
-    """For the `count` clips of the batch of that number, all ranks together."""
+    """Draw for the `count` clips of batch number `batch`, all ranks together."""
     rng = generator(seed, "augmentation", batch)
     order = tuple(int(step) for step in rng.permutation(4))
-    # Everything is drawn for every clip, whatever the options: changing one changes nothing else.
+    # Everything is drawn for every clip, whatever the options: changing one option changes no other draw.
     chances = rng.random((count, 10))
     mirrored, upended, turned, angle, jittered, grey = chances[:, :6].T
     spread = np.array([augs.brightness, augs.contrast, augs.saturation, augs.hue])
@@ -83,15 +83,15 @@ def draw(augs: schema.Augs, count: int, *, seed: int, batch: int) -> Draws:
     )
 
 
-# ----------------------------------------------------------------- what is done
+# ----------------------------------------------------------------- changes
 
 
 def augment(clips_BCTHW: Tensor, draws: Draws) -> Tensor:
-    """Clips in [0, 1], changed as drawn: float32, also under autocast, in memory frame by frame. Without gradient."""
+    """Return clips in [0, 1], changed as drawn: float32 even under autocast, no gradient, stored frame by frame."""
     frames_BTCHW = clips_BCTHW.float().transpose(1, 2)
     if frames_BTCHW.device.type != "cpu":
         return _changed(frames_BTCHW.contiguous(), draws).transpose(1, 2)
-    # One clip through all steps, then the next: it stays in the cache, and that takes half the time.
+    # One clip goes through all steps, then the next: it stays in the cache, which halves the time.
     changed_BTCHW = frames_BTCHW.new_empty(frames_BTCHW.shape)
 
     def change(i: int) -> None:
@@ -103,17 +103,17 @@ def augment(clips_BCTHW: Tensor, draws: Draws) -> Tensor:
 
 
 def _on_all_threads(work: Callable[[int], None], count: int) -> None:
-    """work(0) ... work(count - 1), on as many threads as PyTorch has here, each of which computes alone.
+    """Call work(0) ... work(count - 1) on as many threads as PyTorch has here, each of which computes alone.
 
-    PyTorch would have all threads meet after each of a hundred small operations, where one that is late keeps the
-    others waiting; and it rotates an image on one thread.
+    PyTorch itself would make all threads meet after each of a hundred small operations, where a late one keeps the
+    others waiting; and it rotates an image on one thread only.
     """
     threads = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             list(pool.map(work, range(count)))
     finally:
-        torch.set_num_threads(threads)  # the 1 is that of the pool's threads, but would be that of later ones, too
+        torch.set_num_threads(threads)  # the 1 is for the pool's threads, but threads started later would get it, too
 
 
 @torch.no_grad()
@@ -129,7 +129,7 @@ def _changed(frames_BTCHW: Tensor, draws: Draws) -> Tensor:
 
 
 def _where(chosen_B: np.ndarray, frames_BTCHW: Tensor, change: Callable[..., Tensor], *values_B: np.ndarray) -> Tensor:
-    """`change(frames, *values)` of the chosen clips, the others as they are."""
+    """Apply `change(frames, *values)` to the chosen clips, and leave the others as they are."""
     if not chosen_B.any():
         return frames_BTCHW
     device = frames_BTCHW.device
@@ -141,15 +141,15 @@ def _where(chosen_B: np.ndarray, frames_BTCHW: Tensor, change: Callable[..., Ten
 
 
 def _turn(frames_BTCHW: Tensor, degrees_B: Tensor) -> Tensor:
-    """Bilinear; what comes from outside is black. One grid for all frames of a clip."""
+    """Rotate bilinearly, with black outside the image and one grid for all frames of a clip."""
     return rotate(frames_BTCHW.flatten(1, 2), degrees_B, align_corners=True).view_as(frames_BTCHW)
 
 
 def _turn_hue(frames_BTCHW: Tensor, turns_B: Tensor) -> Tensor:
-    """Hue turned by fractions of a full turn: kornia's `adjust_hue` to 1e-5, in an eighth of its time on a CPU.
+    """Turn the hue by fractions of a full turn: kornia's `adjust_hue` to 1e-5, in an eighth of its time on a CPU.
 
-    Each colour is a function of hue alone, between the least and the greatest of the three, that is shifted by a third
-    of a turn from one to the next: a plateau of a third of a turn, with slopes of a sixth at both sides.
+    Each colour is a function of hue alone, between the least and the greatest of the three: a plateau of a third of a
+    turn with slopes of a sixth on both sides, shifted by a third of a turn from one colour to the next.
     """
     red, green, blue = frames_BTCHW.unbind(2)
     greatest, least = frames_BTCHW.amax(2), frames_BTCHW.amin(2)
@@ -159,7 +159,7 @@ def _turn_hue(frames_BTCHW: Tensor, turns_B: Tensor) -> Tensor:
     from_blue = (red - green).add_(chroma, alpha=4)
     sixths = torch.lerp(from_blue, from_green, green.clone().ge_(blue))
     sixths = torch.lerp(sixths, green - blue, red.clone().eq_(greatest))
-    # 1 more, for frac() to see no negative number; a grey pixel has chroma 0, and any hue will do
+    # plus 1, so that frac() sees no negative number; a grey pixel has chroma 0, so that any hue will do
     hue = (sixths / chroma.clamp(min=1e-12)).div_(6).add_(turns_B.view(-1, 1, 1, 1) + 1)
     turned = torch.empty_like(frames_BTCHW)
     for channel, shift in enumerate((0.0, 2 / 3, 1 / 3)):
@@ -175,15 +175,15 @@ JITTER: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
     _turn_hue,
 )
 
-# ----------------------------------------------------------------- what the network takes
+# ----------------------------------------------------------------- input of the network
 
 
 def normalise(clips_BCTHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(clips - mean) / std of each colour."""
+    """Return (clips - mean) / std of each colour."""
     mean_C, std_C = (clips_BCTHW.new_tensor(values).view(3, 1, 1, 1) for values in (mean, std))
     return (clips_BCTHW - mean_C).div_(std_C)
 
 
 def stack_frames(clips_BCTHW: Tensor) -> Tensor:
-    """[B, 3 * T, H, W], frame by frame and RGB inside a frame; nothing is copied of what `augment` made."""
+    """Return [B, 3 * T, H, W], frame by frame and RGB inside a frame, without copying what `augment` returned."""
     return clips_BCTHW.transpose(1, 2).flatten(1, 2)

@@ -1,7 +1,7 @@
 """What `auto` stands for: the faster precision, the batch size that fits into memory, the best learning rate.
 
-Found once per phase, by its first rank, with a copy of the network; written beside the state, so that a training that
-goes on does so with the same numbers, and so that all ranks have them, on whatever processors they run.
+The first rank finds these values once per phase, with a copy of the network, and writes them beside the state. Thus all
+ranks use the same ones, whatever processors they run on, and so does a resumed training.
 """
 
 from __future__ import annotations
@@ -11,43 +11,44 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from deg.data.atomic import write_atomically
 from deg.errors import ConfigError, RunError
 from deg.models.device import is_out_of_memory
-
-if TYPE_CHECKING:
-    from deg.train.data import PhaseData
-    from deg.train.fit import Phase
+from deg.train.data import PhaseData
+from deg.train.phase import Phase
 
 CPU_BATCH = 32
-"""Larger batches are no faster on a CPU."""
+"""Samples in a batch on a CPU: larger batches are not faster there."""
 TRIAL_STEPS = 2
+"""Steps of training by which a batch size is tried."""
 LOWEST_LR, HIGHEST_LR, LR_STEPS = 1e-6, 1e-2, 60
+"""Range of the learning rates that are tried, and their number."""
 PEER_SECONDS = 3600.0
+"""A rank that waits this long for the first one to choose fails."""
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """What training goes by where the configuration may say `auto`."""
+    """The values that training uses for options that may be `auto`."""
 
     batch_size: int
-    """Samples of one pass through the network, all ranks together: a step has `train.accumulate` of them."""
+    """Samples of one pass through the network, all ranks together. A step has `train.accumulate` passes."""
     lr: float
     precision: str
-    """fp32, bf16 or fp16."""
+    """Precision: fp32, bf16 or fp16."""
 
 
 def choose(folder: Path, phase: Phase, data: PhaseData, note: Callable[[str], None]) -> Chosen:
-    """What was chosen before, or is now. ConfigError if the batch cannot be shared by the ranks."""
+    """Return what was chosen before, or choose now. Raises ConfigError if the ranks cannot share the batch."""
     file = folder / "chosen.json"
     if not phase.ranks.is_first:
         return _wait_for(file)
     known = _read(file)
-    precision = known.get("precision") or phase.choose_precision()  # runs of before it was written down have none
+    precision = known.get("precision") or phase.choose_precision()  # older runs did not record it
     batch_size = known.get("batch_size") or _batch_size(phase, data, precision, note)
     lr = known.get("lr") or phase.config.train.lr
     chosen = Chosen(batch_size, _lr(phase, data, batch_size, precision, note) if lr == "auto" else lr, precision)
@@ -96,7 +97,7 @@ def _batch_size(phase: Phase, data: PhaseData, precision: str, note: Callable[[s
 
 
 def _largest_that_fits(phase: Phase, data: PhaseData, precision: str, low: int, high: int) -> int:
-    """The largest power of two times `low` of which two real training steps fit into the GPU's memory, per rank."""
+    """Return the largest power of two times `low`, per rank, for which two real steps fit into the GPU's memory."""
     size, fits = max(low, 1), 0
     while size <= max(high, 1):
         try:
@@ -126,13 +127,13 @@ def _try_steps(phase: Phase, data: PhaseData, precision: str, size: int) -> None
 
 
 def _lr(phase: Phase, data: PhaseData, batch_size: int, precision: str, note: Callable[[str], None]) -> float:
-    """Where the loss falls fastest as the learning rate rises step by step.
+    """Return the learning rate at which the loss falls fastest while the rate rises step by step.
 
     Smith, "Cyclical learning rates for training neural networks", WACV 2017, section 3.3.
     """
     from pytorch_lightning.tuner import Tuner
 
-    # of one rank's share: the loss as a function of the learning rate hardly depends on the size of the batch
+    # one rank's share will do: the loss as a function of the learning rate hardly depends on the size of the batch
     share = max(batch_size // phase.ranks.count, 1)
     task = phase.build(data, share, LOWEST_LR, lambda message: None, alone=True)
     trainer = phase.trainer([], precision, alone=True, max_epochs=LR_STEPS, logger=False, limit_val_batches=0)
@@ -143,7 +144,7 @@ def _lr(phase: Phase, data: PhaseData, batch_size: int, precision: str, note: Ca
     lr = None if found is None else found.suggestion(skip_begin=5, skip_end=2)
     if lr is None:
         raise ConfigError(
-            "train.lr=auto: the loss fell at no learning rate that was tried. Set train.lr, such as 1e-4."
+            "train.lr=auto: the loss did not fall at any learning rate that was tried. Set one, such as train.lr=1e-4."
         )
     note(f"train.lr=auto: {lr:.3g}.")
     return float(lr)

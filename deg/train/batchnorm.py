@@ -15,16 +15,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class SyncedBatchNorm(_BatchNorm):
-    """In train mode normalises by the statistics of all ranks' batches, which may differ in size; none is empty.
+    """A batch norm that, in train mode, normalises by the statistics of all ranks' batches.
 
-    Equal to one BatchNorm on the whole batch: results, gradients, running statistics, names in the state dict. With a
-    loss that is a mean over the batch, the gradients of weight and bias are each rank's share: DDP puts them together.
-    In eval mode, and without other ranks, it is BatchNorm.
+    The batches may differ in size; none may be empty. Results, gradients, running statistics and names in the state
+    dict equal those of one BatchNorm on the whole batch. With a loss that is a mean over the batch, the gradients of
+    weight and bias are each rank's share: DDP combines them. In eval mode, and without other ranks, this is BatchNorm.
     """
 
     @classmethod
     def of(cls, norm: _BatchNorm) -> SyncedBatchNorm:
-        """With the parameters and buffers of `norm`, the very same ones: an optimizer that has them keeps them."""
+        """Return one that shares the parameters and buffers of `norm`: an optimizer that has them keeps them."""
         synced = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
         synced._parameters, synced._buffers = norm._parameters, norm._buffers
         return synced.train(norm.training)
@@ -34,7 +34,7 @@ class SyncedBatchNorm(_BatchNorm):
             raise ValueError(f"expected [B, C, ...], got {input.dim()} dimensions")
 
     def forward(self, input: Tensor) -> Tensor:
-        """[B, C], [B, C, T], [B, C, H, W] or [B, C, T, H, W]"""
+        """Normalise [B, C], [B, C, T], [B, C, H, W] or [B, C, T, H, W]."""
         if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
             return super().forward(input)
         self._check_input_dim(input)
@@ -43,8 +43,8 @@ class SyncedBatchNorm(_BatchNorm):
         return _Normalised.apply(input, self.weight, self.bias, mean_C, var_C, count, self.eps)
 
     def _statistics(self, input: Tensor) -> tuple[Tensor, Tensor, float]:
-        """Mean and variance [C] over all ranks, and how many values of each channel they have."""
-        # copies: they are given only for their type, float32 beside an input of bf16; a single value would spoil them
+        """Return mean and variance [C] over all ranks, and how many values of each channel the ranks have together."""
+        # copies: they only tell the type, float32 with an input of bf16; an input of a single value would spoil them
         mean, var = (None if own is None else own.clone() for own in (self.running_mean, self.running_var))
         own_mean_C, own_var_C = torch.batch_norm_update_stats(input, mean, var, 0.0)
         # float64: the variance is the difference of two numbers that may be large
@@ -57,7 +57,7 @@ class SyncedBatchNorm(_BatchNorm):
         return mean_C.to(own_mean_C), var_C.to(own_var_C), float(sums[0])
 
     def _follow(self, mean_C: Tensor, var_C: Tensor, count: float) -> None:
-        """Let the running statistics follow those of this batch."""
+        """Move the running statistics towards those of this batch."""
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked.add_(1)
@@ -67,7 +67,7 @@ class SyncedBatchNorm(_BatchNorm):
 
 
 class _Normalised(torch.autograd.Function):
-    """(input - mean) / sqrt(var + eps) * weight + bias, where mean and var are those of the inputs of all ranks."""
+    """(input - mean) / sqrt(var + eps) * weight + bias, with mean and var over the inputs of all ranks."""
 
     @staticmethod
     def forward(
@@ -91,7 +91,7 @@ class _Normalised(torch.autograd.Function):
         of_input, of_weight_C, of_bias_C = torch.ops.aten.native_batch_norm_backward(
             gradient, input, weight_C, mean_C, var_C, None, None, False, ctx.eps, [True, True, True]
         )
-        # ... and then what comes through them, from the gradients of all ranks
+        # ... and then what flows through them, from the gradients of all ranks
         sums_2C = torch.stack([of_weight_C, of_bias_C])
         dist.all_reduce(sums_2C)
         through_var_C, through_mean_C = sums_2C / ctx.count
@@ -105,7 +105,7 @@ class _Normalised(torch.autograd.Function):
 
 
 def synchronise(module: nn.Module, leave: nn.Module | None = None) -> None:
-    """Make each batch normalisation within `module` a SyncedBatchNorm, in place; none within the frozen `leave`."""
+    """Make each batch norm within `module` a SyncedBatchNorm, in place, except within the frozen `leave`."""
     for name, child in module.named_children():
         if child is leave:
             continue

@@ -1,4 +1,4 @@
-"""The network of a plan with the weights that it begins with, as a task."""
+"""Build the task of a phase: a network with its starting weights, and the loss that it learns by."""
 
 from __future__ import annotations
 
@@ -35,12 +35,13 @@ def build_task(
     describe: Callable[[int], str],
     note: Callable[[str], None],
 ) -> Task:
-    """The task of a phase.
+    """Build the task of a phase.
 
-    `labels_NK` of the training part; `num_features` of a frame or window, for a sequence network; `before` is the
-    network that the phase before left. WeightsError if weights do not fit, ConfigError if options do not go together.
+    `labels_NK` are the labels of the training part, `num_features` the features of a frame or window for a sequence
+    network, and `before` is the network that the previous phase left. Raises WeightsError if weights do not fit,
+    ConfigError if options do not go together.
     """
-    torch.manual_seed(config.train.seed)  # for what is not loaded
+    torch.manual_seed(config.train.seed)  # for weights that are not loaded
     common: dict[str, Any] = {
         "pretrained": _pretrained(plan),
         "batch_size": batch_size,
@@ -66,7 +67,7 @@ def build_task(
     two_stream = build_two_stream(config.feature_extractor, config.flow_generator, classes)
     if phase != "both" and config.feature_extractor.fusion == "concatenate":
         raise ConfigError(
-            "feature_extractor.curriculum trains each stream by itself, and with fusion=concatenate a stream alone "
+            "feature_extractor.curriculum trains each stream by itself, but with fusion=concatenate a stream alone "
             "cannot classify. Set feature_extractor.curriculum=false or feature_extractor.fusion=average."
         )
     two_stream.set_class_bias(log_odds(positive_K, negative_K))
@@ -95,7 +96,7 @@ def _fill(
 
 
 def _tell(report: LoadReport, what: str, note: Callable[[str], None]) -> None:
-    fresh = "; its last layer is new, for it has other classes" if report.fresh_classifier else ""
+    fresh = "; its last layer is new, because the file is for other classes" if report.fresh_classifier else ""
     note(f"{what}: {report.matched} of {report.total} tensors from {report.path}{fresh}")
 
 

@@ -1,7 +1,7 @@
-"""What happens between the steps of a training: states to go on from, scores, files, and what people are told.
+"""What happens between the steps of a training: saving states, judging scores, writing files, reporting progress.
 
-Order at the end of an epoch, as in DeepEthogram: rows of the metrics file, checkpoint.pt, whether to stop, the best
-and the last checkpoint, the next learning rate.
+The order at the end of an epoch is that of DeepEthogram: rows of the metrics file, checkpoint.pt, whether to stop, the
+best and the last checkpoint, the next learning rate.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from deg.train.tasks import Task
 from deg.work import StopFlag, Stopped, Teller
 
 ASK_EVERY = 4
-"""Batches between two questions to the other ranks whether to stop or to save; one rank alone asks itself each time."""
+"""Steps after which a rank asks the others again whether to stop or to save. A rank alone decides at every step."""
 LONG_VALIDATION = 20.0
-"""Seconds. Before a validation that takes longer, or nobody knows how long, the state is saved: it can be repeated."""
+"""Seconds. The state is saved before a validation that may take longer than this, so that it can be repeated."""
 TELL_EVERY = 1.0
+"""Seconds between two events."""
 LOG_EVERY = 50
-"""Seconds between two events, batches between two points of a curve."""
+"""Batches between two points of a curve."""
 
 
 @dataclass
@@ -40,9 +41,9 @@ class Folders:
     """Where a phase leaves its files."""
 
     results: Path
-    """Networks and metrics: the run's folder, or of an earlier phase of a curriculum a folder in it."""
+    """Folder of networks and metrics: the run's folder or, for an earlier phase of a curriculum, a folder in it."""
     state: Path
-    """What to go on from."""
+    """Folder of the states from which training resumes."""
 
     @property
     def lines(self) -> Path:
@@ -50,7 +51,7 @@ class Folders:
 
 
 class Bookkeeping(pl.Callback):
-    """Saves, judges, tells and stops. All ranks decide alike; the first one writes."""
+    """The callback that saves, judges, reports and stops. All ranks decide alike; the first one writes."""
 
     def __init__(
         self,
@@ -65,7 +66,7 @@ class Bookkeeping(pl.Callback):
         tell: Teller,
         about: Callable[[np.ndarray | None], dict[str, Any]],
     ):
-        """`about` makes what a checkpoint tells of itself from the thresholds, if there are any."""
+        """Set up the callback. `about` turns thresholds, if there are any, into the description inside a checkpoint."""
         self._folders, self._metrics, self._phase = folders, metrics, phase
         self._batches, self._accumulate = batches_per_epoch, accumulate
         self._checkpoint_seconds = checkpoint_seconds
@@ -73,19 +74,19 @@ class Bookkeeping(pl.Callback):
         self._saved = self._started = self._told = time.monotonic()
         self._validation_started = self._validation_seconds = 0.0
         self._long_validation = True
-        """Whether validation takes long on any rank, or nobody knows yet; all ranks hold the same value."""
+        """Whether validation takes long on any rank or has not been timed yet; the same value on all ranks."""
         self.reason = ""
-        """Why training ended, once it has."""
+        """Reason why training ended, once it has."""
 
     # --------------------------------------------------------------------------------------- steps
 
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
-        self._stop.install()  # again: Lightning has put its own handler in place, which talks to other ranks at once
+        self._stop.install()  # again: Lightning has installed its own handler, which talks to other ranks at once
         self._saved = time.monotonic()
         assert isinstance(task, Task)
         epochs_done = task.batches_done // self._batches
         if trainer.is_global_zero and self._metrics.num_epochs > epochs_done:
-            # written for an epoch that was not yet part of a state when training was killed
+            # written for epochs that no state included yet when training was killed
             self._metrics.truncate(epochs_done)
             truncate_lines(self._folders.lines, epochs_done)
 
@@ -93,7 +94,7 @@ class Bookkeeping(pl.Callback):
         self._tell_step(trainer, task, outputs, batch_idx)
         steps = batch_idx + 1
         if steps % self._accumulate or steps == self._batches:
-            return  # not between the pieces of a batch; and not before the validation that belongs to this epoch
+            return  # neither between the pieces of a batch nor before the validation that belongs to this epoch
         before_validation = steps == self._batches - self._accumulate and self._long_validation
         if trainer.world_size > 1 and (steps // self._accumulate) % ASK_EVERY and not before_validation:
             return
@@ -111,8 +112,8 @@ class Bookkeeping(pl.Callback):
         if trainer.is_global_zero and time.monotonic() - self._told >= TELL_EVERY:
             self._told = time.monotonic()
             self._tell.say("validating")
-        if self._long_validation:  # one that is not is finished first: its epoch counts then
-            self._stop.check()  # the state from before this validation is there
+        if self._long_validation:  # a short one is finished first, so that its epoch counts
+            self._stop.check()  # the state was saved before this validation
 
     def on_validation_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         self._validation_seconds = time.monotonic() - self._validation_started
@@ -170,7 +171,7 @@ class Bookkeeping(pl.Callback):
         self._tell.say("epoch", epoch=epoch, best=is_best, train=_numbers(train), val=_numbers(val))
 
     def _save(self, trainer: pl.Trainer, task: Task) -> None:
-        """The state to go on from. Every rank must call it."""
+        """Save the state from which training resumes. Every rank must call it."""
         if trainer.is_global_zero:
             require_current(self._folders.state.parent)
         trainer.save_checkpoint(state_path(self._folders.state, task.batches_done))
@@ -187,7 +188,7 @@ class Bookkeeping(pl.Callback):
         if time.monotonic() - self._told < TELL_EVERY and not draws:
             return
         assert task.course is not None
-        loss = float(outputs["loss"]) * self._accumulate  # Lightning's is already a share of the whole batch's
+        loss = float(outputs["loss"]) * self._accumulate  # Lightning's is already its share of the whole batch's
         speed = task.tallies["train"].speed * trainer.world_size
         if draws:
             values = {"step/loss": loss, "step/lr": task.course.lr, "step/samples_per_second": speed}
@@ -207,7 +208,7 @@ class Bookkeeping(pl.Callback):
 
 
 def _draw(trainer: pl.Trainer, values: dict[str, Any], step: int) -> None:
-    """Points of TensorBoard's curves; of a list one for each class."""
+    """Add points to TensorBoard's curves; a list has one for each class."""
     points: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, list):

@@ -1,11 +1,11 @@
-"""Networks and states on disk, written whole beside and renamed.
+"""Networks and states on disk, each written to a temporary file and then renamed.
 
     checkpoint.pt                             the newest network          for DeepEthogram and deg
     lightning_checkpoints/epoch=E-step=S.ckpt   the best one so far        (keys as DeepEthogram 0.5.0 has them)
     lightning_checkpoints/last.ckpt           the newest again
-    units/0000N/state/step-S.ckpt             all that going on needs: network, optimizer, course, counters
+    units/0000N/state/step-S.ckpt             all that resuming needs: network, optimizer, course, counters
 
-Everything in them is tensors and plain values, so that they are read without running code from them.
+They hold only tensors and plain values, so that they can be read without running code from them.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from deg.runs.networks import CHECKPOINTS
 log = logging.getLogger(__name__)
 
 KEPT_STATES = 2
-"""The newest, and the one before it in case the newest turns out to be damaged."""
+"""States that are kept: the newest, and the one before it in case the newest turns out to be damaged."""
 
 
 def save(content: Mapping[str, Any], path: Path) -> None:
-    """Write a file of torch. RunError if the disk refuses; what stood there before stays."""
+    """Write a file with torch. Raises RunError if the disk refuses; a former file of this name then stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         remove_parts(path)
@@ -47,8 +47,8 @@ def save(content: Mapping[str, Any], path: Path) -> None:
         if isinstance(error, RuntimeError) and not _has_room(path.parent):
             reason = os.strerror(errno.ENOSPC)
         raise RunError(
-            f"{show_path(path)}: expected to write a checkpoint, but the disk refused: {reason}. What was written "
-            "before is still there. Make room, then run the same command again: it goes on from the last state."
+            f"{show_path(path)}: expected to write a checkpoint, but the disk refused: {reason}. Files "
+            "written before are intact. Make room, then run the same command again: it resumes from the last state."
         ) from error
 
 
@@ -58,14 +58,14 @@ def _has_room(folder: Path) -> bool:
 
 
 def save_newest(folder: Path, state: Mapping[str, Tensor], *, epoch: int, step: int, about: Mapping[str, Any]) -> None:
-    """The network after an epoch, in both forms; `about` is what one must know to use it."""
+    """Save the network after an epoch, in both forms. `about` is what one must know to use it."""
     plain = {"epoch": epoch, "state_dict": dict(state), "optimizer": None, "hyperparameters": None, "deg": dict(about)}
     save(plain, folder / "checkpoint.pt")
     save(_lightning(state, epoch, step, about), folder / CHECKPOINTS / "last.ckpt")
 
 
 def save_best(folder: Path, state: Mapping[str, Tensor], *, epoch: int, step: int, about: Mapping[str, Any]) -> Path:
-    """The network after the best epoch so far; the former best goes once this one is there."""
+    """Save the network after the best epoch so far, then delete the former best."""
     checkpoints = folder / CHECKPOINTS
     path = checkpoints / f"epoch={epoch}-step={step}.ckpt"
     save(_lightning(state, epoch, step, about), path)
@@ -87,7 +87,7 @@ def _lightning(state: Mapping[str, Tensor], epoch: int, step: int, about: Mappin
     }
 
 
-# ---------------------------------------------------------------------------------------------------- going on
+# ---------------------------------------------------------------------------------------------------- states
 
 
 def state_path(folder: Path, batches: int) -> Path:
@@ -95,7 +95,7 @@ def state_path(folder: Path, batches: int) -> Path:
 
 
 def newest_state(folder: Path) -> Path | None:
-    """The newest state in a folder that can be read; None if there is none. Damaged ones are told in the log."""
+    """Return the newest state in a folder that can be read; None if there is none. The log names damaged ones."""
     for path in sorted(folder.glob("step-*.ckpt"), reverse=True):
         try:
             with zipfile.ZipFile(path) as archive:  # torch itself does not compare the checksums
@@ -105,18 +105,18 @@ def newest_state(folder: Path) -> Path | None:
             reason: Any = f"{damaged} is damaged" if damaged else "it is not a state of deg"
         except (OSError, zipfile.BadZipFile, *UNREADABLE) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        log.warning("%s: passed over, for it cannot be read (%s)", show_path(path), reason)
+        log.warning("%s: skipped, because it cannot be read (%s)", show_path(path), reason)
     return None
 
 
 def forget_older_states(folder: Path) -> None:
-    """Keep the newest states only."""
+    """Delete all but the newest states."""
     for path in sorted(folder.glob("step-*.ckpt"), reverse=True)[KEPT_STATES:]:
         path.unlink(missing_ok=True)
 
 
 class AtomicCheckpoints(CheckpointIO):
-    """How Lightning's Trainer writes and reads states."""
+    """The plugin by which Lightning's Trainer writes and reads states."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         save(checkpoint, Path(path))

@@ -37,7 +37,7 @@ LOADER_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Draw(int):
-    """The index of a sample, which also knows where in the endless stream of training it was drawn."""
+    """The index of a sample, with its position in the endless stream of draws in training."""
 
     position: int
 
@@ -51,7 +51,7 @@ class Draw(int):
 
 
 def frame_transform(augs: Augs) -> FrameTransform:
-    """What is done to each frame, by the options."""
+    """Return what the options do to each frame."""
     return FrameTransform(augs.crop_size, augs.resize, augs.pad)
 
 
@@ -63,8 +63,10 @@ class ClipData(Dataset):
     """
 
     def __init__(self, plan: TrainingPlan, part: str, config: Config, cache: FrameCache | None):
-        """`cache` must have been filled for these videos. RunError if labels changed since the plan was made,
-        LabelError if they do not fit, ConfigError if recordings have frames of different sizes.
+        """Open the recordings of a part. `cache` must have been filled for their videos.
+
+        Raises RunError if labels have changed since the plan was made, LabelError if they do not fit, ConfigError if
+        recordings have frames of different sizes.
         """
         keys, augs = plan.parts[part], config.augs
         self._keys, self._seed = tuple(keys), config.train.seed
@@ -73,7 +75,7 @@ class ClipData(Dataset):
         self._crops = augs.crop_size is not None
         self._starts = np.cumsum([0, *(video.num_frames for video in videos.values())])
         self.labels_NK: np.ndarray | None = None
-        """int8 (N, K) of 1, 0, and -1 where nobody has looked; None for a flow generator."""
+        """Labels, int8 (N, K): 1, 0, or -1 where nobody has looked. None for a flow generator."""
         if plan.labels:
             self.labels_NK = np.concatenate([planned_labels(plan, key, config) for key in keys])
 
@@ -99,7 +101,7 @@ class ClipData(Dataset):
         return items
 
     def describe(self, sample: int) -> str:
-        """For messages: which frame of which recording."""
+        """Name the recording and the frame of a sample, for messages."""
         key, frame = self._place(sample)
         return f"recording {show_path(key)}, frame {frame}"
 
@@ -111,7 +113,7 @@ class ClipData(Dataset):
 
 
 class _Together(list[Item]):
-    """Items whose clips lie one after the other in memory: they are a batch already."""
+    """Items whose clips lie one after the other in memory: they already form a batch."""
 
     def __init__(self, clips_BTHWC: Tensor):
         super().__init__()
@@ -119,7 +121,7 @@ class _Together(list[Item]):
 
 
 def _new_batch(shape: tuple[int, ...]) -> Tensor:
-    """An empty uint8 tensor; in a loader process in memory that is shared, so that it is not copied on its way."""
+    """Return an empty uint8 tensor, in a loader process in shared memory so that it is not copied on its way."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
     # as torch's own collate does
@@ -127,7 +129,7 @@ def _new_batch(shape: tuple[int, ...]) -> Tensor:
 
 
 def _collate(items: list[Item]) -> Item:
-    """As torch does by default, but clips are not copied again, which took most of the time of reading."""
+    """Collate as torch does by default, without copying clips again, which took most of the time of reading."""
     if not isinstance(items, _Together):
         return default_collate(items)
     others = [{name: value for name, value in item.items() if name != "clips"} for item in items]
@@ -137,8 +139,8 @@ def _collate(items: list[Item]) -> Item:
 class TrainBatches(Sampler[list[Draw]]):
     """One epoch of one rank: its share of each batch, from where training stands to the end of the epoch.
 
-    Batch n of the training is [n * B, (n + 1) * B) of an endless stream of draws, always full. So R ranks draw what one
-    would, and a training that goes on draws what it would have drawn.
+    Batch n of the training is [n * B, (n + 1) * B) of an endless stream of draws, and always full. Therefore R ranks
+    draw what one rank would, and a resumed training draws what it would have drawn without the interruption.
     """
 
     def __init__(
@@ -153,9 +155,10 @@ class TrainBatches(Sampler[list[Draw]]):
         rank: int = 0,
         ranks: int = 1,
     ):
-        """`size` samples; `batch_size` of all ranks together; `first()`: batches done so far; `steps`: batches of an
-        epoch, None: as many as it takes to see every sample; `weights_N`: how often each sample is drawn, compared to
-        others.
+        """Draw from `size` samples, `batch_size` at a time on all ranks together.
+
+        `first()` returns the number of batches done so far. `steps` is the number of batches of an epoch; None means as
+        many as it takes to see every sample. `weights_N` says how often each sample is drawn, compared to others.
         """
         if not 1 <= ranks <= batch_size or size < 1:
             raise ValueError(
@@ -182,7 +185,10 @@ class PartBatches(Sampler[list[int]]):
     """Validation or test on one rank: its share of all samples in fixed order, without duplicates."""
 
     def __init__(self, size: int, batch_size: int, *, most: int | None = None, rank: int = 0, ranks: int = 1):
-        """`batch_size` of all ranks together. `most` batches: of samples evenly spaced over all, always the same."""
+        """Share out `size` samples, `batch_size` at a time on all ranks together.
+
+        `most` limits the number of batches: their samples are evenly spaced over all, and always the same.
+        """
         samples = np.arange(size) if most is None else spaced(size, most * batch_size)
         mine = share(len(samples), rank, ranks)
         self._samples = samples[mine.start : mine.stop].tolist()
@@ -197,9 +203,9 @@ class PartBatches(Sampler[list[int]]):
 
 
 def make_loader(data: Dataset, batches: Sampler[list[Any]], *, num_workers: int, pin: bool) -> DataLoader:
-    """Loads batches in `num_workers` processes, not more than there are cores, that live as long as the loader.
+    """Make a loader with `num_workers` processes, at most one per core, that live as long as the loader.
 
-    0 loads in this process. `pin`: into memory that a GPU reads from directly.
+    With 0, it loads in this process. `pin` puts batches into memory from which a GPU reads directly.
     """
     workers = min(num_workers, available_cores())
     return DataLoader(
@@ -214,17 +220,17 @@ def make_loader(data: Dataset, batches: Sampler[list[Any]], *, num_workers: int,
 
 
 def _begin_worker(worker: int) -> None:
-    """In each loader process."""
+    """Prepare a loader process."""
     signal.pthread_sigmask(signal.SIG_BLOCK, LOADER_SIGNALS)
     threading.Thread(target=_heed_rank, args=(os.getppid(),), daemon=True).start()
     cv2.setNumThreads(0)  # threads of the parent's pool do not exist after a fork, and there is one process per core
 
 
 def _heed_rank(rank: int) -> None:
-    """Take the signals that a scheduler sends to every process of a job, and leave to the rank what is to be done.
+    """Absorb the signals that a scheduler sends to every process of a job: the rank decides what to do about them.
 
-    The rank itself ends its loaders by SIGTERM: were that ignored as well, a rank that fails would wait for them for
-    ever. A rank that was killed is noticed by torch.
+    The rank itself ends its loaders with SIGTERM: if that were ignored as well, a failing rank would wait for them for
+    ever. Torch notices a rank that was killed.
     """
     while True:
         came = signal.sigwaitinfo(LOADER_SIGNALS)

@@ -25,6 +25,7 @@ from deg.work import StopFlag, Teller, available_cores
 
 GIGABYTE = 10**9
 TELL_EVERY = 1.0
+"""Seconds between two events."""
 
 
 class Part(Protocol):
@@ -32,14 +33,14 @@ class Part(Protocol):
 
     @property
     def labels_NK(self) -> np.ndarray | None:
-        """Labels (N, K) of all its frames, each once; None where nothing is learned from labels."""
+        """Labels (N, K) of all its frames, each once; None if nothing is learned from labels."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
     def describe(self, sample: int) -> str:
-        """Where a sample is from, for messages."""
+        """Say where a sample is from, for messages."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,16 @@ class PhaseData:
         return getattr(self.train, "num_features", None)
 
     def batches_per_epoch(self, batch_size: int) -> int:
-        """Passes through the network in an epoch, all ranks together `batch_size` samples: whole steps of them."""
+        """Return how many passes of `batch_size` samples, all ranks together, an epoch has: always whole steps."""
         accumulate, most = self.config.train.accumulate, self.config.train.steps_per_epoch.train
         steps = -(-len(self.train) // (batch_size * accumulate))
         return (steps if most is None else min(steps, most)) * accumulate
 
     def train_loader(self, batch_size: int, first: Callable[[], int], *, alone: bool = False) -> DataLoader:
-        """From batch `first()` of the training to the end of its epoch; `alone`: as if there were no other ranks."""
+        """Load from batch `first()` of the training to the end of its epoch.
+
+        With `alone`, it loads as if there were no other ranks.
+        """
         train = self.config.train
         exponent, labels_NK = train.oversampling_exp, self.train.labels_NK
         oversamples = exponent >= 1e-4 and labels_NK is not None and self.num_features is None
@@ -82,7 +86,7 @@ class PhaseData:
         return self._loader(self.train, batches)
 
     def loader(self, part: str, batch_size: int) -> DataLoader:
-        """All of `val` or `test`, or evenly spaced samples of it, in fixed order."""
+        """Load all of `val` or `test`, or evenly spaced samples of it, in fixed order."""
         most = getattr(self.config.train.steps_per_epoch, part)
         batches = PartBatches(
             len(self.parts[part]), batch_size, most=most, rank=self.ranks.rank, ranks=self.ranks.count
@@ -106,7 +110,7 @@ def open_data(
     tell: Teller,
     note: Callable[[str], None],
 ) -> Iterator[PhaseData]:
-    """The data of a plan. Frames that are not cached yet are decoded first, by all ranks together."""
+    """Open the data of a plan. All ranks together first decode the frames that are not cached yet."""
     parts = [part for part in ("train", "val", "test") if plan.parts.get(part)]
     if plan.stage == "sequence":
         yield PhaseData(config, ranks, {part: SequenceData(plan, part, config) for part in parts})
@@ -130,7 +134,7 @@ def open_data(
 
 
 def cache_folder(planned: str) -> Path:
-    """The folder of the frame cache on this node. All ranks of a node fill and share it."""
+    """Return the folder of the frame cache on this node. All ranks of a node fill and share it."""
     if planned != SCRATCH:
         return Path(planned)
     if (of_job := os.environ.get("DEG_SCRATCH")) is not None:
@@ -140,7 +144,7 @@ def cache_folder(planned: str) -> Path:
 
 
 class _CacheProgress:
-    """Tells, at most once a second, how many frames are there."""
+    """A callback that reports, at most once a second, how many frames are cached."""
 
     def __init__(self, tell: Teller, total: int):
         self._tell, self._total, self._told = tell, total, 0.0

@@ -1,7 +1,7 @@
-"""Trains one phase of a plan, as one of its ranks: builds what Lightning's Trainer needs, and lets it go on or begin.
+"""Train one phase of a plan, as one of its ranks: build what Lightning's Trainer needs, then start or resume it.
 
-Every rank calls `train_phase`; the first one alone writes. Killed at any moment, the next call goes on from the newest
-state; called for a phase that is done, it does nothing.
+Every rank calls `train_phase`; only the first one writes. After a kill at any moment, the next call resumes from the
+newest state. For a phase that is done, the call does nothing.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from datetime import timedelta
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +19,21 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment
-from pytorch_lightning.strategies import DDPStrategy
 
 from deg.data.atomic import write_atomically
 from deg.data.metrics_file import MetricsFile
 from deg.errors import ConfigError, RunError, show_path
 from deg.models.device import keep_freed_memory, prepare_torch
-from deg.models.precision import resolve_precision
 from deg.models.weights import load_weights
-from deg.options import schema
-from deg.options.load import as_dict, restore
+from deg.options.load import as_dict
 from deg.runs.networks import METRICS_FILES, require_planned, weight_files
 from deg.runs.plans import TrainingPlan
 from deg.runs.rundir import RunDir
-from deg.runs.state import TrainingRun
 from deg.train.auto import Chosen, choose
-from deg.train.batchnorm import synchronise
-from deg.train.build import build_task
-from deg.train.callbacks import Bookkeeping, Folders
-from deg.train.checkpoint import AtomicCheckpoints, newest_state
+from deg.train.callbacks import Bookkeeping
+from deg.train.checkpoint import newest_state
 from deg.train.data import PhaseData, open_data
+from deg.train.phase import Phase, choose_device
 from deg.train.ranks import Ranks
 from deg.train.tasks import ClipTask, Task
 from deg.types import Unit
@@ -49,22 +42,19 @@ from deg.work import StopFlag, Teller
 
 log = logging.getLogger(__name__)
 
-LIGHTNING_PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-PEER_MINUTES = 30
-"""How long a rank waits for the others in one operation; the launcher ends them sooner when one of them dies."""
 WORTH_COMPILING = 5000
-"""Steps of a training from which compiling for minutes on a GPU pays."""
+"""Batches of a training above which compiling, which takes minutes, pays on a GPU."""
 
 
 def train_phase(run: RunDir, plan: TrainingPlan, unit: Unit, stop: StopFlag, tell: Teller) -> None:
     """Train the phase `plan.phases[unit.index]` to its end.
 
-    Raises Stopped when a signal came (the state is saved), and DegError for what a user can act on.
+    Raises Stopped after a signal, once the state is saved, and DegError for faults that a user can act on.
     """
     if run.phase_done_file(unit.index).exists():
         return
     ranks = Ranks.from_environment()
-    config = restore(plan.config)
+    config = plan.config
     device = choose_device(config, ranks)
     prepare_torch(config.compute.threads)
     if device.type == "cpu":
@@ -87,118 +77,13 @@ def train_phase(run: RunDir, plan: TrainingPlan, unit: Unit, stop: StopFlag, tel
 
 
 def _require_enough(data: PhaseData, ranks: Ranks) -> None:
-    """ConfigError if a rank would have nothing to judge: it would not wait for the others where they wait for it."""
+    """Raise ConfigError if a rank would get no samples: the others would wait for it for ever."""
     for part, samples in data.parts.items():
         if len(samples) < ranks.count:
             raise ConfigError(
-                f"{part}: expected at least one sample for each of {ranks.count} ranks, found {len(samples)}. Set "
-                "compute.devices (on a cluster cluster.nodes, cluster.tasks_per_node) lower, or label more."
+                f"{part}: expected at least one sample for each of {ranks.count} ranks, found {len(samples)}. Lower "
+                "compute.devices (on a cluster: cluster.nodes or cluster.tasks_per_node), or label more recordings."
             )
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One phase of a plan on one rank."""
-
-    run: RunDir
-    plan: TrainingPlan
-    config: schema.Config
-    index: int
-    ranks: Ranks
-    device: torch.device
-
-    @property
-    def name(self) -> str:
-        return self.plan.phases[self.index]
-
-    @property
-    def folders(self) -> Folders:
-        return Folders(self.results(self.index), self.run.unit_folder(self.index) / "state")
-
-    @property
-    def is_last(self) -> bool:
-        return self.index == len(self.plan.phases) - 1
-
-    def results(self, index: int) -> Path:
-        """Where a phase leaves networks and metrics: the last one where DeepEthogram looks for them."""
-        return TrainingRun(self.run, self.plan).phase_folder(index)
-
-    def choose_precision(self) -> str:
-        """What this rank would compute with. ConfigError for fp16 on a CPU."""
-        wanted = "fp16" if self.config.compute.fp16 else self.config.train.precision
-        if wanted == "auto" and self.plan.stage == "sequence":
-            return "fp32"  # a small network, that gains nothing from less
-        precision = resolve_precision(wanted, self.device)
-        if precision == "fp16" and self.device.type == "cpu":
-            raise ConfigError("train.precision=fp16 (compute.fp16=true) needs a GPU. On a CPU set bf16, fp32 or auto.")
-        return precision
-
-    def build(
-        self, data: PhaseData, batch_size: int, lr: float, note: Callable[[str], None], *, alone: bool = False
-    ) -> Task:
-        """The task with its first weights; `alone`: for a trainer without the other ranks."""
-        before = weight_files(self.results(self.index - 1)) if self.index else ()
-        if self.index and not before:
-            raise RunError(
-                f"{show_path(self.run.path)}: expected the network of phase {self.plan.phases[self.index - 1]}, found "
-                "none. Run the same command again: it begins with what is missing."
-            )
-        task = build_task(
-            self.plan,
-            self.config,
-            self.name,
-            labels_NK=data.train.labels_NK,
-            num_features=data.num_features,
-            before=before[0] if before else None,
-            batch_size=batch_size,
-            lr=lr,
-            describe=data.train.describe,
-            note=note,
-        )
-        if getattr(task.model, "stacks_frames", False):
-            task.model.to(memory_format=torch.channels_last)
-        if self.ranks.count > 1 and not alone:
-            synchronise(task.model, leave=task.model.flow_generator if isinstance(task, ClipTask) else None)
-        return task
-
-    def trainer(
-        self, callbacks: list[pl.Callback], precision: str, *, alone: bool = False, **options: Any
-    ) -> pl.Trainer:
-        """A Trainer on this rank's device, with all ranks or `alone`; nothing is printed, nothing saved by itself."""
-        train, ranks = self.config.train, self.ranks
-        together = ranks.count > 1 and not alone
-        strategy = DDPStrategy(
-            process_group_backend="nccl" if self.device.type == "cuda" else "gloo",
-            timeout=timedelta(minutes=PEER_MINUTES),
-            find_unused_parameters=self.plan.stage == "sequence",  # tgm and tgmj have some in their weight files
-            gradient_as_bucket_view=True,
-        )
-        under_slurm = together and ranks.launched_by_slurm
-        devices: Any = ranks.count // ranks.nodes if together else 1
-        if self.device.type == "cuda" and not together:
-            devices = [self.device.index]
-        return pl.Trainer(
-            accelerator="gpu" if self.device.type == "cuda" else "cpu",
-            devices=devices,
-            num_nodes=ranks.nodes if together else 1,
-            strategy=strategy if together else "auto",
-            plugins=[
-                SLURMEnvironment(auto_requeue=False) if under_slurm else LightningEnvironment(),
-                AtomicCheckpoints(),
-            ],
-            precision=LIGHTNING_PRECISIONS[precision],  # type: ignore[arg-type]
-            accumulate_grad_batches=train.accumulate,
-            gradient_clip_val=train.gradient_clip,
-            benchmark=self.device.type == "cuda",  # batches are of one size, but for the last of validation
-            num_sanity_val_steps=0,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            default_root_dir=self.run.path,
-            callbacks=callbacks,
-            **options,
-        )
 
 
 def _fit(
@@ -230,7 +115,7 @@ def _fit(
     )
     state = newest_state(folders.state)
     if state is not None:
-        note(f"Going on from {state.name}.")
+        note(f"Resuming from {state.name}.")
     tell.say("ready", device=str(phase.device), ranks=ranks.count, **asdict(chosen))
     started = time.monotonic()
     with warnings.catch_warnings():
@@ -249,7 +134,7 @@ def _fit(
 
 
 def _test(trainer: pl.Trainer, task: Task, data: PhaseData, chosen: Chosen, metrics: MetricsFile, ranks: Ranks) -> None:
-    """The best network on the test part, with the thresholds that validation chose for it; once, at the end."""
+    """Judge the best network on the test part, once, at the end, with the thresholds that validation chose for it."""
     best = weight_files(Path(metrics.path).parent)
     load_weights(task.model, best[0], strict=True)
     trainer.test(task, data.loader("test", chosen.batch_size), verbose=False)
@@ -262,7 +147,7 @@ def _test(trainer: pl.Trainer, task: Task, data: PhaseData, chosen: Chosen, metr
 
 
 def _open_metrics(folder: Path, task: Task, stage: str) -> MetricsFile:
-    """The metrics so far, or none yet; a file that cannot be read is set aside with a note, not lost."""
+    """Open the metrics so far, or new ones. A file that cannot be read is renamed with a warning, not lost."""
     path = folder / METRICS_FILES[stage == "flow_generator"]
     if path.exists():
         try:
@@ -277,7 +162,7 @@ def _open_metrics(folder: Path, task: Task, stage: str) -> MetricsFile:
 
 
 def about(phase: Phase, thresholds: np.ndarray | None) -> dict[str, Any]:
-    """What one must know to use a network, as its checkpoints tell it."""
+    """Return what one must know to use a network; its checkpoints contain it."""
     plan, config = phase.plan, phase.config
     normalization = config.augs.normalization
     return {
@@ -294,7 +179,7 @@ def about(phase: Phase, thresholds: np.ndarray | None) -> dict[str, Any]:
 
 
 def _finish(phase: Phase, metrics: MetricsFile, bookkeeping: Bookkeeping, seconds: float) -> None:
-    """Say that the phase is done; from now on there is nothing to go on from."""
+    """Record that the phase is done, and delete its states: there is nothing left to resume."""
     epoch = metrics.best_epoch()
     score = None if epoch is None else float(metrics.values("val", metrics.key_metric)[epoch])
     done = {
@@ -313,33 +198,20 @@ def _finish(phase: Phase, metrics: MetricsFile, bookkeeping: Bookkeeping, second
         state.unlink()
 
 
-def choose_device(config: schema.Config, ranks: Ranks) -> torch.device:
-    """This rank's GPU, `compute.gpu_id` where one trains alone; or the CPU. ConfigError if there are too few GPUs."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    index = ranks.local_rank if ranks.count > 1 else config.compute.gpu_id
-    if index >= torch.cuda.device_count():
-        raise ConfigError(
-            f"GPU {index} is asked for, and this process sees {torch.cuda.device_count()}. Lower compute.devices or "
-            "compute.gpu_id, or ask the scheduler for more GPUs."
-        )
-    return torch.device("cuda", index)
-
-
 def _compile(task: Task, phase: Phase, batches: int, note: Callable[[str], None]) -> None:
-    """Compile in place, so that names in checkpoints stay, where it is asked for or pays."""
+    """Compile the network if that is wanted or pays; in place, so that names in checkpoints stay the same."""
     wanted, train = phase.config.train.compile, phase.config.train
     if wanted == "auto":
         wanted = phase.device.type == "cuda" and train.num_epochs * batches >= WORTH_COMPILING
     if wanted:
-        # where the compiler fails, torch goes on without it and says so
+        # if the compiler fails, torch says so and continues without it
         torch._dynamo.config.suppress_errors = True
         task.compile_parts()
-        note("The network is compiled at its first batch: that takes a minute or more.")
+        note("The network will be compiled at its first batch, which takes a minute or more.")
 
 
 def _hush_lightning() -> None:
-    """Advice that does not apply here: loaders are chosen by measurement, and going on within an epoch is exact."""
+    """Silence advice that does not apply here: loaders are chosen by measurement, and resuming mid-epoch is exact."""
     warnings.filterwarnings("ignore", module="pytorch_lightning.*")
     warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.`.*")
     for name in ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero", "lightning_fabric"):

@@ -15,24 +15,24 @@ from deg.runs.plans import TrainingPlan
 
 
 def planned_labels(plan: TrainingPlan, key: str, config: Config) -> np.ndarray:
-    """Labels int8 (T, K) of one recording: 1, 0, or -1 where nobody has looked.
+    """Return the labels of one recording, int8 (T, K): 1, 0, or -1 where nobody has looked.
 
-    Frames without any behaviour are background; of classes that exclude each other (softmax) one stays, the same in
-    every run of the same seed. RunError if the file is not the one that was planned with, LabelError if it has not one
-    row for each frame.
+    Frames without any behaviour are background. If classes exclude each other (softmax), each frame keeps one label,
+    the same in every run with the same seed. Raises RunError if the file is not the one of the plan, LabelError if it
+    does not have one row for each frame.
     """
     path = Path(plan.labels[key]["path"])
     try:
         found = sha256(path)
     except OSError as error:
         raise RunError(
-            f"{show_path(path)}: the labels went away since the run was planned ({error.strerror}). Put them back, or "
-            "train again without this recording."
+            f"{show_path(path)}: the labels cannot be read ({error.strerror}), but the run was planned with them. Put "
+            "them back, or train again without this recording."
         ) from error
     if found != plan.labels[key]["sha256"]:
         raise RunError(
-            f"{show_path(path)}: the labels have changed since the run was planned: going on would mix two versions. "
-            "Train again; it begins anew with the labels as they are now."
+            f"{show_path(path)}: the labels have changed since the run was planned: resuming would mix two versions. "
+            "Train again: a new run starts with the labels as they are now."
         )
     labels_TK = repair(read_labels(path, plan.class_names, plan.videos[key].num_frames))
     if config.feature_extractor.final_activation == "softmax":

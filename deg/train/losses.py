@@ -1,7 +1,7 @@
 """The losses: classification, optical flow without labels, regularisation. Numbers are those of DeepEthogram 0.5.0.
 
 All are computed in float32, also under autocast: their clamps and squared differences do not survive half precision.
-Names of arrays as in deg.types; N counts single images, B x 10 for clips of 11 frames.
+Arrays are named as in deg.types; N counts single images, B x 10 for clips of 11 frames.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 
 def class_weights(positives_K: Tensor, negatives_K: Tensor, exponent: float) -> Tensor:
-    """Weight of the positives of each class: (negatives / positives) ** exponent, float32 [K].
+    """Return the weight of the positives of each class: (negatives / positives) ** exponent, float32 [K].
 
-    The counts are frames of the training split. A class that is always there gets 1, one that never is gets 0.
+    The counts are frames of the training split. A class that is always present gets 1, one that never is gets 0.
     """
     positives, negatives = positives_K.double(), negatives_K.double()
     ratio = torch.where(positives > 0, negatives / positives, 0.0)
@@ -28,7 +28,7 @@ def class_weights(positives_K: Tensor, negatives_K: Tensor, exponent: float) -> 
 
 
 def softmax_class_weights(positives_K: Tensor, exponent: float) -> Tensor:
-    """Weight of each class for `CrossEntropy`: (1 / positives, normalised to sum 1) ** exponent, float32 [K]."""
+    """Return the weight of each class for `CrossEntropy`: (1 / positives, of sum 1) ** exponent, float32 [K]."""
     positives = positives_K.double()
     rarity = torch.where(positives > 0, 1 / positives, 0.0)
     return (rarity / rarity.sum()).pow(exponent).float()
@@ -37,20 +37,20 @@ def softmax_class_weights(positives_K: Tensor, exponent: float) -> Tensor:
 class FocalBCE(nn.Module):
     """Binary cross-entropy on smoothed labels, each cell weighted by how wrong it is, to the power gamma.
 
-    Summed over classes (and time), mean over the batch. The gradient flows through the weighting too.
+    It is summed over classes (and time) and averaged over the batch. The gradient flows through the weighting too.
     """
 
     pos_weight_K: Tensor | None
 
     def __init__(self, pos_weight_K: Tensor | None = None, *, gamma: float = 1.0, label_smoothing: float = 0.05):
-        """`label_smoothing` 0.05 makes the targets 0.05 and 0.95."""
+        """Set up the loss. A `label_smoothing` of 0.05 makes the targets 0.05 and 0.95."""
         super().__init__()
         self.gamma, self.label_smoothing = gamma, label_smoothing
-        # Not persistent: a checkpoint holds the network, and the counts are in the training split.
+        # Not persistent: a checkpoint holds the network, and the weights follow from the training split.
         self.register_buffer("pos_weight_K", pos_weight_K, persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Logits and labels (1, 0, or -1: ignored) are [B, K] or [B, K, T]; the loss is a scalar."""
+        """Return the loss, a scalar. Logits and labels (1, 0, or -1: ignored) are [B, K] or [B, K, T]."""
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits.float()
             per_class = (-1, *(1,) * (logits.ndim - 2))
@@ -66,17 +66,20 @@ class FocalBCE(nn.Module):
 
 
 class CrossEntropy(nn.Module):
-    """Cross-entropy of classes that exclude each other; summed over time, mean over the batch."""
+    """Cross-entropy of classes that exclude each other, summed over time and averaged over the batch."""
 
     weight_K: Tensor | None
 
     def __init__(self, weight_K: Tensor | None = None):
-        """The original never weights the classes."""
+        """Set up the loss, with a weight for each class or none. DeepEthogram never weights the classes."""
         super().__init__()
         self.register_buffer("weight_K", weight_K, persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Logits [B, K] or [B, K, T], labels [B] or [B, T] with the index of the class, or -1: ignored."""
+        """Return the loss, a scalar.
+
+        Logits are [B, K] or [B, K, T]; labels are [B] or [B, T], the index of the class, or -1: ignored.
+        """
         losses = F.cross_entropy(logits.float(), labels, weight=self.weight_K, ignore_index=-1, reduction="none")
         return losses.sum() / len(logits)
 
@@ -87,7 +90,7 @@ SMOOTHNESS_OF_LEVELS = (0.01, 0.02, 0.04)
 
 
 def reconstruct(images_NCHW: Tensor, flow_N2HW: Tensor) -> Tensor:
-    """Images looked up where flow (dx, dy in pixels of this size) points; beyond the border its pixels are repeated.
+    """Return the images looked up where flow (dx, dy in pixels) points; beyond the border, its pixels are repeated.
 
     The grid spans the outer edges of the corner pixels, but flow is scaled as if it spanned their centres: a flow of 1
     moves by w / (w - 1) pixels. Trained flow generators depend on it.
@@ -101,7 +104,7 @@ def reconstruct(images_NCHW: Tensor, flow_N2HW: Tensor) -> Tensor:
 
 
 def structural_similarity(target_NCHW: Tensor, estimate_NCHW: Tensor) -> Tensor:
-    """SSIM of each pixel and channel of images in [0, 1]: Gaussian window 11 x 11, sigma 1.5, zeros outside."""
+    """Return the SSIM of each pixel and channel in [0, 1]: Gaussian window 11 x 11, sigma 1.5, zeros outside."""
     # The target needs no gradient, so its moments are not part of the graph.
     mean_t, square_t = _blur(target_NCHW, target_NCHW**2)
     mean_e, square_e, product = _blur(estimate_NCHW, estimate_NCHW**2, target_NCHW * estimate_NCHW)
@@ -113,7 +116,7 @@ def structural_similarity(target_NCHW: Tensor, estimate_NCHW: Tensor) -> Tensor:
 
 
 def _blur(*maps: Tensor) -> tuple[Tensor, ...]:
-    """Each map blurred by the window of SSIM, all in one pair of convolutions along the axes."""
+    """Blur each map with the window of SSIM, all in one pair of convolutions along the axes."""
     offsets = torch.arange(-5, 6, device=maps[0].device, dtype=maps[0].dtype)
     window = torch.exp(-(offsets**2) / (2 * 1.5**2))
     window = window / window.sum()
@@ -124,12 +127,12 @@ def _blur(*maps: Tensor) -> tuple[Tensor, ...]:
 
 
 def charbonnier(difference: Tensor) -> Tensor:
-    """A smooth absolute value, (d^2 + 1e-8)^0.4: large errors, such as occlusions, weigh less than in proportion."""
+    """Return a smooth absolute value, (d^2 + 1e-8)^0.4, in which large errors, such as occlusions, weigh less."""
     return (difference**2 + 1e-8).pow(0.4)
 
 
 def roughness(flow_N2HW: Tensor) -> Tensor:
-    """How fast the flow changes from each pixel to the next, right and below; at the last column and row not at all."""
+    """Return how fast the flow changes from each pixel to the next, right and below; beyond the edge it is constant."""
     gx = F.pad(flow_N2HW[..., :, 1:] - flow_N2HW[..., :, :-1], (0, 1, 0, 0))
     gy = F.pad(flow_N2HW[..., 1:, :] - flow_N2HW[..., :-1, :], (0, 0, 0, 1))
     return (gx**2 + 1e-14).pow(0.3) + (gy**2 + 1e-14).pow(0.3)
@@ -144,7 +147,7 @@ class FlowTerms:
     l1: Tensor
     smoothness: Tensor
     sparsity: Tensor
-    """Zeros where sparsity is off."""
+    """Zeros if sparsity is off."""
 
     @property
     def total(self) -> Tensor:
@@ -153,16 +156,16 @@ class FlowTerms:
 
 
 class MotionNetLoss(nn.Module):
-    """How badly the flow explains each frame by the next one, on three levels of size; needs no labels."""
+    """A loss without labels: how badly the flow explains each frame by the next one, at three sizes."""
 
     def __init__(self, *, smooth_weight_multiplier: float = 1.0, sparsity_weight: float = 0.0):
-        """`sparsity_weight` 0 is sparsity off (`flow_generator.flow_sparsity=false`)."""
+        """Set up the loss. A `sparsity_weight` of 0 turns sparsity off (`flow_generator.flow_sparsity=false`)."""
         super().__init__()
         self.smooth_weights = [smooth_weight_multiplier * weight for weight in SMOOTHNESS_OF_LEVELS]
         self.sparsity_weight = sparsity_weight
 
     def forward(self, clips_BCTHW: Tensor, flows: Sequence[Tensor]) -> FlowTerms:
-        """`clips_BCTHW` are frames in [0, 1], before normalisation; `flows` finest first.
+        """Return the parts of the loss. `clips_BCTHW` are frames in [0, 1], before normalisation; `flows` finest first.
 
         A flow is [B, 2(T-1), h, w] with (dx, dy) of each pair in turn, or [B, 2, T-1, h, w] as 3D networks give it.
         """
@@ -199,7 +202,7 @@ class MotionNetLoss(nn.Module):
 
 
 def regularized_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The trainable weights of convolutions, linear layers and attention, by name; no biases, no normalisation."""
+    """Return the trainable weights of convolutions, linear layers and attention, by name; no biases, no norms."""
     return {
         name: parameter
         for name, parameter in model.named_parameters()
@@ -210,7 +213,7 @@ def regularized_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 class _SumOfSquares(torch.autograd.Function):
-    """Over all elements of all tensors, in one fused operation forward and one backward.
+    """The sum of squares over all elements of all tensors, in one fused operation forward and one backward.
 
     Accumulated in float64: over a hundred million weights, float32 norms are wrong in the fourth digit on a CPU.
     """
@@ -227,7 +230,7 @@ class _SumOfSquares(torch.autograd.Function):
 
 
 def half_sum_of_squares(tensors: Iterable[Tensor]) -> Tensor | float:
-    """Half the sum of squares over all elements of all tensors; 0.0 where there are none."""
+    """Return half the sum of squares over all elements of all tensors; 0.0 if there are none."""
     tensors = tuple(tensors)
     return _SumOfSquares.apply(*tensors) / 2 if tensors else 0.0
 
@@ -235,7 +238,7 @@ def half_sum_of_squares(tensors: Iterable[Tensor]) -> Tensor | float:
 class L2:
     """alpha / 2 times the sum of squares of the regularised weights: part of the loss, not weight decay.
 
-    The weights are those that are trainable now; freeze what is to be frozen first.
+    The weights are those that are trainable now: freeze first what is to be frozen.
     """
 
     def __init__(self, model: nn.Module, *, alpha: float):
@@ -247,14 +250,14 @@ class L2:
 
 
 class L2SP:
-    """Pulls weights towards those of a pretrained network (alpha) and weights that have none there towards 0 (beta).
+    """A pull of weights towards those of a pretrained network (alpha), or towards 0 if it does not have them (beta).
 
-    Not a module, so that no checkpoint holds the pretrained weights a second time. They are copied to where each
-    parameter lies: move the model to its device first.
+    It is not a module, so that no checkpoint holds the pretrained weights a second time. They are copied to the device
+    of each parameter: move the model there first.
     """
 
     def __init__(self, model: nn.Module, pretrained: Mapping[str, Tensor], *, alpha: float, beta: float):
-        """`pretrained` is a state dict, used where a regularised weight has its name and shape. Empty: L2 with beta."""
+        """Take from `pretrained`, a state dict, what fits by name and shape. If it is empty, this is L2 with beta."""
         self.alpha, self.beta = alpha, beta
         self.pulled: list[Tensor] = []
         self.starting_points: list[Tensor] = []
@@ -280,7 +283,7 @@ class Classification(nn.Module):
         self.loss, self.num_classes = loss, num_classes
 
     def forward(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Both [B, K] or [B, K, T]; the loss is a scalar, the probabilities have the shape of the logits."""
+        """Return the loss, a scalar, and the probabilities, [B, K] or [B, K, T] like logits and labels."""
         if isinstance(self.loss, FocalBCE):
             return self.loss(logits, labels), torch.sigmoid(logits.float())
         known, index = (labels == 1).max(dim=1)

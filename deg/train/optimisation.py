@@ -1,4 +1,4 @@
-"""How the learning rate falls and when training ends; once per epoch, by the score of validation."""
+"""How the learning rate falls and when training ends, decided once per epoch by the score of validation."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from deg.options.schema import Train
 
 COSINE_PERIOD, COSINE_DECAY, COSINE_FLOOR = 25, 0.5, 1e-7
-"""Epochs of a wave, height of each wave relative to the one before, lowest learning rate."""
+"""Epochs of a wave, height of each wave relative to the one before, and lowest learning rate."""
 
 
 def cosine(epoch: int, lr: float) -> float:
-    """The learning rate of an epoch, from 0: waves of 25 epochs that fall from a crest to the floor, each half as high.
+    """Return the learning rate of an epoch, counted from 0.
 
+    It falls in waves of 25 epochs from a crest to the floor; each crest is half as high as the one before. Source:
     Loshchilov, Hutter, "SGDR: stochastic gradient descent with warm restarts", ICLR 2017.
     """
     wave, place = divmod(epoch, COSINE_PERIOD)
@@ -26,18 +27,18 @@ def cosine(epoch: int, lr: float) -> float:
 
 
 def multistep(epoch: int, lr: float, milestones: Sequence[int], factor: float) -> float:
-    """The learning rate of an epoch, from 0: multiplied by `factor` at each milestone."""
+    """Return the learning rate of an epoch, counted from 0: multiplied by `factor` at each milestone."""
     return lr * factor ** sum(epoch >= milestone for milestone in milestones)
 
 
 class Course:
-    """The learning rate of each epoch, the best score so far, and whether to go on."""
+    """The learning rate of each epoch, the best score so far, and whether to stop."""
 
     def __init__(self, options: Train, optimizer: Optimizer, mode: Literal["min", "max"]):
         self._options, self._optimizer, self._mode = options, optimizer, mode
         self.best: float | None = None
         self.worse_epochs = 0
-        """Epochs in a row that scored worse than the best; a tie is none of them."""
+        """Number of epochs in a row that scored worse than the best; a tie resets it."""
         self.epochs_done = 0
         self._start = self.lr
         self._plateau = ReduceLROnPlateau(
@@ -49,7 +50,7 @@ class Course:
         return self._optimizer.param_groups[0]["lr"]
 
     def judge(self, score: float) -> bool:
-        """Take note of an epoch's score; whether it is the best so far. One that is no number is worse than any."""
+        """Record an epoch's score and return whether it is the best so far. NaN is worse than any number."""
         if math.isnan(score):
             score = self._worst
         if self.best is None or (score < self.best if self._mode == "min" else score > self.best):
@@ -59,7 +60,7 @@ class Course:
         return False
 
     def reason_to_stop(self, epochs_done: int) -> str | None:
-        """Why training ends after so many epochs, if it does; before the learning rate of the next is set."""
+        """Return why training ends after this many epochs, or None. Call it before `next_epoch`."""
         options = self._options
         falls_for_good = options.scheduler != "cosine"
         if epochs_done >= options.num_epochs:
@@ -81,7 +82,7 @@ class Course:
         self.epochs_done += 1
         options = self._options
         if options.scheduler == "plateau":
-            # a score that is no number would leave the schedule where it is, for ever
+            # a NaN would leave the schedule where it is, for ever
             self._plateau.step(score if not math.isnan(score) else self._worst)
         elif options.scheduler == "multistep":
             self._set(multistep(self.epochs_done, self._start, options.milestones, options.reduction_factor))
@@ -97,7 +98,7 @@ class Course:
         return math.inf if self._mode == "min" else -math.inf
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint, beside the optimizer's own state."""
+        """Return what a checkpoint must hold beside the optimizer's own state."""
         plateau = {"best": self._plateau.best, "num_bad_epochs": self._plateau.num_bad_epochs}
         return {
             "best": self.best,

@@ -13,18 +13,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `count` that do the same unit."""
+    """This process among the `count` that work on the same unit."""
 
     rank: int
     count: int
     local_rank: int
-    """Among those on this host; also the index of its GPU."""
+    """Rank among those on this host; also the index of its GPU."""
     nodes: int
     launched_by_slurm: bool = False
 
     @classmethod
     def from_environment(cls) -> Ranks:
-        """As the launcher set it (torchrun's names) or as Slurm's srun did; a process alone without either."""
+        """Read what the launcher (torchrun's names) or Slurm's srun has set; without either, this process is alone."""
         given = os.environ
         if "RANK" in given:
             rank, count, local = int(given["RANK"]), int(given["WORLD_SIZE"]), int(given["LOCAL_RANK"])
@@ -35,7 +35,7 @@ class Ranks:
         return cls(0, 1, 0, 1)
 
     def share_of(self, cores: int) -> int:
-        """This rank's part of the cores of its host."""
+        """Return this rank's part of the cores of its host."""
         return max(cores * self.nodes // self.count, 1)
 
     @property
@@ -44,7 +44,7 @@ class Ranks:
 
 
 def summed(values: np.ndarray, device: torch.device) -> np.ndarray:
-    """The sum over all ranks, exact for integers; the values themselves where there is one rank."""
+    """Return the sum over all ranks, exact for integers; with one rank, the values themselves."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return values
     tensor = torch.from_numpy(np.ascontiguousarray(values)).to(device)
@@ -53,7 +53,7 @@ def summed(values: np.ndarray, device: torch.device) -> np.ndarray:
 
 
 def any_of(flags: list[bool], device: torch.device) -> list[bool]:
-    """Each flag, whether it is set on any rank."""
+    """Return, for each flag, whether it is set on any rank."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return flags
     tensor = torch.tensor(flags, dtype=torch.int32, device=device)
@@ -62,7 +62,7 @@ def any_of(flags: list[bool], device: torch.device) -> list[bool]:
 
 
 def gathered(rows: Tensor) -> Tensor:
-    """The rows of all ranks, one rank's after the other's, on the CPU."""
+    """Return the rows of all ranks, rank by rank, on the CPU."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return rows.cpu()
     parts: list[np.ndarray | None] = [None] * dist.get_world_size()

@@ -1,16 +1,18 @@
 """What sequence networks learn from: stretches of the features of labelled recordings.
 
-A recording is cut into stretches of L = `sequence.sequence_length` frames; the last is filled up with zeros, which have
-no labels. With `sequence.nonoverlapping=false` training takes a stretch around each frame instead:
+A recording is cut into stretches of L = `sequence.sequence_length` frames. The last is filled up with zeros, which have
+no labels:
 
     frames  0 ........ 179 | 180 ...... 359 | 360 .. 411 0 0 0 |
 
-The mlp has one label for each window of L frames, that of the frame in its middle, in training and validation alike.
-The tcn gets, on both sides of each stretch, the frames that its labels depend on: they have no labels here, for they
-have them in their own stretches. It learns, and is judged, from just what it sees at inference, where a video is not
-cut at all. What lies outside the video is marked in `valid`. Networks know nothing of recordings other than this.
+With `sequence.nonoverlapping=false`, training takes a stretch around each frame instead.
 
-Letters in the names of arrays: as in deg.types; L counts frames of a stretch.
+The mlp has one label for each window of L frames, that of the frame in its middle, in training and validation alike.
+The tcn also gets the frames on both sides of each stretch that its output depends on. They have no labels here, because
+they have them in their own stretches. Thus it learns and is judged from exactly what it sees at inference, where a
+video is not cut at all. `valid` marks what lies outside the video; networks know nothing else about recordings.
+
+Arrays are named as in deg.types; L counts the frames of a stretch.
 """
 
 from __future__ import annotations
@@ -34,9 +36,9 @@ from deg.train.labels import planned_labels
 from deg.types import NUM_FEATURES, Span
 
 IN_MEMORY_BYTES = 4 << 30
-"""Features of a part are kept in memory up to this size: a million frames, nine hours. Larger ones stay on the disk."""
+"""Features of a part are kept in memory up to this size (a million frames, nine hours); larger ones stay on disk."""
 MOST_CONTEXT = tcn.reach(10)
-"""Frames at most on each side of a stretch: all that 10 layers see. A deeper tcn sees more at inference."""
+"""Most frames on each side of a stretch: all that 10 layers see. A deeper tcn sees more at inference."""
 
 Item = dict[str, Any]
 
@@ -53,13 +55,15 @@ class SequenceData(Dataset):
     """One part (train, val or test) of a plan, as stretches that follow each other in the order of the plan.
 
     An item is {"features": float32 [D, L] (mlp: [D * L]), "labels": int64 [K, L] (mlp: [K]), "sample": its index}, and
-    of the tcn also {"valid": bool [L]}, False outside the video; there L includes the frames on both sides. Labels are
-    1, 0, or -1: not known, padding, or context.
+    for the tcn also {"valid": bool [L]}, False outside the video; there L includes the frames on both sides. Labels are
+    1, 0, or -1 for unknown, padding or context.
     """
 
     def __init__(self, plan: TrainingPlan, part: str, config: Config):
-        """RunError if labels or features changed since the plan was made, ResultError, ProjectError or LabelError if
-        they cannot be used.
+        """Open the recordings of a part.
+
+        Raises RunError if labels or features have changed since the plan was made, and ResultError, ProjectError or
+        LabelError if they cannot be used.
         """
         section = config.sequence
         self._length, self._flat = section.sequence_length, section.arch == "mlp"
@@ -78,7 +82,7 @@ class SequenceData(Dataset):
         self._starts_N = np.concatenate([np.empty(0, np.int64), *starts])
         self._recording_N = np.repeat(np.arange(len(starts)), [len(each) for each in starts])
         self.num_features = width * self._length if self._flat else width
-        """What the network is built for: features of a frame, of the mlp those of a window."""
+        """Number of features that the network is built for: those of a frame or, for the mlp, those of a window."""
         self.labels_NK = np.concatenate(
             [np.empty((0, len(plan.class_names)), np.int8), *(recording.labels_TK for recording in self._recordings)]
         )
@@ -114,7 +118,7 @@ class SequenceData(Dataset):
         return [self[index] for index in indices]
 
     def span(self, sample: int) -> Span:
-        """The frames of a sample, without those outside the video and without context."""
+        """Return the frames of a sample, without those outside the video and without context."""
         recording, start = self._recordings[self._recording_N[sample]], int(self._starts_N[sample])
         return Span(recording.key, max(start, 0), min(start + self._length, len(recording.labels_TK)))
 
@@ -123,21 +127,21 @@ class SequenceData(Dataset):
         return f"recording {show_path(span.key)}, frames [{span.start}, {span.stop})"
 
     def _starts(self, num_frames: int, by_frame: bool) -> np.ndarray:
-        """The first frame of each stretch; negative where it begins before the video."""
+        """Return the first frame of each stretch; negative if the stretch begins before the video."""
         if by_frame:
             return np.arange(num_frames) - self._length // 2
         return np.arange(0, num_frames, self._length)
 
 
 def _reader(plan: TrainingPlan, key: str, width: int, in_memory: bool) -> Callable[[int, int], np.ndarray]:
-    """What reads the features of a recording, after looking whether they are those of the plan."""
+    """Return a function that reads the features of a recording, after checking that they are those of the plan."""
     given, num_frames = plan.inputs[key], plan.videos[key].num_frames
     path, group = Path(given["path"]), given["group"]
     what = f"{show_path(path)}, recording `{show_path(key)}`"
     if describe_mark(path, group) != given["mark"]:
         raise RunError(
-            f"{what}: the features have changed since the run was planned: going on would mix those of two networks. "
-            "Train again; it begins anew with the features as they are now."
+            f"{what}: the features have changed since the run was planned: resuming would mix those of two networks. "
+            "Train again: a new run starts with the features as they are now."
         )
     with open_input(path, group) as read:
         if (read.num_frames, read.num_features) != (num_frames, width):

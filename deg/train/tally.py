@@ -1,4 +1,4 @@
-"""What an epoch adds up to: means of the losses, and scores of the predictions; over any number of ranks."""
+"""What an epoch adds up to, over any number of ranks: means of the losses, and scores of the predictions."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Row = dict[str, Any]
 
 
 class Tally:
-    """Collects the batches of one epoch of one part (train, val or test) on this rank."""
+    """The batches of one epoch of one part (train, val or test) on this rank, added up."""
 
     def __init__(self, losses: Sequence[str], num_classes: int | None):
-        """`losses`: names of what is averaged. `num_classes` None: there is nothing else."""
+        """Average the losses of these names. If `num_classes` is None, there is nothing else."""
         self.names, self.num_classes = tuple(losses), num_classes
         self.reset()
 
@@ -36,7 +36,7 @@ class Tally:
         self._labels_NK = [torch.empty((0, classes), dtype=torch.int8)]
 
     def start_clock(self) -> None:
-        """Time from now on belongs to the next batch."""
+        """Count time from now on as that of the next batch."""
         self._last = time.perf_counter()
 
     def add(
@@ -46,7 +46,7 @@ class Tally:
         probabilities_NK: Tensor | None = None,
         labels_NK: Tensor | None = None,
     ) -> None:
-        """One batch: means of its losses over `samples`, and what was predicted for rows that may hold -1 labels."""
+        """Add a batch: means of its losses over `samples`, and predictions for rows, whose labels may be -1."""
         for name in self.names:
             # added up on the device in float64: nothing waits for the GPU, and the order of batches hardly matters
             value = torch.as_tensor(losses[name]).detach().double() * samples
@@ -64,9 +64,9 @@ class Tally:
         return self._speed / max(self._batches, 1)
 
     def row(self, device: torch.device, thresholds_K: np.ndarray | None = None) -> Row:
-        """The row of a metrics file, the same on every rank; every rank must call it.
+        """Return the row of a metrics file, the same on every rank. Every rank must call it.
 
-        Predictions are made with the thresholds that are best for these very frames, or with `thresholds_K`.
+        Predictions use `thresholds_K` or, if it is None, the thresholds that are best for these very frames.
         """
         local = np.array([*map(float, self._losses.values()), self._samples, self.speed], np.float64)
         *sums, samples, speed = summed(local, device)
@@ -84,13 +84,13 @@ class Tally:
     def _rows(self) -> tuple[Tensor, Tensor]:
         probabilities = torch.cat([rows.cpu() for rows in self._probabilities_NK])
         labels = torch.cat([rows.cpu() for rows in self._labels_NK])
-        known_N = (labels != -1).all(dim=1)  # padding and context count for nothing
+        known_N = (labels != -1).all(dim=1)  # padding and context do not count
         probabilities, labels = probabilities[known_N], labels[known_N]
         self._probabilities_NK, self._labels_NK = [probabilities], [labels]
         return probabilities, labels
 
     def state(self, device: torch.device) -> dict[str, Any]:
-        """All ranks' batches so far, for a checkpoint within an epoch. Every rank must call it."""
+        """Return all ranks' batches so far, for a checkpoint within an epoch. Every rank must call it."""
         local = np.array([*map(float, self._losses.values()), self._samples, self._batches, self._speed], np.float64)
         *sums, samples, batches, speed = summed(local, device)
         probabilities, labels = self._rows()
@@ -104,7 +104,7 @@ class Tally:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state; for one rank only, or everything would count several times."""
+        """Resume from a state; on one rank only, or everything would count several times."""
         self.reset()
         self._losses = {name: torch.tensor(value, dtype=torch.float64) for name, value in state["losses"].items()}
         self._samples, self._batches, self._speed = state["samples"], state["batches"], state["speed"]

@@ -1,11 +1,11 @@
-"""What each network learns: a batch in, a loss and predictions out. Lightning's Trainer does the loop around it.
+"""What each network learns: a batch in, a loss and predictions out. Lightning's Trainer runs the loop around it.
 
-    Task                what all share: steps, scores, optimizer, the state to go on from
+    Task                what all share: steps, scores, optimizer, the state to resume from
     ├── FlowTask        flow generator: explains each frame by the next, no labels
     ├── ClipTask        feature extractor: classifies the middle frame of clips, whole or one stream of it
     └── SequenceTask    sequence network: classifies each frame of stretches of features
 
-All that is random in a batch is a function of the seed and of the batch's number: nothing random has to be remembered.
+All that is random in a batch depends only on the seed and the batch's number: no random state has to be saved.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ Losses = dict[str, Tensor]
 
 
 class Task(pl.LightningModule):
-    """A network that learns. `model` is the network, and the name that it has in checkpoints."""
+    """A network that learns. It is the attribute `model`, which is also its name in checkpoints."""
 
     key_metric: str
     mode: Literal["min", "max"] = "max"
     num_classes: int | None
     losses: tuple[str, ...] = ("data_loss", "reg_loss", "loss")
-    """What `compute` gives and what is added to it, by the names of a metrics file."""
-    allow_zero_length_dataloader_with_multiple_devices = True  # a rank may have nothing of a small validation set
+    """Names, in a metrics file, of the losses that `compute` returns and of those that are added to them."""
+    allow_zero_length_dataloader_with_multiple_devices = True  # a rank may get nothing of a small validation set
 
     def __init__(
         self,
@@ -52,7 +52,10 @@ class Task(pl.LightningModule):
         lr: float,
         describe: Callable[[int], str],
     ):
-        """`pretrained`: what L2-SP pulls to. `batch_size` of all ranks together. `describe` names a training sample."""
+        """Set up training, with `batch_size` samples on all ranks together.
+
+        `pretrained` are the weights to which L2-SP pulls; `describe` names a training sample.
+        """
         super().__init__()
         self.model = model
         self.config, self.batch_size, self.lr = config, batch_size, lr
@@ -60,7 +63,7 @@ class Task(pl.LightningModule):
         self._regularization: L2 | L2SP | None = None
         self._frozen: list[nn.Module] = []
         self.batches_done = 0
-        """Batches that this network has learned from, over all epochs and restarts."""
+        """Number of batches that this network has learned from, over all epochs and restarts."""
         self.tallies = {part: Tally(self.losses, self.num_classes) for part in ("train", "val", "test")}
         self.course: Course | None = None
         self.restored: dict[str, Any] | None = None
@@ -68,18 +71,18 @@ class Task(pl.LightningModule):
     # ------------------------------------------------------------------------------------- for each network
 
     def compute(self, batch: Batch, training: bool) -> tuple[Losses, Tensor | None, Tensor | None]:
-        """Losses by name, of which `data_loss` is what is learned by; probabilities [N, K] and labels [N, K]."""
+        """Return losses by name, with the `data_loss` to learn by; probabilities [N, K]; and labels [N, K]."""
         raise NotImplementedError
 
     def compile_parts(self) -> None:
-        """Compile in place what takes the time, at its first batch; names in checkpoints stay."""
+        """Have the slow parts compiled at their first batch; in place, so that names in checkpoints stay the same."""
         self.model.compile()
 
     # ------------------------------------------------------------------------------------- steps
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         number = self.batches_done
-        # dropout; of each rank its own, and the same when the batch is done again
+        # for dropout: different on each rank, and the same when the batch is repeated
         torch.manual_seed(int(generator(self.config.train.seed, f"dropout {self.global_rank}", number).integers(2**62)))
         losses, probabilities, labels = self.compute(batch, training=True)
         self._regularize(losses)
@@ -89,9 +92,9 @@ class Task(pl.LightningModule):
         return losses["loss"]
 
     def _regularize(self, losses: Losses) -> None:
-        """Add the pull on the weights, and the sum that is learned by."""
+        """Add the loss of the regularisation, and the sum that is minimised."""
         if self._regularization is None:
-            # only now, because the weights that L2-SP pulls to are copied to where the parameters lie
+            # only now, because the weights to which L2-SP pulls are copied to the device of the parameters
             options = self.config.train.regularization
             if options.style == "l2":
                 self._regularization = L2(self.model, alpha=options.alpha)
@@ -101,7 +104,7 @@ class Task(pl.LightningModule):
         losses["loss"] = losses["data_loss"] + losses["reg_loss"]
 
     def _require_finite(self, losses: Losses, batch: Batch, number: int) -> None:
-        """Stop before the optimizer turns every weight into NaN."""
+        """Raise RunError before the optimizer turns every weight into NaN."""
         if torch.isfinite(losses["loss"]):
             return
         samples = [self._describe(int(sample)) for sample in batch["sample"][:8].tolist()]
@@ -109,7 +112,7 @@ class Task(pl.LightningModule):
         raise RunError(
             f"Batch {number} of the training: expected a finite loss, found {found}. It was computed from "
             f"{', '.join(samples)}{', ...' if len(batch['sample']) > 8 else ''}. Nothing was learned from it. Try a "
-            "lower train.lr, train.gradient_clip=1 or train.precision=fp32, and look at these recordings."
+            "lower train.lr, train.gradient_clip=1 or train.precision=fp32, and check these recordings."
         )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -137,7 +140,7 @@ class Task(pl.LightningModule):
         self.tallies["test"].reset()
 
     def row(self, part: str, thresholds_K: np.ndarray | None = None) -> Row:
-        """What the batches of `train`, `val` or `test` add up to. Every rank must call it."""
+        """Return what the batches of `train`, `val` or `test` add up to. Every rank must call it."""
         return self.tallies[part].row(self.device, thresholds_K)
 
     # ------------------------------------------------------------------------------------- learning
@@ -155,12 +158,12 @@ class Task(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        # fp16 scales gradients, and the fused optimizer would have to know by how much when they are clipped
+        # fp16 scales gradients, and to clip them the fused optimizer would have to know by how much
         optimizer = torch.optim.Adam(parameters, self.lr, fused=self.trainer.precision != "16-mixed")
         self.course = Course(self.config.train, optimizer, self.mode)
         return optimizer
 
-    # ------------------------------------------------------------------------------------- going on
+    # ------------------------------------------------------------------------------------- resuming
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         assert self.course is not None
@@ -188,7 +191,7 @@ class _ClipsTask(Task):
     """What flow generator and feature extractor share: the way from pixels to the network."""
 
     def _prepared(self, batch: Batch, training: bool, stacks_frames: bool) -> tuple[Tensor, Tensor]:
-        """Clips [B, 3, 11, H, W] in [0, 1], changed at random in training; and the same as the network takes them."""
+        """Return clips [B, 3, 11, H, W] in [0, 1], augmented in training, and the same as the network takes them."""
         clips_BCTHW = batch["clips"].permute(0, 4, 1, 2, 3).float().div_(255)
         augs = self.config.augs
         if training:
@@ -234,7 +237,7 @@ class ClipTask(_ClipsTask):
     _compiles = False
 
     def __init__(self, model: TwoStream, config: schema.Config, loss: nn.Module, *, phase: str, **others: Any):
-        """`phase`: `both` streams, or one alone, `spatial` or `flow`, while the other is left as it is."""
+        """Set up a phase: `both` streams, or only `spatial` or `flow`, while the other stays as it is."""
         self.num_classes = int(loss.num_classes)  # type: ignore[arg-type]
         super().__init__(model, config, **others)
         self._loss, self._phase = loss, phase
@@ -277,7 +280,7 @@ class ClipTask(_ClipsTask):
         return logits
 
     def _flow(self, inputs: Tensor) -> Tensor:
-        """The finest flow, by a copy of the flow generator of fewer operations, as it does not change."""
+        """Return the finest flow. The flow generator does not change: a copy with fewer operations computes it."""
         generator = self.model.flow_generator
         if self._original:
             return generator(inputs).half
@@ -293,7 +296,7 @@ class ClipTask(_ClipsTask):
             return self._folded(inputs.to(next(self._folded.parameters()).dtype)).half
 
     def _middle_frame(self, inputs: Tensor) -> Tensor:
-        """Red, green and blue of the frame itself: the original's spatial stream, trained alone, is not off by one."""
+        """Return the middle frame in RGB: DeepEthogram's spatial stream, trained alone, is not off by one."""
         first = CLIP_FRAMES // 2 * 3
         return inputs[:, first : first + 3] if self.model.stacks_frames else inputs
 

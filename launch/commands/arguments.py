@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from deg.launch.on import NAMES
+
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from deg.launch.stages.request import Report
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -43,10 +47,12 @@ def work_options(function: Function) -> Function:
             click.option(
                 "--config", "files", multiple=True, type=ANY_PATH, help="More options from a YAML file. Repeatable."
             ),
-            click.option("--run", "run_name", help="Name of the run directory; of several, how their names begin."),
+            click.option(
+                "--run", "run_name", help="Name of the run directory. With several stages: the prefix of their names."
+            ),
             click.option(
                 "--on",
-                type=click.Choice(["local", "slurm"]),
+                type=click.Choice(NAMES),
                 default="local",
                 show_default=True,
                 help="Where to run: on this machine, or as jobs of a cluster (docs/cluster.md).",
@@ -89,6 +95,19 @@ def console() -> Console:
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 160)
+
+
+def options_as_words(files: Sequence[Path], videos: Sequence[str] = ()) -> list[str]:
+    """Options as a user gives them, of a command that may be typed in any folder."""
+    named = [("--config", str(file.resolve())) for file in files] + [("--videos", video) for video in videos]
+    return [word for pair in named for word in pair]
+
+
+def finish(report: Report, as_json: bool) -> int:
+    """Print the report of a command if it is asked for, and return the exit status."""
+    if as_json:
+        print_json(report.as_dict())
+    return report.exit_status
 
 
 def print_json(document: Any) -> None:

@@ -119,7 +119,7 @@ def show(words: Sequence[str], as_json: bool) -> int:
     \b
     Example: deg cluster show example cluster.gpu_flag=gres
     """
-    from deg.launch.on.slurm import script
+    from deg.launch.scheduler import script
     from deg.launch.site.profile import shown
     from deg.options.load import as_dict, load_config
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from deg.launch.commands.arguments import (
     ANY_PATH,
+    finish,
     json_option,
     one_project,
     only_option,
+    options_as_words,
     print_json,
     split_words,
     work_options,
@@ -42,46 +43,34 @@ def infer(
 ) -> int:
     """Compute features (feature_extractor) and final probabilities (sequence) of every video, or both (all: default).
 
-    What is done is skipped; what was interrupted goes on where it stopped. Results: DATA/<video>/<video>_outputs.h5.
+    What is done is skipped; what was interrupted is resumed. Results: DATA/<video>/<video>_outputs.h5.
 
     \b
     Example: deg infer feature_extractor my_project feature_extractor.weights=latest inference.precision=auto
     """
-    from deg.launch.stages import infer as inference
-    from deg.launch.stages.request import StageRequest, read_options
+    from deg.launch.on import place_named
+    from deg.launch.stages.infer import stages
+    from deg.launch.stages.request import Order, StageRequest, read_options
+    from deg.launch.stages.stage import plan_or_merge
     from deg.projects.project import open_project
 
     plain, overrides = split_words(words)
     stage = plain.pop(0) if plain and plain[0] in STAGES else "all"
     project = open_project(Path(one_project(plain)))
     config = read_options(project, overrides, files, "inference")
-    chosen = inference.stages(stage, project, config)
+    chosen = stages(stage, project, config)
     if only is not None and len(chosen) > 1:
         raise click.UsageError(f"--only {only}: name one stage, feature_extractor or sequence.")
     names = {name: run_name if run_name is None or len(chosen) == 1 else f"{run_name}_{name}" for name in chosen}
     keys = tuple(str(video) for video in videos)
     again = overwrite or config.inference.overwrite
     requests = [StageRequest("infer", name, project, config, keys, again, names[name]) for name in chosen]
-    if on == "slurm":
-        from deg.launch.commands.submit import submit_stages
-        from deg.launch.on.slurm.orders import workers_on
-
-        if only is None:
-            more = [*overrides, *(word for key in keys for word in ("--videos", key)), *["--overwrite"] * overwrite]
-            return submit_stages(requests, more, files, run_name=run_name, dry_run=dry_run, as_json=as_json)
-        requests = [replace(request, workers=workers_on(config.cluster, request)) for request in requests]
-    act = {None: inference.do, "plan": inference.plan_run, "merge": inference.merge_run}[only]
-    reports: list[inference.Report] = []
-    for request in requests:
-        if dry_run and any(report.plan for report in reports):
-            say(f"{request.stage}: is planned once the features are there.")
-            break
-        reports.append(inference.show_plan(request) if dry_run else act(request))
-        if reports[-1].stopped:
-            break
-    if as_json:
-        print_json({"stages": [report.as_dict() for report in reports]})
-    return max(report.exit_status for report in reports)
+    place = place_named(on)
+    if only is not None:
+        return finish(plan_or_merge(only, requests[0], place, dry_run=dry_run), as_json)
+    more = [*overrides, *options_as_words(files, keys), *["--overwrite"] * overwrite]
+    orders = [Order(each, ("infer", each.stage, str(project.path), *more)) for each in requests]
+    return finish(place.do_stages(orders, run_name=run_name, dry_run=dry_run), as_json)
 
 
 @click.command()

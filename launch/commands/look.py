@@ -85,9 +85,10 @@ def demo(folder: Path, as_json: bool) -> int:
     \b
     Example: deg demo my_demo
     """
+    from deg.launch.on.local.place import LOCAL
     from deg.launch.stages.demo import run_demo
 
-    report = run_demo(folder)
+    report = run_demo(folder, LOCAL)
     if as_json:
         print_json(report)
     return int(report["exit_status"])

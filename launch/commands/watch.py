@@ -14,9 +14,9 @@ from deg.launch.commands.arguments import ANY_PATH, console, json_option, print_
 from deg.launch.say import say
 
 if TYPE_CHECKING:
-    from deg.launch.watch.runs import RunStatus, TrainingStatus
     from deg.launch.watch.status import LaunchStatus, StageStatus
     from deg.launch.watch.target import Watched
+    from deg.runs.state import Status
 
 LEFT = ("launch", "training", "inference", "state", "phase", "validation", "stage", "what", "")
 """Headings of columns of words."""
@@ -77,16 +77,16 @@ class _Look:
 
     def __init__(self, watched: Watched):
         from deg.errors import RunError
-        from deg.launch.watch.runs import read_status
         from deg.launch.watch.status import read_launches
         from deg.launch.watch.target import ask_queue
+        from deg.runs.state import open_run
 
         queue = ask_queue(watched.launches)
         self.launches, self.unreadable = read_launches(watched.launches, queue)
-        self.runs: list[RunStatus | TrainingStatus] = []
+        self.runs: list[Status] = []
         for run in watched.runs:
             try:
-                self.runs.append(read_status(run))
+                self.runs.append(open_run(run).status())
             except RunError as error:
                 self.unreadable[run.name] = str(error)
         self.problem = queue.problem
@@ -119,35 +119,16 @@ def _show_launch(launch: LaunchStatus) -> None:
     advice["failed"] = advice["stalled"]
     click.echo(f"{launch.name}: {launch.state}{advice.get(launch.state, '')}")
     headings = ("stage", "state", "done", "running", "failed", "recordings", "restarts", "speed", "")
-    _print_table(headings, [_stage_row(stage) for stage in launch.stages])
+    rows = [_stage_row(stage) for stage in launch.stages]
+    _print_table(headings, [[row.get(heading, "") for heading in headings] for row in rows])
     click.echo()
 
 
-def _stage_row(stage: StageStatus) -> tuple[str, ...]:
-    from deg.launch.stages.progress import FIGURES
-    from deg.launch.watch.runs import RunStatus
-
-    work, working = stage.work, stage.working
-    restarts = str(stage.restarts or "")
-    if work is None:
-        return stage.name, stage.state, "", "", "", "", restarts, "", _when(stage)
-    if isinstance(work, RunStatus):
-        recordings = f"{work.recordings_done}/{work.recordings}"
-        if work.recordings_failed:
-            recordings += f", {work.recordings_failed} failed"
-        done, running = f"{work.units_done}/{work.units} units", str(len(working.units) or "")
-        speed = "" if working.speed is None else f"{working.speed:.1f} frames/s"
-        failed = str(work.units_failed or "")
-        return stage.name, stage.state, done, running, failed, recordings, restarts, speed, _when(stage)
-    phase = f"{work.phase}: " if work.phases > 1 else ""
-    done = f"{phase}epoch {work.epochs_done}/{work.epochs}"
-    speed = "" if working.speed is None else f"{working.speed:.1f} samples/s"
-    about = [
-        "" if work.loss is None else f"loss {work.loss:.3f}",
-        "" if work.figure is None or work.value is None else f"{FIGURES[work.figure]} {work.value:.3f}",
-        _when(stage),
-    ]
-    return stage.name, stage.state, done, "", "", "", restarts, speed, ", ".join(filter(None, about))
+def _stage_row(stage: StageStatus) -> dict[str, str]:
+    cells = {"stage": stage.name, "state": stage.state, "restarts": str(stage.restarts or "")}
+    if stage.work is not None:
+        cells |= stage.work.cells(stage.working)
+    return {**cells, "": ", ".join(filter(None, (cells.get(""), _when(stage))))}
 
 
 def _when(stage: StageStatus) -> str:
@@ -167,37 +148,10 @@ def _clock(moment: float) -> str:
     return then.strftime("%H:%M" if then.date() == datetime.now().date() else "%Y-%m-%d %H:%M")
 
 
-def _show_runs(runs: Sequence[RunStatus | TrainingStatus]) -> None:
-    from deg.launch.stages.progress import FIGURES
-    from deg.launch.watch.runs import RunStatus, TrainingStatus
-
-    trainings = [
-        (
-            state.name,
-            state.state,
-            state.phase if state.phases > 1 else "",
-            f"{state.epochs_done}/{state.epochs}",
-            "" if state.loss is None else f"{state.loss:.3f}",
-            "" if state.figure is None or state.value is None else f"{FIGURES[state.figure]} {state.value:.3f}",
-        )
-        for state in runs
-        if isinstance(state, TrainingStatus)
-    ]
-    inferences = [
-        (
-            state.name,
-            state.state,
-            f"{state.units_done}/{state.units}",
-            f"{state.recordings_done}/{state.recordings}",
-            str(state.recordings_failed),
-            f"{state.frames_done}/{state.frames}",
-            "" if state.frames_per_second is None else f"{state.frames_per_second:.1f}",
-        )
-        for state in runs
-        if isinstance(state, RunStatus)
-    ]
-    _print_table(("training", "state", "phase", "epochs", "loss", "validation"), trainings)
-    _print_table(("inference", "state", "units", "recordings", "failed", "frames", "frames/s"), inferences)
+def _show_runs(runs: Sequence[Status]) -> None:
+    """A table for each kind of run."""
+    for kind in sorted({type(run) for run in runs}, key=lambda kind: kind.headings, reverse=True):
+        _print_table(kind.headings, [run.row for run in runs if type(run) is kind])
 
 
 def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -292,7 +246,7 @@ def cancel(path: Path, as_json: bool) -> int:
     import shlex
 
     from deg.errors import show_path
-    from deg.launch.on.slurm.cancel import cancel_launch, cancel_run
+    from deg.launch.watch.cancel import cancel_launch, cancel_run
     from deg.launch.watch.target import find_watched, is_settled
 
     watched = find_watched(path)

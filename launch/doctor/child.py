@@ -1,5 +1,6 @@
-"""What is tried in a process of its own, since it may hang, crash or load what this process must not: modules of deg
-that print one JSON document as their last line.
+"""Checks that run in a process of their own, because they may hang, crash or load libraries that are unwanted here.
+
+Each is a module of deg that prints one JSON document as its last line.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deg.launch.on.local.pool import describe_exit
+from deg.launch.on.local.workers import describe_exit
 from deg.runs.rundir import tail
 
 
 class Child:
-    """One such process."""
+    """A check that runs in a process of its own."""
 
     def __init__(self, module: str, words: Sequence[str] = (), environment: Mapping[str, str] = os.environ):
         self._process = subprocess.Popen(
@@ -31,7 +32,7 @@ class Child:
         )
 
     def answer(self, seconds: float) -> dict[str, Any]:
-        """Its document; `{"failure": reason}` where there is none. It has ended then, at the latest after `seconds`."""
+        """Wait at most `seconds`, end the process, and return its document; `{"failure": reason}` if it gave none."""
         try:
             said, errors = self._process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
@@ -45,7 +46,7 @@ class Child:
         return dict(document)
 
     def kill(self) -> None:
-        """End it, if it has not ended."""
+        """End the process if it is still running."""
         self._process.kill()
         self._process.communicate()
 

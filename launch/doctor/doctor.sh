@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# What the doctor's job does on its first host, beside the ranks in the image. No Python: nodes need none.
+# What the doctor's job runs on its first host, outside the image. It uses no Python, which nodes need not have.
 #
 #   doctor.sh before FOLDER    while srun runs: sends the signal when the ranks are ready for it
-#   doctor.sh STATUS FOLDER    when srun has ended with STATUS: puts the job back into the queue if the ranks came to
-#                              their end, which is the signal, whatever that did to them
+#   doctor.sh STATUS FOLDER    when srun has ended with STATUS: puts the job back into the queue if the ranks got as
+#                              far as the signal, their last check, whatever it did to them
 #
-# What came of it lies in FOLDER: signal.log, signal.status, status, requeue.asked, requeue.log, requeue.status.
+# It leaves its results in FOLDER: signal.log, signal.status, status, requeue.asked, requeue.log, requeue.status.
 set -u
 
 what=$1 folder=$2
@@ -24,5 +24,5 @@ fi
 echo "$what" >"$folder/status"
 if [[ -e $folder/requeue.asked ]]; then
   timeout 60 scontrol requeue "$SLURM_JOB_ID" >"$folder/requeue.log" 2>&1
-  echo $? >"$folder/requeue.status" # where the site grants it, this script does not come so far
+  echo $? >"$folder/requeue.status" # where the site grants it, the job ends before this line
 fi

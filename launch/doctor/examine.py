@@ -1,7 +1,7 @@
-"""`deg doctor`: is this machine, this cluster, this image fit for the work? Every check tries what the work will do.
+"""`deg doctor`: are this machine, this cluster and this image fit for the work? Each check tries what the work will do.
 
-Checks stand in modules of their own: `doctor_machine`, `doctor_files`, `doctor_gpu`, `doctor_collective`,
-`doctor_image` on any machine; `doctor_slurm` on a login node; `doctor_ranks` in a job that `doctor_job` submits.
+The checks are in modules of their own: `machine`, `files`, `gpu`, `collective` and `image` run on any machine, `slurm`
+on a login node, `ranks` in a job that `job` submits.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from deg.errors import LaunchError, show_path
 from deg.launch.doctor import collective, files, gpu, image, machine, slurm
 from deg.launch.doctor import job as doctor_job
 from deg.launch.findings import Finding, exit_status, implied_profile, together
-from deg.launch.on.slurm import queue
+from deg.launch.scheduler import queue
 from deg.options.schema import Cluster
 from deg.version import __version__
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that was found."""
+    """All findings of one examination."""
 
     findings: tuple[Finding, ...]
     folder: Path | None = None
@@ -45,7 +45,7 @@ class Report:
 OnFinding = Callable[[Finding], None]
 """Called with each finding as it is made."""
 OnNote = Callable[[str], None]
-"""Called with what the scheduler says meanwhile."""
+"""Called with messages about the job while it is waited for."""
 
 
 def examine_here(folder: Path, cluster: Cluster, tell: OnFinding) -> Report:
@@ -72,23 +72,25 @@ def _here(folder: Path, cluster: Cluster) -> Iterator[Finding]:
 
 
 def examine_cluster(folder: Path, cluster: Cluster, seconds: float, tell: OnFinding, note: OnNote) -> Report:
-    """Examine the cluster by a job, which is waited for `seconds` and then cancelled; 0 leaves it alone."""
+    """Examine the cluster with a job. Wait for it for `seconds`, then cancel it; 0 leaves the job alone."""
     before = _told(_login_node(folder, cluster), tell).findings
     if exit_status(before):
-        unneeded = Finding("job", "not tried", "what is at fault above comes first")
+        unneeded = Finding("job", "not tried", "fix the faults above first")
         tell(unneeded)
         return Report((*before, unneeded))
     job = doctor_job.new_folder(folder)
     try:
         submitted = doctor_job.submit(job, cluster, before)
     except LaunchError as error:
-        refused = Finding("job", "fault", str(error), "that sbatch takes it")
+        refused = Finding("job", "fault", str(error), "sbatch to accept it")
         tell(refused)
         return Report((*before, refused), job.path)
-    note(f"Job {submitted.job} is submitted: {submitted.count} ranks, {doctor_job.MINUTES} minutes at most.")
+    note(f"Submitted job {submitted.job}: {submitted.count} ranks, {doctor_job.MINUTES} minutes at most.")
     if not seconds:
         waiting = Finding(
-            "job", "not tried", f"{submitted.job} was not waited for; --job {show_path(job.path)} reads it"
+            "job",
+            "not tried",
+            f"{submitted.job} was not waited for; read its findings later with --job {show_path(job.path)}",
         )
         tell(waiting)
         return Report((*before, waiting), job.path)
@@ -98,7 +100,7 @@ def examine_cluster(folder: Path, cluster: Cluster, seconds: float, tell: OnFind
 
 
 def job_report(folder: Path, tell: OnFinding) -> Report:
-    """What a job that was submitted before has found so far. RunError if there is none in this folder."""
+    """Report what a job submitted earlier has found so far. RunError if `folder` is not that of a doctor's job."""
     job, submitted = doctor_job.load(folder)
     state = queue.states([submitted.job])[submitted.job].state
     findings = (*submitted.before, *together(doctor_job.read_findings(job, submitted, state)))

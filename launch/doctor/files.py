@@ -1,6 +1,6 @@
-"""The file system that a project lies on: room, and the habits that results depend on.
+"""Checks of the file system that a project lies on: free space, and the habits that results depend on.
 
-Each habit is tried out in a folder of its own, made in the project and taken away again.
+Each habit is tried out in a temporary folder in the project.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from deg.launch.findings import Finding, State
 
 LITTLE_ROOM, NO_ROOM = 20 * GIB, GIB
 LINES = 200
-"""Lines that each of two processes appends."""
+"""Number of lines that each of two processes appends."""
 SECONDS = 60.0
 
 APPEND = """
@@ -38,7 +38,7 @@ append_lines(Path(sys.argv[1]), sys.argv[2])
 
 
 class Unfit(Exception):
-    """A file system did something else than it was told, without an error."""
+    """The file system did something other than what was asked, and reported no error."""
 
 
 @dataclass(frozen=True)
@@ -47,25 +47,28 @@ class Habit:
 
     check: str
     attempt: Callable[[Path], None]
-    """Tries it in a folder. Raises OSError or Unfit."""
+    """Function that tries it in a folder and raises OSError or Unfit if it does not work."""
     lacking: State
-    """How bad it is where the file system does not."""
+    """State of the finding if the file system does not do it."""
     expected: str
     remedy: str
 
 
 def check_project_files(folder: Path) -> list[Finding]:
-    """All that is asked of the file system below `folder`, which is there."""
+    """Check the file system of `folder`, which must exist."""
     room = check_room(folder)
     try:
         own = Path(tempfile.mkdtemp(prefix=".deg-doctor-", dir=folder))
     except OSError as error:
-        remedy = "Have yourself given the right to write there, or copy the project to where you have it."
-        return [room, Finding("project folder", "fault", _refused(folder, error), "a folder to write to", remedy)]
+        remedy = "Ask for permission to write there, or copy the project to another folder."
+        return [
+            room,
+            Finding("project folder", "fault", _refused(folder, error), "a folder that you can write to", remedy),
+        ]
     try:
         return [room, check_quota(), *(try_habit(habit, own) for habit in HABITS)]
     finally:
-        shutil.rmtree(own, ignore_errors=True)  # what cannot be removed lies there as a hidden folder
+        shutil.rmtree(own, ignore_errors=True)  # what cannot be removed stays there, in a hidden folder
 
 
 def try_habit(habit: Habit, folder: Path) -> Finding:
@@ -81,18 +84,18 @@ def check_room(folder: Path) -> Finding:
 
 
 def judge_room(folder: Path, free: int, kind: str) -> Finding:
-    """`free` in bytes."""
+    """Judge the free space in bytes; `kind` is the type of the file system."""
     found = f"{show_path(folder)}: {gib(free)} free, {kind or 'unknown file system'}"
     if free >= LITTLE_ROOM:
         return Finding("project's disk", "ok", found)
     state: State = "fault" if free < NO_ROOM else "warning"
-    remedy = "Make room: results take about 4 KB a frame."
+    remedy = "Free some space: results take about 4 KB per frame."
     return Finding("project's disk", state, found, f"{gib(LITTLE_ROOM)} or more", remedy)
 
 
 def check_quota() -> Finding:
     if shutil.which("quota") is None:
-        return Finding("quota", "not tried", "there is no `quota` here; the site may have a command of its own")
+        return Finding("quota", "not tried", "there is no command `quota` here; the site may have one of its own")
     try:
         asked = subprocess.run(["quota", "-w", "-p"], capture_output=True, text=True, timeout=SECONDS)
     except subprocess.TimeoutExpired:
@@ -112,7 +115,7 @@ def judge_quota(text: str) -> Finding:
             if over or (limit and int(used) > 0.9 * limit):
                 tight.append(said)
     if tight:
-        return Finding("quota", "warning", "; ".join(tight), "a tenth of it free", "Make room or ask for more.")
+        return Finding("quota", "warning", "; ".join(tight), "a tenth of it free", "Free some space or ask for more.")
     return Finding("quota", "ok", "; ".join(seen) or "none")
 
 
@@ -133,7 +136,7 @@ def _hard_link(folder: Path) -> None:
         os.link(folder / "beside", target)
     except FileExistsError:
         return
-    raise Unfit("a link replaced a file that was there")
+    raise Unfit("a link replaced an existing file")
 
 
 def _folder_lock(folder: Path) -> None:
@@ -154,7 +157,7 @@ def _hdf5(folder: Path, *, locking: bool) -> None:
         file["frames"] = [1, 2, 3]
     with h5py.File(path, "r", locking=locking) as file:
         if file["frames"][:].tolist() != [1, 2, 3]:
-            raise Unfit("other numbers were read than were written")
+            raise Unfit("the numbers read are not those written")
 
 
 def _append(folder: Path) -> None:
@@ -174,13 +177,13 @@ def _append(folder: Path) -> None:
 
 
 def append_lines(path: Path, name: str) -> None:
-    """Append LINES lines `<name> <number>`, each by one write."""
+    """Append LINES lines `{name: number}`, each with one write."""
     for number in range(LINES):
         append_line(path, {name: number})
 
 
 def require_lines(path: Path, names: Sequence[str]) -> None:
-    """Unfit if a line that `append_lines` wrote under one of these names is missing or torn."""
+    """Raise Unfit if a line that `append_lines` wrote under one of `names` is missing or torn."""
     found = path.read_text(encoding="utf-8").splitlines()
     wanted = {json.dumps({name: number}) for name in names for number in range(LINES)}
     if lost := len(wanted - set(found)):
@@ -211,29 +214,29 @@ HABITS = (
         "rename over a file",
         _rename,
         "fault",
-        "that a whole file takes the place of another at once",
-        "Results cannot be kept whole here: put the project on another file system.",
+        "a rename to replace a file in one step",
+        "Results could be left incomplete here: put the project on another file system.",
     ),
     Habit(
         "hard links",
         _hard_link,
         "warning",
-        "that a link fails where a file is, so that of two workers one is first",
-        "It works without; a unit that two workers do at once may be written twice.",
+        "a link to fail if the file exists, so that only the first of two workers succeeds",
+        "deg works without them; a unit that two workers do at once may be written twice.",
     ),
     Habit(
         "lock on a folder",
         _folder_lock,
         "warning",
-        "that one process keeps another out",
-        "It works without; do not start the same run twice at one time.",
+        "one process to keep another out",
+        "deg works without it; do not start the same run twice at the same time.",
     ),
     Habit(
         "HDF5 with locking",
         lambda folder: _hdf5(folder, locking=True),
         "warning",
         "HDF5 files that are locked while they are open",
-        "deg works without; for other programs set HDF5_USE_FILE_LOCKING=FALSE.",
+        "deg works without it; for other programs set HDF5_USE_FILE_LOCKING=FALSE.",
     ),
     Habit(
         "HDF5 without locking",
@@ -246,14 +249,14 @@ HABITS = (
         "lines from two processes",
         _append,
         "warning",
-        "that both can append to one file",
-        "Lines may be missing from logs of runs; results are not touched.",
+        "both to append to one file without loss",
+        "Lines may be missing from the logs of runs; results are not affected.",
     ),
     Habit(
         "upper and lower case",
         _case,
         "warning",
-        "that they make different names",
+        "them to make different names",
         "Give recordings names that differ by more than case.",
     ),
 )

@@ -1,6 +1,6 @@
-"""PyTorch, the GPUs and their driver: whether they fit each other and compute what they should.
+"""Check that PyTorch, the GPUs and their driver fit each other and compute correctly.
 
-`python -m deg.launch.doctor.gpu` measures, in a process of its own; the `judge_...` need no GPU stack.
+`python -m deg.launch.doctor.gpu` measures, in a process of its own; the `judge_...` functions need no GPU stack.
 """
 
 from __future__ import annotations
@@ -20,26 +20,27 @@ from deg.launch.doctor.machine import gib
 from deg.launch.findings import Finding, State
 
 LEAST_DRIVERS = {13: 580, 12: 525, 11: 450}
-"""The oldest driver for each CUDA, by major version (NVIDIA's table of minor version compatibility)."""
+"""Oldest driver for each major version of CUDA (NVIDIA's table of minor version compatibility)."""
 TOLERANCES = {"fp32": 1e-4, "bf16": 3e-2}
-"""Greatest error of a product of matrices, of its greatest value."""
+"""Greatest tolerated error in a product of matrices, relative to its greatest value."""
 SECONDS = 120.0
-"""For importing PyTorch from a slow disk and computing on every GPU."""
+"""Time limit for importing PyTorch from a slow disk and computing on every GPU."""
 NV_LIBRARIES = "/.singularity.d/libs/"
-"""Where `apptainer --nv` shows the host's driver."""
+"""Folder where `apptainer --nv` shows the host's driver."""
 
 
 def ask_pytorch() -> dict[str, Any]:
-    """What PyTorch sees of this machine, asked in a process of its own; `failure` if it cannot be asked."""
+    """Return what PyTorch sees of this machine, measured in another process; `failure` says why that did not work."""
     return Child("deg.launch.doctor.gpu").answer(SECONDS)
 
 
 def judge_pytorch(
     measured: Mapping[str, Any], asked: int | None = None, *, in_image: bool = False, needed: bool = True
 ) -> list[Finding]:
-    """Findings of `ask_pytorch`. `asked` is the number of GPUs that the scheduler was asked for; None where nobody was.
+    """Judge the answer of `ask_pytorch`.
 
-    `needed` is false where work will run elsewhere, in an image: then PyTorch need not be here.
+    `asked` is the number of GPUs requested from the scheduler; None outside a job. `needed` is false if the work will
+    run in an image: then PyTorch need not be installed here.
     """
     if "failure" in measured:
         return [judge_failure(measured["failure"], needed=needed)]
@@ -58,14 +59,14 @@ def judge_pytorch(
 
 
 def judge_failure(reason: str, *, needed: bool) -> Finding:
-    """PyTorch could not be imported, or the process that tried it died."""
+    """Judge that PyTorch could not be imported, or that the process that tried it died."""
     if not needed:
         return Finding("PyTorch", "not tried", "not here, and not needed: jobs use the image's")
     return Finding(
         "PyTorch",
         "fault",
         reason,
-        "that it can be imported",
+        "PyTorch to be importable",
         "Install the GPU stack, `pip install 'deg-hpc[train]'`, or work in the image.",
     )
 
@@ -77,44 +78,44 @@ def judge_stack(measured: Mapping[str, Any]) -> Finding:
 
 
 def judge_count(measured: Mapping[str, Any], asked: int | None, *, has_driver: bool, chosen: str | None) -> Finding:
-    """`chosen` is CUDA_VISIBLE_DEVICES."""
+    """Judge how many GPUs PyTorch sees. `asked` is the number requested; `chosen` is CUDA_VISIBLE_DEVICES."""
     visible = len(measured["gpus"])
     found = f"{visible} visible to PyTorch" + (f", CUDA_VISIBLE_DEVICES={chosen}" if chosen is not None else "")
     why = f" ({measured['problem']})" if measured["problem"] else ""
     if asked and visible != asked:
         if not has_driver:
-            remedy = "The node shows no NVIDIA driver in here: is it a node with GPUs, and --nv given?"
+            remedy = "No NVIDIA driver is visible here: does this node have GPUs, and did the image start with --nv?"
         else:
-            remedy = "See the driver below, and how this site wants GPUs to be asked for (cluster.gpu_flag)."
+            remedy = "See the driver below, and how this site wants GPUs requested (cluster.gpu_flag)."
         return Finding("GPUs", "fault", found + why, f"{asked}, as asked for", remedy)
     if visible or asked == 0:
         return Finding("GPUs", "ok", found)
     if has_driver and chosen not in ("", "-1"):
-        remedy = "See the driver below; is this PyTorch one with CUDA?"
-        return Finding("GPUs", "fault", found + why, "the GPUs of this machine, which has a driver", remedy)
-    return Finding("GPUs", "warning", found, "a GPU", "All works on the CPU, some fifty times slower.")
+        remedy = "See the driver below; was this PyTorch built with CUDA?"
+        return Finding("GPUs", "fault", found + why, "the GPUs of this machine, which has an NVIDIA driver", remedy)
+    return Finding("GPUs", "warning", found, "a GPU", "Everything works on the CPU, about fifty times slower.")
 
 
 def judge_driver(cuda: str | None, driver: str | None) -> Finding:
-    """Versions of PyTorch's CUDA and of the kernel's driver."""
+    """Judge whether the kernel's driver is new enough for PyTorch's CUDA."""
     if cuda is None:
         remedy = "Install a PyTorch with CUDA, or work in the image."
         return Finding("GPU driver", "warning", f"driver {driver}, PyTorch without CUDA", "PyTorch with CUDA", remedy)
     least = LEAST_DRIVERS.get(int(cuda.split(".")[0]))
     if driver is None or least is None:
-        return Finding("GPU driver", "not tried", f"driver {driver or 'unknown'}, CUDA {cuda}: no table has them")
+        return Finding("GPU driver", "not tried", f"driver {driver or 'unknown'}, CUDA {cuda}: nothing to compare")
     found = f"driver {driver}, CUDA {cuda}"
     if int(driver.split(".")[0]) < least:
-        remedy = "Use the image of the flavour cu12 (driver 525 or newer), or have the driver updated."
+        remedy = "Use the image of flavour cu12 (driver 525 or newer), or have the driver updated."
         return Finding("GPU driver", "fault", found, f"driver {least} or newer", remedy)
     return Finding("GPU driver", "ok", found)
 
 
 def judge_libcuda(path: str) -> Finding:
-    """`path` is the driver library that was loaded in a container."""
+    """Judge whose driver library, at `path`, was loaded in a container."""
     if path.startswith(NV_LIBRARIES):
         return Finding("driver library", "ok", "the host's")
-    remedy = "Take it out of the image: only the host's fits the host's kernel."
+    remedy = "Remove it from the image: only the host's fits the host's kernel."
     return Finding("driver library", "fault", f"{path}, from the image", f"one from {NV_LIBRARIES}", remedy)
 
 
@@ -123,19 +124,22 @@ def judge_gpu(index: int, gpu: Mapping[str, Any], arches: Sequence[str]) -> Find
     major, minor = gpu["capability"]
     about = f"{gpu['name']}, {gib(gpu['free'])} free of {gib(gpu['total'])}, compute capability {major}.{minor}"
     if not is_supported((major, minor), arches):
-        remedy = "Use the image of the flavour cu12, for Volta or newer, or other GPUs (cluster.constraint)."
-        return Finding(check, "fault", about, f"one of {', '.join(arches)}, for which PyTorch was built", remedy)
+        remedy = "Use the image of flavour cu12, for Volta or newer, or other GPUs (cluster.constraint)."
+        return Finding(check, "fault", about, f"one that PyTorch was built for: {', '.join(arches)}", remedy)
     computed = judge_computation(check, gpu)
     if computed.state != "ok":
         return computed
     if gpu["free"] < gpu["total"] / 2:
-        remedy = "See nvidia-smi for who uses it, and choose another by CUDA_VISIBLE_DEVICES."
+        remedy = "Find out with nvidia-smi who uses it, or choose another GPU with CUDA_VISIBLE_DEVICES."
         return Finding(check, "warning", about, "a GPU that nobody else uses", remedy)
     return Finding(check, "ok", f"{about}; {computed.found}")
 
 
 def is_supported(capability: tuple[int, int], arches: Sequence[str]) -> bool:
-    """Code for one capability runs on later ones of the same generation; PTX (compute_...) on all later ones."""
+    """Whether PyTorch built for `arches` runs on a GPU of this compute capability.
+
+    Code for one capability runs on later ones of the same generation; PTX (compute_...) on all later ones.
+    """
     for arch in arches:
         if matched := re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", arch):
             kind, built = matched[1], (int(matched[2]), int(matched[3]))
@@ -145,23 +149,23 @@ def is_supported(capability: tuple[int, int], arches: Sequence[str]) -> bool:
 
 
 def judge_computation(check: str, device: Mapping[str, Any]) -> Finding:
-    """`errors` of each precision, or `failure`, of a device."""
+    """Judge a device by its `errors` in each precision, or by its `failure`."""
     if device.get("failure"):
-        remedy = "Run again; if it stays, the GPU, its driver or PyTorch is broken: tell the administrators."
+        remedy = "Try again; if it fails again, the GPU, its driver or PyTorch is broken: tell the administrators."
         return Finding(check, "fault", device["failure"], "a product of matrices", remedy)
     errors = device["errors"]
-    found = "computes right: " + ", ".join(f"{name} to {error:.0e}" for name, error in errors.items())
+    found = "computes correctly: " + ", ".join(f"{name} to {error:.0e}" for name, error in errors.items())
     wrong = [name for name, error in errors.items() if not error < TOLERANCES[name]]
     if not wrong:
         return Finding(check, "ok", found)
     state: State = "fault" if "fp32" in wrong else "warning"
-    remedy = "Numbers of this device are wrong: do not use it." if state == "fault" else "Set inference.precision=fp32."
+    remedy = "It computes wrong numbers: do not use it." if state == "fault" else "Set inference.precision=fp32."
     shown = ", ".join(f"{name} is wrong by {errors[name]:.0e}" for name in wrong)
     return Finding(check, state, shown, ", ".join(f"{name} to {TOLERANCES[name]:.0e}" for name in wrong), remedy)
 
 
 def measure() -> dict[str, Any]:
-    """What PyTorch sees on this machine. Imports it."""
+    """Measure what PyTorch sees on this machine. Imports it."""
     began = time.monotonic()
     import kornia
     import pytorch_lightning
@@ -203,7 +207,7 @@ def _measure_gpu(index: int) -> dict[str, Any]:
 
 
 def _errors(device: Any) -> dict[str, float]:
-    """Greatest error of a product of two matrices in each precision, of the greatest value of the product."""
+    """Return the greatest error of a product of two matrices in each precision, relative to its greatest value."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -217,7 +221,7 @@ def _errors(device: Any) -> dict[str, float]:
 
 
 def _loaded(name: str) -> str:
-    """Path of a library that this process has loaded; empty if it has not."""
+    """Return the path of a library that this process has loaded; empty if it has not."""
     for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
         path = line.partition("/")[2]
         if path.rpartition("/")[2].startswith(name):

@@ -1,4 +1,4 @@
-"""Apptainer and the image: there, of a mode that works, of this version of deg, and how long it takes to start."""
+"""Check Apptainer, the mode that it runs in, the version of deg in the image, and how long the image takes to start."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from deg.launch.image.file import read_labels
 from deg.options.schema import Cluster
 
 OLDEST = (1, 0)
-"""The first Apptainer with `--mount`."""
+"""Oldest version of Apptainer that works: the first with `--mount`."""
 SECONDS = 120.0
 SLOW_START = 30.0
 
-NOT_HERE = "not on this machine; nodes may have it (cluster.modules), which `deg doctor --on slurm` finds out"
+NOT_HERE = "not on this machine; nodes may have it (cluster.modules): `deg doctor --on slurm` finds out"
 
 
 def check_apptainer(cluster: Cluster) -> list[Finding]:
-    """The program and what it needs of this machine's kernel."""
+    """Check the program, and what it needs of this machine's kernel."""
     program = shutil.which(cluster.apptainer)
     if program is None:
         return [Finding("Apptainer", "not tried", NOT_HERE)]
@@ -48,7 +48,7 @@ def judge_version(text: str) -> Finding:
     """Judge what `apptainer --version` says."""
     matched = re.search(r"(\d+)\.(\d+)\S*", text)
     if matched is None or not text.startswith("apptainer"):
-        remedy = "Have Apptainer installed, or name it by cluster.apptainer."
+        remedy = "Have Apptainer installed, or name its program with cluster.apptainer."
         return Finding("Apptainer", "warning", text.strip() or "no answer", "Apptainer 1.0 or newer", remedy)
     if (int(matched[1]), int(matched[2])) < OLDEST:
         return Finding("Apptainer", "fault", matched[0], "1.0 or newer", "Have it updated.")
@@ -68,19 +68,18 @@ def judge_mode(*, setuid: bool, root: bool, namespaces: bool) -> Finding:
 
 
 def judge_fuse(usable: bool) -> Finding:
-    """Whether /dev/fuse can be opened, by which images are mounted without setuid."""
+    """Judge whether /dev/fuse, needed to mount images without setuid, can be opened."""
     if usable:
         return Finding("/dev/fuse", "ok", "usable")
-    remedy = "Ask the administrators to open /dev/fuse; else every start unpacks the whole image into /tmp."
-    return Finding("/dev/fuse", "warning", "cannot be opened", "that images can be mounted by FUSE", remedy)
+    remedy = "Ask the administrators to allow /dev/fuse; else every start unpacks the whole image into /tmp."
+    return Finding("/dev/fuse", "warning", "cannot be opened", "FUSE to mount images", remedy)
 
 
 def check_image(cluster: Cluster, paths: Sequence[Path]) -> Iterator[Finding]:
-    """The image that cluster.image names: what it says of itself, and whether it starts as jobs start it, with `paths`
-    shown inside."""
+    """Check the image that cluster.image names: its labels, and whether it starts as in a job, with `paths` shown."""
     check = "image"
     if cluster.image is None:
-        yield Finding(check, "not tried", "cluster.image names none: jobs run this machine's Python")
+        yield Finding(check, "not tried", "cluster.image is not set: jobs run this machine's Python")
         return
     path = Path(cluster.image).expanduser()
     try:
@@ -120,10 +119,10 @@ def _start(text: str) -> Finding:
 
 
 def judge_start(seconds: float, status: int, errors: str) -> Finding:
-    """`status` is what Python in the image ended with, after so many seconds."""
+    """Judge how Python in the image ended: with which exit `status`, and after how many seconds."""
     check = "start of the image"
     if status:
-        return Finding(check, "fault", errors or f"exit status {status}", "that Python starts in it")
+        return Finding(check, "fault", errors or f"exit status {status}", "Python to start in it")
     found = f"{seconds:.1f} s"
     if seconds > SLOW_START:
         remedy = "Put it on a faster file system: every task of a job starts it."
@@ -132,7 +131,7 @@ def judge_start(seconds: float, status: int, errors: str) -> Finding:
 
 
 def is_setuid(build: str) -> bool:
-    """Whether this Apptainer has its setuid helper; `build` is what `apptainer buildcfg` says."""
+    """Whether this Apptainer has its setuid helper; `build` is the output of `apptainer buildcfg`."""
     values = dict(line.partition("=")[::2] for line in build.splitlines())
     if values.get("APPTAINER_SUID_INSTALL") != "1":
         return False

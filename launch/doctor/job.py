@@ -1,11 +1,11 @@
 """The doctor's job: submitted like real work, waited for, and read.
 
-    FOLDER/request.json   what the ranks need to know          FOLDER/job.json     its number, and findings before it
+    FOLDER/request.json   what the ranks need to know          FOLDER/job.json     its number, and earlier findings
     FOLDER/ranks/         the ranks' findings, and the files by which they meet
     FOLDER/jobs/          scripts, and what the scheduler wrote
     FOLDER/began, status, signal.*, requeue.*, restarted       left by the scripts on the host (see doctor.sh)
 
-FOLDER is PROJECT/models/<yymmdd_HHMMSS>_doctor, or lies in the folder that is examined if that is no project.
+FOLDER is PROJECT/models/<yymmdd_HHMMSS>_doctor; if the examined folder is not a project, it lies directly in it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from deg.errors import LaunchError, RunError, show_path
 from deg.launch.doctor import ranks as doctor_ranks
 from deg.launch.findings import Finding
 from deg.launch.image import container
-from deg.launch.on.slurm import queue
-from deg.launch.on.slurm.script import Need, Script, Submitter, gpus
+from deg.launch.scheduler import queue
+from deg.launch.scheduler.script import Need, Script, Submitter, gpus
 from deg.options.forms import time_limit_minutes
 from deg.options.schema import Cluster
 from deg.runs.rundir import tail
@@ -33,10 +33,10 @@ from deg.work import STOPPED
 
 MINUTES = 5
 MOST_CORES, MOST_GIB = 4, 8.0
-"""Most cores and memory, in GiB, of a rank: a small job starts soon."""
+"""Most cores, and most memory in GiB, that a rank asks for: a small job starts soon."""
 LOOK_SECONDS = 1.0
 ASK_SECONDS = 15.0
-"""How often squeue is asked."""
+"""Interval between two calls of squeue."""
 LATE_FILES_SECONDS = 30.0
 """How long after a job's end to look for its files."""
 
@@ -56,7 +56,7 @@ class JobDir:
         return self.path / "jobs"
 
     def text(self, name: str) -> str | None:
-        """What a file of a script on the host says; None if it is not there."""
+        """Return what a script on the host wrote to a file; None if the file does not exist."""
         try:
             return (self.path / name).read_text(encoding="utf-8", errors="replace").strip()
         except FileNotFoundError:
@@ -70,22 +70,22 @@ class JobDir:
         return len(list(self.ranks.glob("*.json"))) == count
 
     def requeueing_is_known(self) -> bool:
-        """Whether it is certain that the job came back, or did not."""
+        """Whether it is certain that the job has begun again, or will not."""
         refused = self.text("requeue.status") not in (None, "0")
         return self.is_there("restarted") or refused or not self.is_there("requeue.asked")
 
 
 @dataclass(frozen=True)
 class Submitted:
-    """A job that was submitted, as job.json holds it."""
+    """A job that was submitted, as stored in job.json."""
 
     job: str
     count: int
-    """Its ranks."""
+    """Number of its ranks."""
     requeue: bool
-    """cluster.requeue."""
+    """The option cluster.requeue."""
     before: tuple[Finding, ...]
-    """What was found before it."""
+    """Findings made before it was submitted."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -97,7 +97,10 @@ class Submitted:
 
 
 def before_lines(folder: Path, host_script: Path) -> tuple[str, ...]:
-    """What the batch script does before srun: a second start is all that is to be known of it."""
+    """Return what the batch script does before srun.
+
+    If the job was requeued, it only notes its second start: nothing else has to be known about it.
+    """
     place = shlex.quote(str(folder))
     return (
         f'if [ "${{SLURM_RESTART_COUNT:-0}}" != 0 ]; then : > {place}/restarted; exit 0; fi',
@@ -107,7 +110,7 @@ def before_lines(folder: Path, host_script: Path) -> tuple[str, ...]:
 
 
 def doctor_need(cluster: Cluster) -> Need:
-    """Two ranks, on two nodes if trainings have several; GPUs for them as far as trainings have them."""
+    """Ask for two ranks, on two nodes if trainings use several, each with a GPU as far as trainings have them."""
     nodes = min(cluster.nodes or 1, 2)
     tasks = 2 // nodes
     limit = MINUTES if cluster.time is None else min(MINUTES, time_limit_minutes(cluster.time))
@@ -115,20 +118,20 @@ def doctor_need(cluster: Cluster) -> Need:
 
 
 def small(cluster: Cluster) -> Cluster:
-    """The options with which the doctor's job is submitted: no more than it needs, and no signal but its own."""
+    """Return the options of the doctor's job: no more than it needs, and no signal but its own."""
     cores, memory = cluster.cpus_per_task, cluster.memory_gb
     return replace(
         cluster,
         nodes=None if cluster.nodes is None else min(cluster.nodes, 2),
         cpus_per_task=None if cores is None else min(cores, MOST_CORES),
         memory_gb=None if memory is None else min(memory, MOST_GIB),
-        requeue=True,  # whether that is granted is to be found out
+        requeue=True,  # to find out whether that is granted
         stop_ahead=None,
     )
 
 
 def new_folder(folder: Path) -> JobDir:
-    """Make the folder of a job that examines `folder`. OSError if that cannot be written to."""
+    """Make the folder of a job that examines `folder`. OSError if `folder` cannot be written to."""
     models = folder / "models"
     made = (models if models.is_dir() else folder) / f"{datetime.now():%y%m%d_%H%M%S}_doctor"
     job = JobDir(made)
@@ -162,21 +165,21 @@ def submit(job: JobDir, cluster: Cluster, before: Sequence[Finding]) -> Submitte
 
 
 def load(folder: Path) -> tuple[JobDir, Submitted]:
-    """A job that was submitted before. RunError if the folder is none of a doctor's job."""
+    """Load a job that was submitted earlier. RunError if `folder` is not that of a doctor's job."""
     job = JobDir(folder.resolve())
     try:
         return job, Submitted.from_json((job.path / "job.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError):
         raise RunError(
-            f"{show_path(folder)}: expected the folder of a job of `deg doctor --on slurm`, found no job.json in it "
-            "that can be read. The command told the folder when it submitted."
+            f"{show_path(folder)}: expected the folder of a job of `deg doctor --on slurm`, found no readable "
+            "job.json in it. Name the folder that the command printed when it submitted the job."
         ) from None
 
 
 def wait(job: JobDir, submitted: Submitted, seconds: float, tell: Callable[[str], None]) -> str:
-    """Wait until all is known or the job has ended; returns its state in the scheduler's words.
+    """Wait at most `seconds` until everything is known or the job has ended; return its state in the scheduler's words.
 
-    `tell` is called when that changes. The job is cancelled if it is still alive after `seconds`.
+    `tell` is called when the state changes. However the wait ends, the job is cancelled then if it is still alive.
     """
     deadline = time.monotonic() + seconds
     said, asked, ended = "", -ASK_SECONDS, None
@@ -199,13 +202,13 @@ def wait(job: JobDir, submitted: Submitted, seconds: float, tell: Callable[[str]
 
 
 def cancel(number: str) -> None:
-    """End a job, if it has not ended."""
+    """Cancel a job if it is still alive."""
     with suppress(LaunchError):  # the scheduler has forgotten it
         queue.run_scheduler(["scancel", number])
 
 
 def read_findings(job: JobDir, submitted: Submitted, state: str) -> list[Finding]:
-    """What the job found so far. `state` is the scheduler's word."""
+    """Return what the job has found so far. `state` is the scheduler's word for its state."""
     found: list[Finding] = []
     files = sorted(job.ranks.glob("*.json"))
     for file in files:
@@ -229,37 +232,42 @@ def read_findings(job: JobDir, submitted: Submitted, state: str) -> list[Finding
 
 
 def judge_absence(job: JobDir, submitted: Submitted, came: int, state: str) -> Finding:
-    """Some ranks left no findings."""
+    """Judge a job of which only `came` ranks left findings."""
     expected = f"the findings of {submitted.count} ranks"
     if not job.is_there("began"):
         remedy = "Try again with a longer --wait, or with a partition that is less busy (cluster.partition)."
         return Finding(
-            "job", "fault", f"{submitted.job} did not begin: {state or 'nobody knows why'}", expected, remedy
+            "job", "fault", f"{submitted.job} did not begin: {state or 'no reason is known'}", expected, remedy
         )
     status = job.text("status")
     how = f"srun ended with {status}" if status else f"the scheduler says {state or 'nothing'}"
     words = [line for file in sorted(job.jobs.glob("*.err")) for line in tail(file.read_text(errors="replace"), 3)]
-    said = f"; it said: {' / '.join(words)}" if words else ""
-    remedy = f"The scheduler's output lies in {show_path(job.jobs)}."
-    return Finding("job", "fault", f"{came} of {submitted.count} ranks came to an end, {how}{said}", expected, remedy)
+    said = f"; last lines: {' / '.join(words)}" if words else ""
+    remedy = f"See the scheduler's output in {show_path(job.jobs)}."
+    return Finding("job", "fault", f"{came} of {submitted.count} ranks finished, {how}{said}", expected, remedy)
 
 
 def judge_requeue(*, asked: bool, status: str | None, said: str, restarted: bool, wanted: bool) -> Finding:
-    """Whether the job's own script could put it back: status and words of scontrol. `wanted` is cluster.requeue."""
+    """Judge whether the job's own script could requeue it.
+
+    `status` and `said` are the exit status and the words of scontrol; `wanted` is cluster.requeue.
+    """
     check = "requeueing"
     if restarted:
         unused = "" if wanted else "; cluster.requeue could be true"
         return Finding(check, "ok", f"the job was put back into the queue and began again{unused}")
     if not asked:
-        return Finding(check, "not tried", "the ranks did not come to their end")
+        return Finding(check, "not tried", "the ranks did not get that far")
     if status not in (None, "0"):
-        remedy = "Write the profile's line below: a follow-up job is submitted instead."
+        remedy = "Add the line below to the profile: then a follow-up job is submitted instead."
         why = said or f"exit status {status}"
         if not wanted:
             return Finding(check, "ok", f"refused, and cluster.requeue is false: {why}")
-        return Finding(check, "warning", f"refused: {why}", "that a job may requeue itself", remedy, {"requeue": False})
-    remedy = "Its second start may come later than this command waited: a longer --wait tells."
-    return Finding(check, "warning", "granted, and no second start was seen", "a second start", remedy)
+        return Finding(
+            check, "warning", f"refused: {why}", "a job to be allowed to requeue itself", remedy, {"requeue": False}
+        )
+    remedy = "The job may begin again later than this command waited: try a longer --wait."
+    return Finding(check, "warning", "granted, but no second start was seen", "a second start", remedy)
 
 
 def _host_script() -> str:

@@ -1,7 +1,7 @@
-"""The machine itself: Python and deg, environment, cores, memory, shared memory, scratch.
+"""Checks of the machine itself: Python and deg, environment, cores, memory, shared memory, scratch.
 
-Each check measures and hands the numbers to a `judge_...`, which knows nothing of the machine. The same checks run on a
-login node, on a workstation and, in the image, on the nodes of a cluster.
+Each check measures and hands the numbers to a `judge_...` function, which knows nothing of the machine.
+The same checks run on a login node, on a workstation and, in the image, on the nodes of a cluster.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def check_environment(*, in_image: bool) -> Finding:
 
 
 def judge_environment(environment: Mapping[str, str], outside: Sequence[str], *, in_image: bool) -> Finding:
-    """`outside` are the folders that Python searches for modules and that are not part of its installation."""
+    """Judge the variables of the environment, and the folders `outside` its installation that Python searches."""
     check = "environment"
     foreign = [name for name in FOREIGN if environment.get(name)]
     if not in_image:
@@ -55,20 +55,20 @@ def judge_environment(environment: Mapping[str, str], outside: Sequence[str], *,
             check,
             "fault" if in_image else "warning",
             f"set: {', '.join(foreign)}",
-            "none of the variables that bring other libraries in",
-            "Take them out of cluster.environment and out of the image."
+            "none of the variables that bring in other libraries",
+            "Remove them from cluster.environment and from the image."
             if in_image
-            else "Unset them if something is found in the wrong version.",
+            else "Unset them if a library has the wrong version.",
         )
     if in_image and outside:
         return Finding(
             check,
             "fault",
-            f"Python looks for modules in {', '.join(outside)} as well",
+            f"Python also looks for modules in {', '.join(outside)}",
             "modules from the image only",
-            "Set PYTHONNOUSERSITE=1, and take away what adds these folders.",
+            "Set PYTHONNOUSERSITE=1, and remove what adds these folders.",
         )
-    return Finding(check, "ok", "no variables that bring other libraries in")
+    return Finding(check, "ok", "no variables that bring in other libraries")
 
 
 def check_home() -> Finding:
@@ -76,10 +76,10 @@ def check_home() -> Finding:
 
 
 def judge_home(home: Path) -> Finding:
-    """Work must go on without a home: nodes may have none, and images should not use it."""
+    """Judge the home folder. Work does not need it: nodes may have none, and images should not use it."""
     if not home.is_absolute() or not home.is_dir():
-        return Finding("home folder", "ok", f"{show_path(home)} is not there, and was not missed")
-    writable = "writable" if os.access(home, os.W_OK) else "not writable, and nothing was missed"
+        return Finding("home folder", "ok", f"{show_path(home)} is not there, and is not needed")
+    writable = "writable" if os.access(home, os.W_OK) else "not writable, and need not be"
     return Finding("home folder", "ok", f"{show_path(home)}, {writable}")
 
 
@@ -88,7 +88,7 @@ def check_cores(asked: int | None = None) -> Finding:
 
 
 def judge_cores(usable: int, present: int, asked: int | None) -> Finding:
-    """`asked` is what the scheduler was asked for, of this process; None where nobody was."""
+    """Judge the number of cores. `asked` is how many this process requested from the scheduler; None outside a job."""
     found = f"{usable} of {present}"
     if asked is not None and usable < asked:
         return Finding(
@@ -96,7 +96,7 @@ def judge_cores(usable: int, present: int, asked: int | None) -> Finding:
             "warning",
             found,
             f"{asked}, as asked for",
-            "The site binds tasks to fewer: ask for fewer, or ask the administrators.",
+            "The site binds tasks to fewer cores: request fewer, or ask the administrators.",
         )
     if usable < 2:
         return Finding("cores", "warning", found, "2 or more", "Decoding and computing will wait for each other.")
@@ -109,21 +109,24 @@ def check_memory(asked_gb: float | None = None) -> Finding:
 
 
 def judge_memory(present: int, available: int, limit: int | None, asked_gb: float | None) -> Finding:
-    """In bytes: of the machine, free on it now, and what the control group of this process allows."""
+    """Judge the memory: of the machine, free on it now, and allowed by the control group of this process, in bytes.
+
+    `asked_gb` is what was requested from the scheduler, in GiB; None outside a job.
+    """
     check = "memory"
     usable = available if limit is None else min(available, limit)
     bound = "no limit on this process" if limit is None else f"limit {gib(limit)}"
     found = f"{gib(present)}, {gib(available)} free, {bound}"
     if asked_gb is not None and limit is not None and limit < asked_gb * GIB * 0.99:
-        return Finding(check, "warning", found, f"{asked_gb:g} GiB, as asked for", "Is cluster.memory_flag right?")
+        return Finding(check, "warning", found, f"{asked_gb:g} GiB, as asked for", "Check cluster.memory_flag.")
     if usable < LEAST_MEMORY:
-        remedy = "Ask for more by cluster.memory_gb." if asked_gb is not None else "End other programs, or use less."
+        remedy = "Ask for more with cluster.memory_gb." if asked_gb is not None else "End other programs, or use less."
         return Finding(check, "warning", found, f"{gib(LEAST_MEMORY)} or more", remedy)
     return Finding(check, "ok", found)
 
 
 def _memory() -> tuple[int, int]:
-    """Bytes of the machine: in all, and available without swapping."""
+    """Return the memory of the machine in bytes: in all, and available without swapping."""
     values = {}
     for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
         name, _, amount = line.partition(":")
@@ -132,7 +135,7 @@ def _memory() -> tuple[int, int]:
 
 
 def cgroup_limit(process: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Bytes of memory that the control groups of this process allow, the least of all above it; None without limit."""
+    """Return the lowest memory limit, in bytes, of all control groups that hold this process; None if there is none."""
     limits = []
     for file in _limit_files(process.read_text(encoding="utf-8"), root):
         if file.is_file() and (text := file.read_text(encoding="ascii").strip()).isdigit():
@@ -142,9 +145,9 @@ def cgroup_limit(process: Path = Path("/proc/self/cgroup"), root: Path = Path("/
 
 
 def _limit_files(groups: str, root: Path) -> Iterator[Path]:
-    """Where limits can stand for these lines `number:controllers:path`, in both versions of control groups.
+    """Yield the files that may hold limits, for lines `number:controllers:path` of either version of control groups.
 
-    In a container the group of the host may not be below `root`, which then is the group itself.
+    In a container the group's path on the host may not exist below `root`; then `root` is the group itself.
     """
     for line in groups.splitlines():
         number, controllers, path = line.split(":", 2)
@@ -169,7 +172,7 @@ def check_shared_memory(folder: Path = Path("/dev/shm")) -> Finding:
 
 
 def judge_shared_memory(total: int, free: int) -> Finding:
-    """Bytes of /dev/shm."""
+    """Judge the size of /dev/shm, in bytes."""
     found = f"{gib(free)} free of {gib(total)}"
     if free < LEAST_SHARED_MEMORY:
         return Finding(
@@ -184,7 +187,7 @@ def judge_shared_memory(total: int, free: int) -> Finding:
 
 
 def scratch_folder(named: str | None) -> Path:
-    """Where work puts what is only for this machine: as cluster.scratch says, else as Python finds it."""
+    """Return the folder for files that only this machine needs: cluster.scratch, $SLURM_TMPDIR or Python's choice."""
     if named is not None:
         return Path(os.path.expandvars(named))
     given = os.environ.get("SLURM_TMPDIR")
@@ -204,7 +207,10 @@ def check_scratch(folder: Path) -> Finding:
 
 
 def judge_scratch(folder: Path, free: int | None, kind: str, refusal: str | None) -> Finding:
-    """`free` in bytes; `kind` of file system; `refusal` is what the system said when a file was to be written."""
+    """Judge the scratch folder: its free space in bytes, and the type of its file system.
+
+    `free` is None if no file could be written; then `refusal` is what the system said.
+    """
     check = "scratch"
     if free is None:
         return Finding(
@@ -212,22 +218,30 @@ def judge_scratch(folder: Path, free: int | None, kind: str, refusal: str | None
             "fault",
             f"{show_path(folder)} cannot be written to ({refusal})",
             "a folder on this machine's own disk",
-            "Name one by cluster.scratch, or by TMPDIR on this machine.",
+            "Name one with cluster.scratch, or with TMPDIR on this machine.",
         )
     found = f"{show_path(folder)}: {gib(free)} free, {kind or 'unknown file system'}"
     if free < LEAST_SCRATCH:
         return Finding(
-            check, "warning", found, f"{gib(LEAST_SCRATCH)} or more", "Name a larger one by cluster.scratch or TMPDIR."
+            check,
+            "warning",
+            found,
+            f"{gib(LEAST_SCRATCH)} or more",
+            "Name a larger one with cluster.scratch or TMPDIR.",
         )
     if kind in ("tmpfs", "ramfs"):
         return Finding(
-            check, "warning", found, "a disk", "What is written there counts as memory of the job; name a disk."
+            check,
+            "warning",
+            found,
+            "a disk",
+            "What is written there counts as memory of the job: name a folder on a disk.",
         )
     return Finding(check, "ok", found)
 
 
 def check_video(scratch: Path) -> Finding:
-    """Write a short video and decode it, as the work does: in a process of its own."""
+    """Write a short video and decode it as the work does, in a process of its own."""
     from deg.data.video.decoder import Decoder
     from deg.projects.shapes import write_shapes_video
 
@@ -242,23 +256,23 @@ def check_video(scratch: Path) -> Finding:
 
 def judge_video(decoded: int, refusal: str = "") -> Finding:
     if decoded == VIDEO_FRAMES:
-        return Finding("video", "ok", f"{decoded} frames of a made mp4 decoded")
-    found = refusal or f"{decoded} frames of a made mp4 decoded"
-    remedy = "OpenCV is broken here: install opencv-python-headless anew, or work in the image."
+        return Finding("video", "ok", f"{decoded} frames of a generated mp4 decoded")
+    found = refusal or f"{decoded} frames of a generated mp4 decoded"
+    remedy = "OpenCV is broken here: reinstall opencv-python-headless, or work in the image."
     return Finding("video", "fault", found, f"{VIDEO_FRAMES} frames", remedy)
 
 
 def file_system_type(folder: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
-    """Such as ext4, nfs4 or lustre: of the innermost mount that holds the folder; empty if the system does not say."""
+    """Return the type of the file system, such as ext4, nfs4 or lustre, that holds the folder; empty if unknown."""
     real, point, kind = str(folder.resolve()), "", ""
     for line in mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         fields, _, rest = line.partition(" - ")
         mounted = re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), fields.split()[4])
         if len(mounted) >= len(point) and f"{real}/".startswith(mounted.rstrip("/") + "/"):
-            point, kind = mounted, rest.split()[0]  # of several at one place the last lies on top
+            point, kind = mounted, rest.split()[0]  # the last of several mounts at one place lies on top
     return kind
 
 
 def gib(size: float) -> str:
-    """Bytes as people read them."""
+    """Format a number of bytes in GiB."""
     return f"{size / GIB:.0f} GiB" if size >= 100 * GIB else f"{size / GIB:.1f} GiB"

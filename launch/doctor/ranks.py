@@ -1,7 +1,7 @@
-"""What each rank of the doctor's job does, in the image: the checks of a machine, and those that need company.
+"""What each rank of the doctor's job does, in the image: the checks of a machine, and those that need other ranks.
 
-Ranks meet through files in the job's folder, as the work does. Each leaves its findings in ranks/<number>.json. The
-signal comes last: what it does to them is one of the findings.
+Ranks meet through files in the job's folder, as real work does. Each leaves its findings in ranks/<number>.json. The
+signal comes last: what it does to the ranks is one of the findings.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from pathlib import Path
 from typing import Any
 
 from deg.data.atomic import write_atomically
+from deg.launch.devices import free_port
 from deg.launch.doctor import collective, files, gpu, machine
 from deg.launch.doctor import image as doctor_image
 from deg.launch.findings import Finding
-from deg.launch.on.local.ranks import free_port
 from deg.work import STOPPED
 
 MEET_SECONDS = 60.0
 SLOW_FILES = 10.0
-"""Seconds from which files of another node come late: workers that wait for them waste that much."""
+"""Seconds after which files of another node count as late: workers that wait for them waste that much."""
 SIGNAL_SECONDS = 40.0
 MORE_SIGNALS_SECONDS = 3.0
-"""How long to count after the first."""
+"""How long to go on counting after the first signal."""
 LEAVE_SECONDS = 15.0
-"""How long to wait for the others at the end; one may have died of the signal."""
+"""How long to wait for the other ranks at the end; one may have died of the signal."""
 LOOK_SECONDS = 0.1
 
 COUNTER = """
@@ -47,7 +47,7 @@ print("ready", flush=True)
 sys.stdin.read()
 print(count, flush=True)
 """
-"""A child of a rank, as decoders are: counts what it gets until its standard input ends."""
+"""Program of a child process, such as a decoder is: counts the signals it gets until its standard input ends."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Seat:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Seat:
-        """As Slurm's srun sets it."""
+        """Read it from the variables that srun sets."""
         return cls(
             int(environment["SLURM_PROCID"]),
             int(environment["SLURM_NTASKS"]),
@@ -72,7 +72,7 @@ class Seat:
 
 @dataclass(frozen=True)
 class Request:
-    """What the login node wants to know, as request.json holds it."""
+    """What the ranks need to know, as stored in request.json."""
 
     image: bool
     gpus_per_node: int
@@ -89,14 +89,14 @@ class Request:
 
 
 def examine(folder: str) -> None:
-    """Make one rank's findings, and end the process."""
+    """Make one rank's findings, then end the process."""
     began = time.time()
     counter = SignalCount()
-    counter.install()  # before all else: submitit would requeue by itself
+    counter.install()  # before all else, or submitit would requeue the job by itself
     job, seat = Path(folder), Seat.of(os.environ)
     request = Request.from_json((job / "request.json").read_text(encoding="utf-8"))
     findings = list(_examine(job, seat, request, began))
-    _write(job, seat, findings)  # now, for the signal may be the end of this process: see `judge_image_life`
+    _write(job, seat, findings)  # now, because the signal may end this process: see `judge_image_life`
     findings += count_signals(job, seat, counter)
     _write(job, seat, findings)
     _say(job, f"done-{seat.rank}")
@@ -104,7 +104,7 @@ def examine(folder: str) -> None:
     _wait(lambda: all(name.exists() for name in names), LEAVE_SECONDS)
     if (scratch := os.environ.get("DEG_SCRATCH")) and seat.local == 0:
         shutil.rmtree(scratch, ignore_errors=True)
-    os._exit(STOPPED)  # without what Python does at its end
+    os._exit(STOPPED)  # without what Python does at exit
 
 
 def _write(job: Path, seat: Seat, findings: Sequence[Finding]) -> None:
@@ -139,7 +139,7 @@ def _examine(job: Path, seat: Seat, request: Request, began: float) -> Iterator[
 
 
 def _in_company(job: Path, seat: Seat, others: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
-    """Findings for which all ranks are needed; `others` is what each says of itself."""
+    """Yield the findings that need all ranks; `others` is what each rank says of itself."""
     together = [other for other in others if other["host"] == seat.host]
     seconds = ping(job, seat)
     if seat.rank == 0:
@@ -151,14 +151,14 @@ def _in_company(job: Path, seat: Seat, others: Sequence[Mapping[str, Any]]) -> I
         if seat.local == 1:
             yield judge_shared_folder(shared)
     first = others[0]
-    # every rank must take the same: NCCL if each node has a GPU for each of its ranks
+    # every rank must choose the same backend: NCCL if each node has a GPU for each of its ranks
     gpus = min(other["gpus"] for other in others if other["local"] == 0)
     most_here = max(other["local"] for other in others) + 1
     answer = collective.start_rank(
         seat.rank,
         seat.count,
         seat.local,
-        os.environ.get("MASTER_ADDR") or first["host"],  # as Lightning has it
+        os.environ.get("MASTER_ADDR") or first["host"],  # as Lightning does
         first["port"],
         backend=collective.backend_for(most_here, gpus),
     ).answer(collective.SECONDS)
@@ -167,7 +167,7 @@ def _in_company(job: Path, seat: Seat, others: Sequence[Mapping[str, Any]]) -> I
 
 
 def meet(job: Path, seat: Seat, gpus: int) -> list[dict[str, Any]] | None:
-    """Tell the other ranks of this one, and wait for them; what all say, by rank. None if one does not come."""
+    """Tell the other ranks about this one, and return what each says of itself, by rank; None if one does not come."""
     about = {"host": seat.host, "local": seat.local, "gpus": gpus, "port": free_port()}
     _say(job, f"here-{seat.rank}", json.dumps(about))
     names = [job / "ranks" / f"here-{rank}" for rank in range(seat.count)]
@@ -177,7 +177,7 @@ def meet(job: Path, seat: Seat, gpus: int) -> list[dict[str, Any]] | None:
 
 
 def ping(job: Path, seat: Seat) -> float | None:
-    """Seconds until all other ranks have answered rank 0; None for the others, and if an answer is missing."""
+    """Return the seconds until all ranks have answered rank 0; None on other ranks, or if an answer is missing."""
     began = time.monotonic()
     if seat.rank:
         _wait(lambda: (job / "ranks" / "ping").exists(), MEET_SECONDS)
@@ -190,24 +190,26 @@ def ping(job: Path, seat: Seat) -> float | None:
 
 
 def judge_meeting(count: int, seconds: float | None) -> Finding:
-    """`seconds` for a file there and one back; None if they were not seen."""
+    """Judge the seconds that a file took there and one back; None if not all were seen."""
     check = "files of other ranks"
     if seconds is None:
         return Finding(
             check,
             "fault",
             f"not all of {count} ranks saw each other's files in {MEET_SECONDS:.0f} s",
-            "that all nodes see the project's files",
+            "all nodes to see the project's files",
             "Put the project on a file system that all nodes share, or ask why it shows new files so late.",
         )
     found = f"seen in {seconds:.1f} s, there and back"
     if seconds > SLOW_FILES:
-        return Finding(check, "warning", found, f"{SLOW_FILES:.0f} s or less", "Nothing breaks; work waits for files.")
+        return Finding(
+            check, "warning", found, f"{SLOW_FILES:.0f} s or less", "Nothing breaks, but work waits for files."
+        )
     return Finding(check, "ok", found)
 
 
 def append_together(job: Path, seat: Seat) -> Finding | None:
-    """All ranks append to one file; rank 0 looks whether every line is there."""
+    """Append to a file, as all ranks do at once; rank 0 then checks that every line is there."""
     path = job / "ranks" / "appended"
     files.append_lines(path, str(seat.rank))
     _say(job, f"appended-{seat.rank}")
@@ -222,8 +224,8 @@ def append_together(job: Path, seat: Seat) -> Finding | None:
             "lines from all ranks",
             "warning",
             f"no: {problem}",
-            "that several nodes can append to one file",
-            "Lines may be missing from logs of runs; results are not touched.",
+            "several nodes to append to one file without loss",
+            "Lines may be missing from the logs of runs; results are not affected.",
         )
     return Finding("lines from all ranks", "ok", "yes")
 
@@ -251,34 +253,34 @@ def judge_shared_folder(seen: bool) -> Finding:
     check = "shared memory of ranks"
     if seen:
         return Finding(check, "ok", "ranks of a node see each other's")
-    remedy = "Take --contain out of cluster.apptainer_options: NCCL goes through the network without it."
-    return Finding(check, "warning", "each rank has its own", "that ranks of a node share /dev/shm", remedy)
+    remedy = "Remove --contain from cluster.apptainer_options: it makes NCCL go through the network."
+    return Finding(check, "warning", "each rank has its own", "ranks of a node to share /dev/shm", remedy)
 
 
 def judge_mode(uid_map: str, user: int) -> Finding:
-    """How Apptainer runs on the node, by /proc/self/uid_map."""
+    """Tell from /proc/self/uid_map how Apptainer runs on the node."""
     ids = uid_map.split()
-    if len(ids) > 2 and int(ids[2]) > 2**31:  # the first name space, where every user has his number
+    if len(ids) > 2 and int(ids[2]) > 2**31:  # the initial user namespace, which maps every user ID
         return Finding("Apptainer's mode", "ok", "root" if user == 0 else "setuid")
     return Finding("Apptainer's mode", "ok", "user namespaces")
 
 
 class SignalCount:
-    """How often this process was sent SIGUSR2."""
+    """A counter of the SIGUSR2 signals that this process gets."""
 
     def __init__(self) -> None:
         self.count = 0
 
     def install(self) -> None:
         signal.signal(signal.SIGUSR2, self._add)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whoever cancels the job need not wait
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # so that cancelling the job takes no time
 
     def _add(self, *_: Any) -> None:
         self.count += 1
 
 
 def count_signals(job: Path, seat: Seat, counter: SignalCount) -> list[Finding]:
-    """Have the script on the host send a signal to the job, count whom it reaches, and look what it did."""
+    """Have the script on the host signal the job, count which processes it reaches, and see what it did."""
     with subprocess.Popen(
         [sys.executable, "-S", "-c", COUNTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as child:
@@ -301,39 +303,43 @@ def count_signals(job: Path, seat: Seat, counter: SignalCount) -> list[Finding]:
 
 
 def judge_signal(received: int, of_child: int, status: str | None, said: str) -> Finding:
-    """How often the rank and its child got a signal; exit status (None: it was not called) and words of scancel."""
+    """Judge how often a rank and its child got the signal.
+
+    `status` and `said` are the exit status of scancel, None if it was not called, and its words.
+    """
     check = "signal"
     if received:
         times = "once" if received == 1 else f"{received} times"
-        child = "not its children" if not of_child else f"its children {of_child} time(s); deg heeds it once"
+        child = "not its children" if not of_child else f"its children {of_child} time(s); deg acts on it once"
         return Finding(check, "ok", f"a rank gets SIGUSR2 {times}, {child}")
-    expected = "that a job is told ahead of its end"
+    expected = "a job to be warned before its end"
     if status != "0":
-        why = said or (f"exit status {status}" if status else "no word from the job's script")
-        remedy = "Nothing is lost if the site's own signal comes through; ask whether nodes have Slurm's commands."
+        why = said or (f"exit status {status}" if status else "no answer from the job's script")
+        remedy = "No harm is done if Slurm's own signal arrives; ask whether nodes have Slurm's commands."
         return Finding(check, "warning", f"it could not be sent from the node: {why}", expected, remedy)
-    remedy = "Work goes on from its last checkpoint: ask for long time limits, and write the profile's line below."
+    remedy = "Work resumes from its last checkpoint: ask for long time limits, and add the line below to the profile."
     return Finding(check, "fault", "SIGUSR2 was sent and did not arrive", expected, remedy, {"stop_ahead": None})
 
 
 def judge_image_life(lives: bool) -> Finding:
-    """Whether the image can still be read after the signal.
+    """Judge whether the image can still be read after the signal.
 
-    Without setuid a program beside Python, squashfuse_ll, shows the image. Where the site signals all processes of a
-    job, as with SignalChildrenProcesses, the signal ends it too; Python then dies of SIGBUS at the next page it needs.
+    Without setuid, the image is mounted by a program that runs beside Python, squashfuse_ll. Where the site signals all
+    processes of a job, as with SignalChildrenProcesses, the signal ends that program too; Python then dies of SIGBUS at
+    the next page it needs.
     """
     if lives:
         return Finding("image after the signal", "ok", "still there")
-    return lost_image("gone: the signal ended the program that shows it (squashfuse_ll)")
+    return lost_image("gone: the signal ended the program that mounts it (squashfuse_ll)")
 
 
 def lost_image(found: str) -> Finding:
-    """The signal took the image away from those who work in it."""
+    """Return the finding that the signal took the image away from the ranks in it."""
     return Finding(
         "image after the signal",
         "warning",
         found,
-        "that the signal ends nothing but the work",
+        "the signal to end nothing but the work",
         "Jobs that are told to stop may die before they have saved. Use the image as a folder (apptainer build "
         "--sandbox FOLDER IMAGE, cluster.image=FOLDER), or ask for an Apptainer with setuid.",
     )
@@ -352,7 +358,7 @@ def _say(job: Path, name: str, text: str = "") -> None:
 
 
 def _wait(there: Callable[[], bool], seconds: float) -> bool:
-    """Wait until something is there; whether it came in time."""
+    """Wait until something is there; return whether it came in time."""
     deadline = time.monotonic() + seconds
     while not there():
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""The scheduler as a login node sees it: what it says of itself, and whether it would take what deg asks for."""
+"""The scheduler as a login node sees it: what it says of itself, and whether it would accept deg's jobs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from deg.errors import LaunchError
 from deg.launch.findings import Finding
-from deg.launch.on.slurm.queue import run_scheduler
-from deg.launch.on.slurm.script import Script, Submitter, gpus, test_only, training_need
+from deg.launch.scheduler.queue import run_scheduler
+from deg.launch.scheduler.script import Script, Submitter, gpus, test_only, training_need
 from deg.launch.site.ask import number, parse_settings
 from deg.options.schema import Cluster
 
@@ -20,15 +20,15 @@ GPU_FLAGS: tuple[Literal["gpus_per_node", "gres", "gpus"], ...] = ("gpus_per_nod
 MEMORY: tuple[Mapping[str, Any], ...] = ({"memory_flag": "mem"}, {"memory_flag": "mem_per_cpu"}, {"memory_gb": None})
 
 Try = Callable[[Cluster], str]
-"""The words of `sbatch --test-only` to a training with these options."""
+"""Returns what `sbatch --test-only` says to a training with these options."""
 
 
 def check_scheduler(cluster: Cluster) -> Iterator[Finding]:
-    """What can be known without a job."""
+    """Check what can be known without a job."""
     try:
         settings = parse_settings(run_scheduler(["scontrol", "show", "config"]))
     except LaunchError as error:
-        remedy = "Call this on a login node, perhaps after `module load slurm`."
+        remedy = "Run this on a login node, perhaps after `module load slurm`."
         yield Finding("Slurm", "fault", str(error), "a scheduler that answers", remedy)
         return
     version, name = settings.get("slurm_version", "of unknown version"), settings.get("clustername", "?")
@@ -50,25 +50,21 @@ def check_scheduler(cluster: Cluster) -> Iterator[Finding]:
 def judge_accounting(has_accounts: bool) -> Finding:
     if has_accounts:
         return Finding("accounting", "ok", "sacct answers")
-    return Finding("accounting", "ok", "none: what became of jobs is told from deg's own files and squeue")
+    return Finding("accounting", "ok", "none: deg follows its jobs by its own files and squeue")
 
 
 def judge_array(most: int | None, wanted: int | None) -> Finding:
-    """`most` is MaxArraySize, the number of elements that an array may have; `wanted` is cluster.max_array_size."""
+    """Judge the size of arrays: `most` elements are allowed (MaxArraySize), `wanted` is cluster.max_array_size."""
     check = "array size"
     if most is None:
         return Finding(
             check,
             "ok" if wanted else "warning",
-            "the site does not say its MaxArraySize",
-            *(
-                ("",)
-                if wanted
-                else ("that scontrol tells it", "Write cluster.max_array_size, as the site's pages say.")
-            ),
+            "Slurm does not say what MaxArraySize is",
+            *(("",) if wanted else ("scontrol to show it", "Set cluster.max_array_size to what the site's pages say.")),
         )
     if wanted is not None and wanted > most:
-        remedy = "Write the profile's line below."
+        remedy = "Add the line below to the profile."
         return Finding(
             check, "fault", f"cluster.max_array_size={wanted}", f"at most {most}", remedy, {"max_array_size": most}
         )
@@ -76,28 +72,38 @@ def judge_array(most: int | None, wanted: int | None) -> Finding:
 
 
 def judge_memory_sharing(parameters: str) -> Finding:
-    """`parameters` is SelectTypeParameters."""
+    """Judge by SelectTypeParameters whether Slurm allocates memory to jobs."""
     if "MEMORY" in parameters.upper():
-        return Finding("memory as a resource", "ok", f"shared out ({parameters})")
-    return Finding("memory as a resource", "ok", f"not shared out ({parameters or 'unknown'}): jobs are not held to it")
+        return Finding("memory as a resource", "ok", f"allocated to jobs ({parameters})")
+    return Finding(
+        "memory as a resource",
+        "ok",
+        f"not allocated ({parameters or 'unknown'}): jobs are not limited to what they ask for",
+    )
 
 
 def judge_gpu_flags(cluster: Cluster, answers: Mapping[str, str]) -> Finding:
-    """`answers` are the words of sbatch to each way of asking for GPUs."""
+    """Judge the ways of asking for GPUs; `answers` is what sbatch says to each."""
     check = "how to ask for GPUs"
     taken = [flag for flag, words in answers.items() if is_taken(words)]
     if cluster.gpu_flag in taken:
-        return Finding(check, "ok", f"{cluster.gpu_flag}; taken would be {', '.join(taken)}")
+        return Finding(check, "ok", f"{cluster.gpu_flag}; sbatch accepts {', '.join(taken)}")
     said = _said(answers[cluster.gpu_flag])
     if not taken:
-        return Finding(check, "warning", f"none of {', '.join(answers)} is taken: {said}", "one that is", "See below.")
-    remedy = "Write the profile's line below."
+        return Finding(
+            check,
+            "warning",
+            f"sbatch accepts none of {', '.join(answers)}: {said}",
+            "one that it accepts",
+            "See below.",
+        )
+    remedy = "Add the line below to the profile."
     return Finding(check, "fault", f"{cluster.gpu_flag} is refused: {said}", taken[0], remedy, {"gpu_flag": taken[0]})
 
 
 def check_request(cluster: Cluster, try_out: Try) -> Finding:
-    """Whether a training as the options ask for it would be taken; if not, what else would."""
-    check, expected = "request of a training", "that sbatch would take it"
+    """Check whether sbatch would accept a training with these options; if not, find options that it accepts."""
+    check, expected = "request of a training", "sbatch to accept it"
     words = try_out(cluster)
     if is_taken(words):
         return Finding(check, "ok", _said(words))
@@ -106,19 +112,21 @@ def check_request(cluster: Cluster, try_out: Try) -> Finding:
         if is_taken(try_out(replace(cluster, **options))):
             changed = {name: value for name, value in options.items() if getattr(cluster, name) != value}
             others = ", ".join(f"{name}={'null' if value is None else value}" for name, value in changed.items())
-            remedy = f"It would be taken with {others}: write the profile's lines below."
+            remedy = f"It would be accepted with {others}: add the lines below to the profile."
             return Finding(check, "fault", _said(words), expected, remedy, changed)
-    remedy = "Change the cluster.* option that it speaks of; `deg cluster init` shows what the site has."
+    remedy = (
+        "Change the cluster.* option that this is about; `deg cluster init NAME --dry-run` shows what the site has."
+    )
     return Finding(check, "fault", _said(words), expected, remedy)
 
 
 def is_taken(words: str) -> bool:
-    """Whether `sbatch --test-only` would take a script, by its words."""
+    """Whether `sbatch --test-only` would accept a script, judged by its words."""
     return re.search(r"Job \d+ to start at", words) is not None
 
 
 def _said(words: str) -> str:
-    """Words of sbatch in one line, without its name."""
+    """Return the words of sbatch on one line, without its name."""
     return " / ".join(line.removeprefix("sbatch: ").strip() for line in words.splitlines()) or "nothing was said"
 
 

@@ -1,4 +1,4 @@
-"""Runs Apptainer through spython, within a time limit, and tells what became of it."""
+"""Run Apptainer through spython, with a time limit and with errors that say what to do."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ Tell = Callable[[str], None]
 
 
 def client(program: str, seconds: int, *, merged: bool = False, environment: Mapping[str, str] | None = None) -> Any:
-    """spython's client for a program, whose commands are ended after `seconds`; `merged`: errors come with the output.
+    """Return spython's client for a program; its commands are ended after `seconds`.
 
-    spython itself knows no time limit and no name but `singularity`. LaunchError if there is no such program.
+    With `merged`, errors come with the output. spython itself has no time limit and knows the program only by the name
+    `singularity`. LaunchError if there is no such program.
     """
     if shutil.which(program) is None:
         raise LaunchError(
             f"Expected the program {program}, found none on this machine. Load its module (often `module load "
-            "apptainer`), name it by --apptainer, or work on a machine that has it."
+            "apptainer`), name it with --apptainer, or work on a machine that has it."
         )
     from spython.main import get_client
 
@@ -37,7 +38,7 @@ def client(program: str, seconds: int, *, merged: bool = False, environment: Map
 
 
 def follow(lines: Iterable[str], tell: Tell, doing: str) -> None:
-    """Pass on what a command says while it runs. LaunchError with its last words if it fails."""
+    """Pass on what a command says while it runs. LaunchError with its last lines if it fails."""
     last: list[str] = []
     try:
         for line in lines:
@@ -48,14 +49,14 @@ def follow(lines: Iterable[str], tell: Tell, doing: str) -> None:
 
 
 def ask(client: Any, action: str, *words: str) -> tuple[int, str]:
-    """Exit status of a command, and all that it said."""
+    """Run a command; return its exit status and all that it said."""
     done = client._run_command([*client._init_command(action), *words], quiet=True, return_result=True)
     said = done["message"] if isinstance(done["message"], str) else "".join(done["message"])
     return done["return_code"], said
 
 
 def failure(doing: str, status: int, said: str) -> LaunchError:
-    """What to tell of a command that failed, with what may help."""
+    """Return the error for a command that failed, with advice."""
     hint = ""
     if status == TIMED_OUT:
         hint = "\nIt took too long and was ended."

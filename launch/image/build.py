@@ -1,4 +1,4 @@
-"""`deg image build`: the image from its definition, the locked wheels, and the files of the deg that runs here."""
+"""`deg image build`: make the image from its definition, the locked wheels and the files of the deg that runs here."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from deg.launch.image.file import IMAGE_GB, record_digest, require_space
 from deg.version import __version__
 
 BASE = "docker://debian:bookworm-slim"
-"""What an image is built upon, if nothing else is said. Its Python 3.11 is the one for which the wheels are locked."""
+"""Default base of an image. Its Python 3.11 is the one for which the wheels are locked."""
 REGISTRIES = ("docker", "oras", "library")
 
 COMPRESSIONS = {"gzip": "-comp gzip", "zstd": "-comp zstd -Xcompression-level 3"}
-"""Every Apptainer reads gzip; zstd is written twenty times faster, at the same size."""
+"""Options of mksquashfs. Every Apptainer reads gzip; zstd is written twenty times faster, at the same size."""
 
 BUILD_GB = 18
-"""Temporary space that a build takes: both stages unpacked, and the wheels."""
+"""Temporary space that a build takes, in GB: both stages unpacked, and the wheels."""
 SECONDS = 3 * 3600
 
 PACKAGES = {"deg": "", "deg.launch": "launch", "deg.configs": "configs", "deg.containers": "containers"}
@@ -39,29 +39,29 @@ COMMAND = "#!/opt/deg/bin/python\nfrom deg.launch.cli import main\n\nmain()\n"
 
 @dataclass(frozen=True)
 class Build:
-    """An image that is to be built."""
+    """An image to build."""
 
     kind: Flavour
     target: Path
     base: str = BASE
     compression: str = "gzip"
     files: tuple[tuple[Path, str], ...] = ()
-    """Files and folders of this host that the building stage needs, each with its place there; the image has none."""
+    """Files and folders of this host for the building stage, each with its place there. The image has none."""
 
     def bootstrap(self) -> tuple[str, str]:
-        """Kind of the base, and where Apptainer finds it. ConfigError if it is neither a file nor an address."""
+        """Return kind and address of the base for Apptainer. ConfigError if it is neither a file nor an address."""
         scheme, separator, name = self.base.partition("://")
         if separator and scheme in REGISTRIES:
             return scheme, name
         if not separator and Path(self.base).exists():
             return "localimage", str(Path(self.base).resolve())
         raise ConfigError(
-            f"--base {self.base}: expected a folder or an image file that is there, or an address that begins with "
+            f"--base {self.base}: expected an existing folder or image file, or an address that begins with "
             f"{', '.join(f'{scheme}://' for scheme in REGISTRIES)}, such as {BASE}."
         )
 
     def arguments(self) -> dict[str, str]:
-        """Values of the definition's arguments, but for `context`."""
+        """Return the values of the definition's arguments, except `context`."""
         bootstrap, base = self.bootstrap()
         revision, seconds = _revision()
         return {
@@ -81,7 +81,7 @@ class Build:
         }
 
     def describe(self) -> list[str]:
-        """What building it means, in lines for people."""
+        """Describe what building it means, in lines for people."""
         kind = self.kind
         who = "root" if os.geteuid() == 0 else "you: no root is needed where this machine allows user namespaces"
         lines = [
@@ -93,16 +93,16 @@ class Build:
             f"  built as  {who}",
         ]
         if "://" in self.base and "@sha256:" not in self.base:
-            lines.append("  Note: this base may be another tomorrow; named as NAME@sha256:... it stays the same.")
+            lines.append("  Note: this base may change; name it as NAME@sha256:... to keep it the same.")
         if self.compression != "gzip":
             lines.append(f"  Note: an old Apptainer may not read {self.compression}.")
         return lines
 
 
 def build(order: Build, tell: Tell, program: str = "apptainer") -> str:
-    """Build an image, which appears under its name when it is whole and has passed its test; its sha256.
+    """Build an image, which appears under its name when it is whole and has passed its test; return its sha256.
 
-    LaunchError if Apptainer is missing or fails, or the disk has no room.
+    LaunchError if Apptainer is missing or fails, or if the disk has too little space.
     """
     _, seconds = _revision()
     apptainer = client(program, SECONDS, merged=True, environment={"SOURCE_DATE_EPOCH": str(seconds)})
@@ -123,7 +123,7 @@ def build(order: Build, tell: Tell, program: str = "apptainer") -> str:
 
 @contextmanager
 def _context(order: Build) -> Iterator[Path]:
-    """A folder with everything that the build takes from this host."""
+    """Make a temporary folder with everything that the build takes from this host."""
     with tempfile.TemporaryDirectory(prefix="deg-image-") as folder:
         context = Path(folder)
         (context / "deg.def").write_text(definition(), encoding="utf-8")
@@ -146,7 +146,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def source_sha256() -> str:
-    """Compute the sha256 of deg's own files, those that would go into an image."""
+    """Compute the sha256 of the files of deg that would go into an image."""
     digest = hashlib.sha256()
     for name, path in sorted(_sources().items()):
         content = path.read_bytes()
@@ -155,7 +155,7 @@ def source_sha256() -> str:
 
 
 def _sources() -> dict[str, Path]:
-    """{name below `deg` when installed: file} of deg, as it runs here."""
+    """Return {name below `deg` when installed: file} for deg as it runs here."""
     found = {}
     for package, place in PACKAGES.items():
         folder = Path(str(importlib.import_module(package).__file__)).parent
@@ -166,7 +166,7 @@ def _sources() -> dict[str, Path]:
 
 
 def _revision() -> tuple[str, int]:
-    """Commit of this checkout and its time; where deg is installed otherwise, `unknown` and its newest file's time."""
+    """Return the commit of this checkout and its time; outside a checkout `unknown` and the newest file's time."""
     sources = _sources()
     checkout = sources["__init__.py"].parents[1]
     if (checkout / ".git").exists() and shutil.which("git") is not None:
@@ -180,5 +180,5 @@ def _revision() -> tuple[str, int]:
 
 
 def _temporary_folder() -> Path:
-    """Where Apptainer unpacks."""
+    """Return the folder in which Apptainer unpacks."""
     return Path(os.environ.get("APPTAINER_TMPDIR") or tempfile.gettempdir())

@@ -20,7 +20,7 @@ TEST_SECONDS = 1800
 
 
 def check_image(image: Path, program: str = "apptainer", *, quick: bool = False) -> Iterator[Finding]:
-    """What can be found out about an image on this host, one by one; `quick` leaves out its own test.
+    """Yield what can be found out about an image on this host; `quick` leaves out its own test.
 
     LaunchError if it is no image.
     """
@@ -39,23 +39,23 @@ def check_image(image: Path, program: str = "apptainer", *, quick: bool = False)
 
 
 def judge_version(labels: Mapping[str, str], source: str) -> Finding:
-    """What the image holds. `source` is the sha256 of the files of deg that run here."""
+    """Judge what the image holds. `source` is the sha256 of the files of deg that run here."""
     version = labels.get("deg.version")
     if version is None:
-        return Finding("version", "fault", "an image that is not of deg", f"one of deg {__version__}")
+        return Finding("version", "fault", "an image that is not of deg", f"an image of deg {__version__}")
     torch, cuda, kind = (labels.get(f"deg.{name}") for name in ("torch", "cuda", "flavour"))
     found = f"deg {version} with torch {torch} for CUDA {cuda} ({kind})"
     if version != __version__:
         remedy = "Build or pull the image of this version, or install that version here."
         return Finding("version", "fault", found, f"deg {__version__}, which runs here", remedy)
     if labels.get("deg.source_sha256") != source:
-        remedy = "Build it again, if it is you who changed them."
-        return Finding("version", "warning", found, "the very files of deg that run here", remedy)
+        remedy = "Build it again if you have changed them."
+        return Finding("version", "warning", found, "the same files of deg as run here", remedy)
     return Finding("version", "ok", found)
 
 
 def judge_driver(labels: Mapping[str, str], driver: str | None) -> Finding:
-    """The least driver that the image needs, and this host's."""
+    """Judge whether this host's driver is new enough for the image."""
     least = labels.get("deg.min_driver", "")
     if not least.isdecimal():
         return Finding("GPU driver", "not tried", "the image does not say what it needs")
@@ -64,7 +64,7 @@ def judge_driver(labels: Mapping[str, str], driver: str | None) -> Finding:
     major = int(driver.split(".")[0])
     if major < int(least):
         fitting = [kind.name for kind in FLAVOURS.values() if kind.min_driver <= major]
-        remedy = f"Use an image of the flavour {fitting[0]}." if fitting else "Have the driver updated."
+        remedy = f"Use an image of flavour {fitting[0]}." if fitting else "Have the driver updated."
         return Finding("GPU driver", "fault", driver, f"{least} or newer", remedy)
     return Finding("GPU driver", "ok", f"{driver}; the image needs {least} or newer")
 

@@ -5,10 +5,10 @@
         $DEG_SCRATCH                      a folder of the job on the node's own disk; all caches lie in it
         exec apptainer exec ... IMAGE python ARGUMENTS
 
-The node needs Apptainer and bash, no Python. The last line is an `exec`, so a signal to the task reaches Python. Of the
-node's environment only that enters the image which ALLOWED, the cluster's profile and the script itself name: a stray
-PYTHONPATH or LD_PRELOAD would change what runs. Variables enter as APPTAINERENV_NAME, not by `--env`, which splits
-values at commas; and in each task, for srun tells each who it is.
+The node needs Apptainer and bash, no Python. The last line is an `exec`, so a signal to the task reaches Python. Only
+those variables of the node enter the image that ALLOWED, the cluster's profile or the script itself name: a stray
+PYTHONPATH or LD_PRELOAD would change what runs. They enter as APPTAINERENV_NAME, not by `--env`, which splits values at
+commas, and are set in each task, because srun gives each task its own.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ CACHES = {
     "TRITON_CACHE_DIR": "/triton",
     "CUDA_CACHE_PATH": "/cuda",
 }
-"""Where libraries keep what they make, below $DEG_SCRATCH: on a shared disk the tasks of a job would fight over it."""
+"""Caches of libraries, below $DEG_SCRATCH: on a shared disk the tasks of a job would fight over them."""
 
 PYTHON = {"PYTHONNOUSERSITE": "1", "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-"""Of Python in the image: its packages alone, not those of ~/.local or of the folder that it is started in."""
+"""For Python in the image: it uses only its own packages, not those in ~/.local or in the folder it is started in."""
 
 MOST_BINDS = 32
-"""More folders than these are brought together in those that hold them."""
+"""If there are more folders than this, they are replaced by folders that hold several of them."""
 
 OF_THE_IMAGE = frozenset(
     Path(name)
     for name in ("/", "/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/opt", "/opt/deg", "/proc", "/root")
 ) | frozenset(Path(name) for name in ("/run", "/sbin", "/sys", "/usr", "/usr/bin", "/usr/lib", "/usr/local", "/var"))
-"""Folders in which the image has files of its own: shown from outside they would hide those."""
+"""Folders in which the image has files of its own: the same folder of the node would hide these."""
 
 _MODULE_FILES = (
     '"$MODULESHOME/init/bash" "$LMOD_PKG/init/bash" /etc/profile.d/*lmod*.sh /etc/profile.d/*module*.sh '
@@ -62,24 +62,24 @@ _MODULE_FILES = (
 
 
 _KEEP_MOUNT = (
-    "# Without root Apptainer mounts the image by a process of its own, which a signal that Slurm sends to all",
-    "# processes of a job would end, and with it the image. What is ignored here stays ignored there.",
+    "# Without root, Apptainer mounts the image with a process of its own. A signal that Slurm sends to all processes",
+    "# of a job would end it, and the image would be gone. Signals that are ignored here stay ignored in that process.",
     "if mounts=$(command -v squashfuse_ll); then",
     '  mkdir -p "$DEG_SCRATCH/bin"',
     """  printf '#!/bin/sh\\ntrap "" USR1 USR2 TERM\\nexec %q "$@"\\n' "$mounts" >"$DEG_SCRATCH/bin/new.$$" &&""",
     '    chmod 700 "$DEG_SCRATCH/bin/new.$$" && mv -f "$DEG_SCRATCH/bin/new.$$" "$DEG_SCRATCH/bin/squashfuse_ll"',
     '  "$DEG_SCRATCH/bin/squashfuse_ll" --help >/dev/null 2>&1',
-    '  [ $? = 126 ] || PATH="$DEG_SCRATCH/bin:$PATH"  # so where the disk forbids programs',
+    '  [ $? = 126 ] || PATH="$DEG_SCRATCH/bin:$PATH"  # 126: programs may not run from this disk',
     "fi",
 )
 
 
 @dataclass(frozen=True)
 class Container:
-    """How Python is run on a node. `binds` are folders, all of them seen under the same name inside and outside."""
+    """How Python is run on a node. `binds` are folders, each seen under the same name inside and outside."""
 
     image: Path | None
-    """None: no image, but the Python that runs now, which the node must see as well."""
+    """The image; None: no image, but the Python that runs now, which the node must see as well."""
     binds: tuple[Path, ...] = ()
     apptainer: str = "apptainer"
     options: tuple[str, ...] = ()
@@ -89,13 +89,13 @@ class Container:
     scratch: str | None = None
     nv: bool = False
     torch_home: Path | None = None
-    """Where PyTorch finds weights that were downloaded once; None: nowhere."""
+    """Folder where PyTorch finds weights that were downloaded earlier; None if there is none."""
 
     @classmethod
     def of(cls, cluster: Cluster, paths: Iterable[Path | str]) -> Container:
-        """What a cluster's options say, with folders that hold all `paths` and what the options add.
+        """Make it from a cluster's options, with folders that hold all `paths` and those that the options add.
 
-        LaunchError if a folder cannot be shown in an image, or a name of a variable is none.
+        LaunchError if a folder cannot be shown in an image, or if cluster.environment holds an invalid name.
         """
         for name in cluster.environment:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*\*?", name):
@@ -121,11 +121,11 @@ class Container:
 
 
 def bind_roots(paths: Iterable[Path | str]) -> tuple[Path, ...]:
-    """The folders that must be seen in the image so that every path leads there to the same file; none inside another.
+    """Return the folders to show in the image so that every path leads to the same file there; none inside another.
 
-    They are real folders, and beside them those names of folders by which a symbolic link, in one of the paths or in
-    the project, reaches a real one. Brought together in the folders that hold them when they are too many. LaunchError
-    if one would hide the image's own files.
+    They are the real folders and, where a path contains symbolic links, also the names by which the links reach them.
+    If they are too many, folders that hold several of them take their place. LaunchError if one would hide the image's
+    own files.
     """
     found: set[Path] = set()
     for path in paths:
@@ -136,14 +136,14 @@ def bind_roots(paths: Iterable[Path | str]) -> tuple[Path, ...]:
     for folder in roots:
         if folder in OF_THE_IMAGE:
             raise LaunchError(
-                f"{show_path(folder)}: jobs cannot see what lies in this folder, for every image has files of its own "
-                "there. Put the project, videos and weights into another folder."
+                f"{show_path(folder)}: jobs cannot see what lies in this folder, because every image has files of "
+                "its own there. Put the project, videos and weights into another folder."
             )
     return roots
 
 
 def _folders_on_the_way(path: Path) -> set[Path]:
-    """The folder of a path under every name that following its symbolic links comes by, one link at a time."""
+    """Return the folder of a path under every name that appears while its symbolic links are followed one by one."""
     folders = set()
     name = path.absolute()
     for _ in range(40):  # as many links as the kernel follows
@@ -165,7 +165,7 @@ def _outermost(folders: Iterable[Path]) -> tuple[Path, ...]:
 
 
 def _fullest_parent(roots: Sequence[Path]) -> Path | None:
-    """The folder that holds most of the roots and hides nothing; None if there is none."""
+    """Return the folder that holds most of the roots and hides nothing; None if there is none."""
     held: dict[Path, int] = {}
     for root in roots:
         if root.parent not in OF_THE_IMAGE:
@@ -174,7 +174,7 @@ def _fullest_parent(roots: Sequence[Path]) -> Path | None:
 
 
 def script(container: Container) -> str:
-    """The text of container.sh. LaunchError if a folder's name cannot be written in it."""
+    """Return the text of container.sh. LaunchError if a folder's name cannot be written in it."""
     lines = [
         "#!/usr/bin/env bash",
         "# Written by deg. Runs Python with the arguments given, for one task of a job: srun bash container.sh ...",
@@ -199,7 +199,7 @@ def _torch_home(container: Container) -> str:
 
 
 def cleanup_script(container: Container) -> str:
-    """The text of a script that removes $DEG_SCRATCH: to be run on each node, when no task of the job runs there."""
+    """Return the text of a script that removes $DEG_SCRATCH. Run it on each node when no task of the job runs there."""
     lines = [
         "#!/usr/bin/env bash",
         *_find_scratch(container.scratch),
@@ -209,13 +209,13 @@ def cleanup_script(container: Container) -> str:
 
 
 def _load(modules: Sequence[str]) -> list[str]:
-    """Lines that load modules; a batch shell is no login shell, so the command may have to be looked for."""
+    """Return lines that load modules. A batch shell is no login shell, so `module` may have to be found first."""
     return [
         f"for file in {_MODULE_FILES}; do",
         "  type module >/dev/null 2>&1 && break",
         '  [ ! -r "$file" ] || . "$file"',
         "done",
-        "type module >/dev/null 2>&1 || fail 'cluster.modules needs the command `module`, which this node has not.'",
+        "type module >/dev/null 2>&1 || fail 'cluster.modules needs the command `module`, which this node lacks.'",
         *(f"module load {shlex.quote(name)} || fail 'cluster.modules:' {shlex.quote(name)} failed" for name in modules),
     ]
 
@@ -226,17 +226,17 @@ def _find_scratch(scratch: str | None) -> list[str]:
             'for scratch in "$SLURM_TMPDIR" "$TMPDIR" /tmp; do [ -d "$scratch" ] && [ -w "$scratch" ] && break; done'
         )
     else:
-        words = re.sub(r'(["`\\])', r"\\\1", scratch)  # $VARIABLES are the node's
+        words = re.sub(r'(["`\\])', r"\\\1", scratch)  # $VARIABLES are expanded on the node
         choose = f'scratch="{words}"'
     return [choose, 'export DEG_SCRATCH="$scratch/deg-$UID-${SLURM_JOB_ID:-$$}"']
 
 
 def _make_scratch(scratch: str | None) -> list[str]:
-    """Lines that make the job's own folder; tasks of the same node share it."""
+    """Return lines that make the job's own folder, which its tasks on the same node share."""
     return [
         *_find_scratch(scratch),
         'mkdir -p -m 700 "$DEG_SCRATCH" && [ -O "$DEG_SCRATCH" ] ||'
-        ' fail "expected to make a folder of my own $DEG_SCRATCH, and cannot: see cluster.scratch."',
+        ' fail "expected to make $DEG_SCRATCH as a folder of this user, but cannot: see cluster.scratch."',
     ]
 
 
@@ -274,7 +274,7 @@ def _run_in_image(container: Container, image: Path) -> list[str]:
 
 
 def _mount(folder: str) -> str:
-    """A folder for `--mount`, which reads fields of CSV: any name is possible, with `--bind` no comma and no colon."""
+    """Return a folder as argument of `--mount`, which reads CSV: any name works. `--bind` takes no comma or colon."""
     quoted = folder.replace('"', '""')
     return f'type=bind,"src={quoted}","dst={quoted}"'
 
@@ -284,7 +284,7 @@ def _quote(word: str) -> str:
         word.encode()
     except UnicodeEncodeError:
         raise LaunchError(
-            f"{show_path(word)}: Apptainer takes only names that are UTF-8, and this is none. Rename it, or put what "
-            "is needed into another folder."
+            f"{show_path(word)}: Apptainer takes only names in UTF-8, and this is not one. Rename it, or put what is "
+            "needed into another folder."
         ) from None
     return shlex.quote(word)

@@ -1,7 +1,7 @@
 """What Slurm says about itself: sinfo, scontrol and sacctmgr.
 
-Texts are parsed by pure functions; only `ask_site` starts programs. Slurm 20.11 to 25.05 differ in keys that come and
-go, in the case of values, and in the brackets after a gres: what is not understood is passed over.
+Texts are parsed by pure functions; only `ask_site` starts programs. Slurm 20.11 to 25.05 differ in which keys they
+print, in the case of values, and in the brackets after a gres: what is not understood is skipped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from deg.errors import LaunchError
 from deg.options.forms import time_limit_minutes
 
 SECONDS = 30.0
-"""How long a program of Slurm may take to answer."""
+"""Time limit for an answer of a program of Slurm."""
 SINFO = ("sinfo", "--noheader", "--Node", "--format=%R|%N|%c|%m|%G")
 CONFIG = ("scontrol", "show", "config")
 PARTITIONS = ("scontrol", "show", "partition")
@@ -39,7 +39,7 @@ class Node:
     cpus: int
     memory_mb: int
     gpus: Mapping[str, int]
-    """{type: how many}; the type is empty where the site names none."""
+    """{type: number of GPUs}; the type is empty where the site names none."""
 
     @property
     def gpu_count(self) -> int:
@@ -48,13 +48,13 @@ class Node:
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition; where Slurm allows all groups or accounts, None."""
+    """A partition. `groups` and `accounts` are None where Slurm allows all."""
 
     name: str
     default: bool = False
     up: bool = True
     max_minutes: float | None = None
-    """None: no limit."""
+    """Time limit in minutes; None: no limit."""
     groups: tuple[str, ...] | None = None
     accounts: tuple[str, ...] | None = None
     denied_accounts: tuple[str, ...] = ()
@@ -62,9 +62,9 @@ class Partition:
     preempt_mode: str = ""
     grace_seconds: int = 0
     select: str = ""
-    """Its own SelectTypeParameters; empty: those of the cluster."""
+    """Its own SelectTypeParameters; empty: the cluster's apply."""
     memory_per_node_mb: int | None = None
-    """At most; None: no limit."""
+    """Most memory of a job on a node; None: no limit."""
     memory_per_cpu_mb: int | None = None
 
 
@@ -74,7 +74,7 @@ class Association:
 
     account: str
     partition: str
-    """Empty: any."""
+    """The partition that it holds for; empty: any."""
     qos: tuple[str, ...]
     most_jobs: int | None
 
@@ -84,23 +84,23 @@ class Site:
     """All that Slurm said, and who asked."""
 
     settings: Mapping[str, str]
-    """`scontrol show config`, with keys in small letters."""
+    """`scontrol show config`, with keys in lower case."""
     partitions: tuple[Partition, ...]
     nodes: tuple[Node, ...]
     associations: tuple[Association, ...] = ()
     without_accounting: str = ""
-    """Why sacctmgr has nothing to say; empty where it answered."""
+    """Why sacctmgr gave no answer; empty if it did."""
     user: str = "root"
     groups: Collection[str] = ()
     programs: tuple[str, ...] = ("apptainer",)
-    """Those of apptainer and singularity that are on PATH here."""
+    """Which of apptainer and singularity are on PATH here."""
 
 
 # ---------------------------------------------------------------------------------------------------- parsing
 
 
 def parse_nodes(text: str) -> tuple[Node, ...]:
-    """Lines of SINFO: partition, node, cores, MB, gres."""
+    """Parse lines of SINFO: partition, node, cores, MB, gres."""
     found = []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split("|")]
@@ -111,7 +111,7 @@ def parse_nodes(text: str) -> tuple[Node, ...]:
 
 
 def parse_gpus(gres: str) -> dict[str, int]:
-    """{type: how many} of `gpu:a100:4(S:0-1),nvme:1`, `gpu:2`, `gpu:tesla:no_consume:1`; GPUs alone are counted."""
+    """Parse `gpu:a100:4(S:0-1),nvme:1`, `gpu:2` or `gpu:tesla:no_consume:1` into {type: number}, of GPUs only."""
     found: dict[str, int] = {}
     for item in re.sub(r"\([^)]*\)", "", gres).split(","):
         name, *more = item.strip().split(":")
@@ -125,7 +125,7 @@ def parse_gpus(gres: str) -> dict[str, int]:
 
 
 def parse_settings(text: str) -> dict[str, str]:
-    """`Key = value` lines of `scontrol show config`; of a key that comes twice the first, which is slurm.conf's."""
+    """Parse `Key = value` lines of `scontrol show config`. If a key comes twice, the first holds: slurm.conf's."""
     found: dict[str, str] = {}
     for line in text.splitlines():
         key, equals, value = line.partition("=")
@@ -135,7 +135,7 @@ def parse_settings(text: str) -> dict[str, str]:
 
 
 def parse_partitions(text: str) -> tuple[Partition, ...]:
-    """`scontrol show partition`, of one line or several for each."""
+    """Parse `scontrol show partition`, with one line or several for each partition."""
     found = []
     for block in re.split(r"(?:^|\s)PartitionName=", text)[1:]:
         name, *words = block.split() or [""]
@@ -162,7 +162,7 @@ def parse_partitions(text: str) -> tuple[Partition, ...]:
 
 
 def parse_associations(text: str, cluster: str) -> tuple[Association, ...]:
-    """Lines of ASSOCIATIONS with ASSOCIATION_FIELDS; those of other clusters are left out."""
+    """Parse lines of ASSOCIATIONS with ASSOCIATION_FIELDS, leaving out those of other clusters."""
     found = []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split("|")]
@@ -173,12 +173,12 @@ def parse_associations(text: str, cluster: str) -> tuple[Association, ...]:
 
 
 def _names(text: str) -> tuple[str, ...] | None:
-    """The words of a list; None for ALL."""
+    """Split a list into its words; None for ALL."""
     return None if text.upper() == "ALL" else tuple(word for word in text.split(",") if word and word != "(null)")
 
 
 def number(text: str) -> int | None:
-    """The digits that a text begins with: 30 of `30 sec`, 128000 of `128000+`."""
+    """Return the number that a text begins with: 30 for `30 sec`, 128000 for `128000+`; None without one."""
     found = re.match("[0-9]+", text)
     return int(found[0]) if found else None
 
@@ -194,7 +194,7 @@ def _minutes(text: str) -> float | None:
 
 
 def ask_site() -> Site:
-    """All that Slurm tells on this machine. Raises LaunchError where there is no Slurm, or it does not answer."""
+    """Ask Slurm on this machine about the site. LaunchError if there is no Slurm, or if it does not answer."""
     settings = parse_settings(_ask(CONFIG))
     user, groups = _who()
     associations: tuple[Association, ...] = ()
@@ -220,7 +220,7 @@ def ask_site() -> Site:
 
 
 def _who() -> tuple[str, frozenset[str]]:
-    """Name and groups of this user; numbers where the system knows no names."""
+    """Return name and groups of this user; numbers where the system knows no names."""
 
     def named(number: int) -> str:
         try:
@@ -236,7 +236,7 @@ def _who() -> tuple[str, frozenset[str]]:
 
 
 def _ask(command: Sequence[str]) -> str:
-    """Standard output of a program of Slurm, in English and not as the user's own variables would have it."""
+    """Return the standard output of a program of Slurm, in English and unaffected by the user's own variables."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SINFO_")}
     try:
         ended = subprocess.run(
@@ -259,6 +259,6 @@ def _ask(command: Sequence[str]) -> str:
     except OSError as error:
         raise LaunchError(f"{command[0]} cannot be started: {error.strerror}.") from error
     if ended.returncode:
-        reason = " ".join(ended.stderr.split())[-500:] or f"exit status {ended.returncode} without a word"
+        reason = " ".join(ended.stderr.split())[-500:] or f"exit status {ended.returncode}, and it said nothing"
         raise LaunchError(f"`{' '.join(command)}` failed: {reason}")
     return ended.stdout

@@ -1,7 +1,7 @@
-"""A cluster profile from what Slurm says about itself, and what a profile asks of sbatch.
+"""A cluster profile made from what Slurm says about itself, and the flags of sbatch that a profile becomes.
 
 `choose` makes a Choice of options from a Site, with the reasons; `profile_text` writes it as a commented profile;
-`shown` is a profile with the flags that it becomes. All of it is pure.
+`shown` shows a profile with the flags that it becomes. All of them are pure functions.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from deg.options.load import as_dict, options
 from deg.options.schema import Cluster
 
 MOST_CORES, MOST_GIB = 16, 64
-"""More than this for each GPU does not make the work faster."""
+"""Most cores and GiB for each GPU: more does not make the work faster."""
 SPARED = 0.9
 """Share of a node's memory that jobs get: sites keep some of it back for the system."""
 
 Note = Callable[..., None]
-"""Called with an option and sentences about it; empty ones are left out."""
+"""Called with an option and sentences about it; empty sentences are left out."""
 
 
 # ---------------------------------------------------------------------------------------------------- choosing
@@ -33,7 +33,7 @@ Note = Callable[..., None]
 
 @dataclass(frozen=True)
 class Choice:
-    """Options for a site, and what is to be said about each."""
+    """Options for a site, with sentences that explain them."""
 
     cluster: Cluster
     about: tuple[str, ...]
@@ -43,10 +43,10 @@ class Choice:
 
 
 def choose(site: Site) -> Choice:
-    """Options that should do for this user at this site.
+    """Choose options that should suit this user at this site.
 
-    Of the partitions that the user may use and that have GPUs: one that allows jobs of the default length, then the
-    site's default, then the one with the most GPUs. Cores and memory are a node's, shared out over its GPUs.
+    The partition is one with GPUs that the user may use: preferably one that allows jobs of the default length, then
+    the site's default, then the one with the most GPUs. Cores and memory are a node's, divided among its GPUs.
     """
     notes: dict[str, list[str]] = {}
 
@@ -78,7 +78,7 @@ def choose(site: Site) -> Choice:
     select = site.settings.get("selecttype", "")
     if select and "cons_tres" not in select:
         cluster = replace(cluster, gpu_flag="gres")
-        note("gpu_flag", f"SelectType is {select}, which knows GPUs by gres alone.")
+        note("gpu_flag", f"SelectType is {select}, which knows GPUs only as gres.")
     else:
         note("gpu_flag", "Write gres or gpus if sbatch refuses this one.")
 
@@ -100,7 +100,7 @@ def choose(site: Site) -> Choice:
         cluster = replace(cluster, apptainer=site.programs[0] if site.programs else usual.apptainer)
         note(
             "modules",
-            "There is no apptainer on PATH here: name the module that brings it, unless nodes have it anyway.",
+            "There is no apptainer on PATH here: name the module that provides it, unless nodes have it anyway.",
         )
     return Choice(cluster, tuple(_about(site)), {option: tuple(said) for option, said in notes.items() if said})
 
@@ -134,14 +134,14 @@ def _partition_notes(partitions: Iterable[Partition], gpus: Mapping[str, Sequenc
 
 
 def _cores_and_memory(site: Site, partition: Partition, nodes: Sequence[Node], cluster: Cluster, note: Note) -> Cluster:
-    """What every one of `nodes` can give to each of its GPUs."""
+    """Set the cores and the memory that every one of `nodes` can give to each of its GPUs."""
     if nodes:
         cores = min(max(node.cpus // max(node.gpu_count, 1), 1) for node in nodes)
         cluster = replace(cluster, cpus_per_task=min(cores, MOST_CORES))
         note("cpus_per_task", f"Nodes have {_span(node.cpus for node in nodes)} cores.")
     parameters = partition.select or site.settings.get("selecttypeparameters", "")
     if parameters and "MEMORY" not in parameters.upper():
-        note("memory_gb", f"Memory is not shared out here (SelectTypeParameters = {parameters}).")
+        note("memory_gb", f"Memory is not allocated to jobs here (SelectTypeParameters = {parameters}).")
         return replace(cluster, memory_gb=None)
     known = [node for node in nodes if node.memory_mb]
     if known:
@@ -178,12 +178,12 @@ def _times(partition: Partition, cluster: Cluster, note: Note) -> Cluster:
     quarter = int(time_limit_minutes(str(cluster.time)) * 60 / 4)
     if cluster.stop_ahead is not None and quarter < cluster.stop_ahead:
         cluster = replace(cluster, stop_ahead=max(quarter, 1))
-        note("stop_ahead", "A quarter of the time, which is short here.")
+        note("stop_ahead", "A quarter of `time`, which is short here.")
     return cluster
 
 
 def _rights(site: Site, partition: Partition, cluster: Cluster, note: Note) -> Cluster:
-    """The account and the quality of service, if there is no choice."""
+    """Set the account and the quality of service where the user has only one."""
     if site.without_accounting:
         note("account", f"Unknown: {site.without_accounting}")
         note("qos", "Unknown, for the same reason.")
@@ -202,14 +202,17 @@ def _rights(site: Site, partition: Partition, cluster: Cluster, note: Note) -> C
         if len(names) == 1:
             only: dict[str, Any] = {option: names.pop()}
             cluster = replace(cluster, **only)
-            note(option, f"The only one of {site.user}.")
+            note(option, f"The only one that {site.user} has.")
         elif names:
-            note(option, f"{site.user} has {', '.join(sorted(names))}. null: the default of these.")
+            note(option, f"{site.user} has {', '.join(sorted(names))}. null: the default one.")
         else:
-            note(option, f"sacctmgr knows none of {site.user}.")
+            note(option, f"sacctmgr knows none for {site.user}.")
     limits = [association.most_jobs for association in fitting if association.most_jobs is not None]
     if limits:
-        note("max_array_size", f"{site.user} may have {max(limits)} jobs in the queue, elements of arrays counted.")
+        note(
+            "max_array_size",
+            f"{site.user} may have {max(limits)} jobs in the queue, each element of an array counts.",
+        )
     return cluster
 
 
@@ -217,14 +220,14 @@ def _queueing(site: Site, partition: Partition, cluster: Cluster, note: Note) ->
     settings = site.settings
     if settings.get("jobrequeue") == "0":
         cluster = replace(cluster, requeue=False)
-        note("requeue", "JobRequeue = 0 here. true if the site lets jobs ask for it all the same.")
+        note("requeue", "JobRequeue = 0 here. Set true if the site still lets jobs ask for it.")
     mode = partition.preempt_mode or settings.get("preemptmode", "OFF").upper()
     preempting = settings.get("preempttype", "preempt/none") not in ("preempt/none", "(null)")
-    if preempting and ("REQUEUE" in mode or "CANCEL" in mode):  # others are suspended, and go on by themselves
+    if preempting and ("REQUEUE" in mode or "CANCEL" in mode):  # others are suspended, and continue by themselves
         note(
             "requeue",
-            f"Jobs in {partition.name or 'the default partition'} may be preempted (PreemptMode = {mode}): they are "
-            f"told, and killed {partition.grace_seconds + (number(settings.get('killwait', '')) or 30)} s later "
+            f"Jobs in {partition.name or 'the default partition'} may be preempted (PreemptMode = {mode}): they get a "
+            f"signal, and are killed {partition.grace_seconds + (number(settings.get('killwait', '')) or 30)} s later "
             "(GraceTime and KillWait).",
         )
         if "CANCEL" in mode:
@@ -237,14 +240,14 @@ def _queueing(site: Site, partition: Partition, cluster: Cluster, note: Note) ->
 def _about(site: Site) -> Iterator[str]:
     settings = site.settings
     version = settings.get("slurm_version", "of unknown version")
-    yield f"From what Slurm {version} of cluster {settings.get('clustername', '?')} told {site.user}."
+    yield f"Made from what Slurm {version} of cluster {settings.get('clustername', '?')} told {site.user}."
     plugins = settings.get("jobsubmitplugins", "(null)")
     if plugins not in ("(null)", ""):
-        yield f"JobSubmitPlugins = {plugins}: the site may change or refuse what jobs ask for, and says so only then."
+        yield f"JobSubmitPlugins = {plugins}: when a job is submitted, the site may change or refuse what it asks for."
 
 
 def _clock(minutes: float) -> str:
-    """A time limit as people write it: 8:00:00, 2-00:00:00."""
+    """Format a time limit as people write it: 8:00:00, 2-00:00:00."""
     seconds = max(int(minutes * 60), 1)
     days, rest = divmod(seconds, 86400)
     text = f"{rest // 3600:02d}:{rest // 60 % 60:02d}:{rest % 60:02d}"
@@ -252,7 +255,7 @@ def _clock(minutes: float) -> str:
 
 
 def _span(numbers: Iterable[int]) -> str:
-    """`8`, or `8 to 64`."""
+    """Format numbers as `8`, or as `8 to 64`."""
     low, *more = sorted(set(numbers)) or [0]
     return f"{low} to {more[-1]}" if more else str(low)
 
@@ -265,7 +268,7 @@ def _gpus(count: int) -> str:
 
 
 def profile_text(choice: Choice, name: str) -> str:
-    """A profile with every option of the section: what was decided for this site, and the defaults as comments."""
+    """Write a profile with every option of the section: those decided for this site, the others as comments."""
     lines = [
         *_comment(f"Cluster profile of deg: deg run PROJECT --on slurm cluster={name}"),
         *(line for sentence in choice.about for line in _comment(sentence)),
@@ -315,19 +318,19 @@ FLAGS = {
     "memory_gb": ("mem", "mem-per-cpu"),
     "requeue": ("requeue", "no-requeue"),
 }
-"""Options that become a flag of sbatch by themselves, and which flags that can be."""
+"""Options that each become one flag of sbatch, and which flags that can be."""
 
 
 def shown(cluster: Cluster, flags: Mapping[str, Any], dropped: Collection[str]) -> str:
-    """The section as YAML, with the flag of sbatch that an option becomes behind it.
+    """Return the section as YAML, with the flag of sbatch that an option becomes behind it.
 
-    `flags`: {name: value}, True without a value and None for none, of which those in `dropped` are taken away again.
+    `flags` is {name: value}: True for a flag without a value, None for no flag. Those in `dropped` are removed again.
     """
     lines = ["cluster:"]
     for key, value in as_dict(cluster).items():
         given = [name for name in FLAGS.get(key, ()) if flags.get(name) is not None]
         words = [
-            f"--{name} is taken away"
+            f"--{name} is removed"
             if name in dropped
             else f"--{name}"
             if flags[name] is True

@@ -18,10 +18,11 @@ from typing import Any
 from deg.errors import DegError, RunError, show_path
 from deg.launch.say import say
 from deg.launch.stages import infer
-from deg.launch.stages.request import Report, StageRequest, Verb, read_options
+from deg.launch.stages.place import Workers
+from deg.launch.stages.request import ChainRequest, Order, Report, Verb
 from deg.launch.stages.stage import Answer, answer_of, do, show_plan
 from deg.launch.stages.train import unfinished_training
-from deg.options.load import load_config
+from deg.options.load import as_dict
 from deg.options.schema import Config
 from deg.plan import train as planning
 from deg.plan.recordings import find_trainable
@@ -33,28 +34,6 @@ from deg.work import STOPPED
 
 SOME_FAILED = 1
 """Exit status of an inference that could not do every recording."""
-
-
-@dataclass(frozen=True)
-class ChainRequest:
-    """What the user asked of the whole chain."""
-
-    path: Path
-    overrides: tuple[str, ...] = ()
-    files: tuple[Path, ...] = ()
-    run_name: str | None = None
-
-    def config(self, project: Project, stage: str, forced: Sequence[str] = ()) -> Config:
-        """The options that hold for a stage."""
-        return load_config(project.config_file, [*self.overrides, *forced], stage=stage, files=self.files)
-
-    def stage(self, verb: Verb, stage: str, forced: Sequence[str] = ()) -> StageRequest:
-        """One of the stages, with the project as it is now."""
-        project = open_project(self.path)
-        kind = stage if verb == "train" else "inference"
-        config = read_options(project, [*self.overrides, *forced], self.files, kind)
-        name = None if self.run_name is None else f"{self.run_name}_{stage}_{verb}"
-        return StageRequest(verb, stage, project, config, overwrite=config.inference.overwrite, run_name=name)
 
 
 @dataclass(frozen=True)
@@ -74,8 +53,8 @@ class Step:
     """The words after `deg` by which a user does it alone."""
     look: Callable[[], Missing]
     """Reads from the project's files whether it is needed."""
-    request: Callable[[], StageRequest] | None
-    """Makes the request of a stage; None for the report."""
+    order: Callable[[], Order] | None
+    """Asks for the stage; None for the report."""
 
 
 @dataclass(frozen=True)
@@ -106,20 +85,15 @@ class ChainReport:
 def steps(request: ChainRequest) -> list[Step]:
     """The links of the chain, in their order. Networks are always the newest of this project."""
 
-    def words(verb: str, stage: str, forced: Sequence[str]) -> tuple[str, ...]:
-        options = [word for file in request.files for word in ("--config", str(file))]
-        if request.run_name is not None:
-            options += ["--run", f"{request.run_name}_{stage}_{verb}"]
-        return (verb, stage, str(request.path), *request.overrides, *forced, *options)
-
     flow = ("flow_generator.weights=latest",)
     # null: the flow generator that the feature extractor was trained with
     extractor = ("feature_extractor.weights=latest", "flow_generator.weights=null")
     always = Missing(True, "what is done is skipped")
 
     def step(verb: Verb, stage: str, look: Callable[[], Missing], forced: Sequence[str]) -> Step:
-        make = partial(request.stage, verb, stage, forced)
-        return Step(f"{verb} {stage}", words(verb, stage, forced), look, make)
+        return Step(
+            f"{verb} {stage}", request.words(verb, stage, forced), look, partial(request.order, verb, stage, forced)
+        )
 
     def training(stage: str, forced: Sequence[str] = ()) -> Step:
         return step("train", stage, lambda: look_for_network(request, stage, forced), forced)
@@ -137,7 +111,7 @@ def steps(request: ChainRequest) -> list[Step]:
     ]
 
 
-def run_chain(request: ChainRequest, *, dry_run: bool = False) -> ChainReport:
+def run_chain(request: ChainRequest, workers: Workers, *, dry_run: bool = False) -> ChainReport:
     """Do what is missing, up to the first step that fails. DegError if it is clear beforehand that one will."""
     chain = steps(request)
     require_trainable(request, chain)
@@ -152,7 +126,7 @@ def run_chain(request: ChainRequest, *, dry_run: bool = False) -> ChainReport:
         if dry_run:
             say(f"{missing.why}.")
         say(f"$ deg {shlex.join(step.command)}")
-        report, goes_on = _show(step, missing, reports) if dry_run else _do(step, missing, request)
+        report, goes_on = _show(step, missing, reports, workers) if dry_run else _do(step, missing, request, workers)
         reports.append(report)
         if not goes_on:
             break
@@ -162,13 +136,15 @@ def run_chain(request: ChainRequest, *, dry_run: bool = False) -> ChainReport:
 # ---------------------------------------------------------------------------------------------------- doing
 
 
-def _do(step: Step, missing: Missing, request: ChainRequest) -> tuple[StepReport, bool]:
+def _do(step: Step, missing: Missing, request: ChainRequest, workers: Workers) -> tuple[StepReport, bool]:
     """Do a step; its report, and whether the chain may go on."""
 
     def act() -> Report:
         from deg.launch.stages.report import write_report
 
-        return write_report(request.path, request.overrides) if step.request is None else do(step.request())
+        if step.order is None:
+            return write_report(request.path, request.overrides)
+        return do(step.order().request, workers)
 
     found = answer_of(act)
     state = {0: "done", STOPPED: "stopped"}.get(found.exit_status, "failed")
@@ -176,12 +152,18 @@ def _do(step: Step, missing: Missing, request: ChainRequest) -> tuple[StepReport
     return report, may_go_on(request.path, found)
 
 
-def _show(step: Step, missing: Missing, before: Sequence[StepReport]) -> tuple[StepReport, bool]:
+def _show(step: Step, missing: Missing, before: Sequence[StepReport], workers: Workers) -> tuple[StepReport, bool]:
     """A step of a dry run. What comes after one that is missing cannot be planned yet."""
     report = StepReport(step.name, step.command, "missing", missing.why)
-    if step.request is None or any(other.state == "missing" for other in before):
+    order = step.order
+    if order is None or any(other.state == "missing" for other in before):
         return report, True
-    found = answer_of(lambda: show_plan(step.request()))  # type: ignore[misc]
+
+    def act() -> Report:
+        request = order().request
+        return show_plan(request, workers.how_many(request))
+
+    found = answer_of(act)
     if isinstance(found.report, infer.Report) and found.exit_status == 0 and not found.report.plan:
         return replace(report, state="there", document=found.document), True
     return replace(report, exit_status=found.exit_status, document=found.document), not found.exit_status
@@ -240,7 +222,7 @@ def look_for_network(request: ChainRequest, stage: str, forced: Sequence[str]) -
     arch = getattr(config, stage).arch
     for run in find_runs(project.model_path):
         plan = unfinished_training(run)
-        if plan is not None and (plan.stage, plan.config[stage]["arch"]) == (stage, arch) and run.is_claimed():
+        if plan is not None and (plan.stage, getattr(plan.config, stage).arch) == (stage, arch) and run.is_claimed():
             raise RunError(f"{run.name}: another `deg` is training the {stage}. Wait for it, then run again.")
     found = find_network(project, stage, arch)
     if found is None:
@@ -284,9 +266,13 @@ def _prepare(stage: str, project: Project, config: Config) -> TrainingPlan:
 
 
 def _trained_with(plan: TrainingPlan) -> TrainingPlan:
-    """A plan without what the network began with, which is another as soon as it is trained from its `latest`."""
-    sections = {**plan.config, plan.stage: {**plan.config[plan.stage], "weights": None}}
-    return replace(plan, config=sections, weights={k: v for k, v in plan.weights.items() if k != "start"})
+    """The plan without its starting weights.
+
+    With `weights=latest` they change after every training and must not count as a difference.
+    """
+    section = replace(getattr(plan.config, plan.stage), weights=None)
+    config = replace(plan.config, **{plan.stage: section})
+    return replace(plan, config=config, weights={k: v for k, v in plan.weights.items() if k != "start"})
 
 
 def differences(one: TrainingPlan, other: TrainingPlan) -> list[str]:
@@ -306,7 +292,7 @@ def differences(one: TrainingPlan, other: TrainingPlan) -> list[str]:
         found.append("the behaviours")
     found += [f"the {role}" for role in other.weights if one.weights.get(role) != other.weights[role]]
     for section in planning.SHAPING[one.stage]:
-        found += _options(section, one.config[section], other.config[section])
+        found += _options(section, as_dict(getattr(one.config, section)), as_dict(getattr(other.config, section)))
     return found
 
 

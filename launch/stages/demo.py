@@ -14,7 +14,9 @@ from deg.data.atomic import write_atomically
 from deg.data.labels import write_labels
 from deg.errors import ProjectError, show_path
 from deg.launch.say import say
-from deg.launch.stages.chain import ChainRequest, run_chain
+from deg.launch.stages.chain import run_chain
+from deg.launch.stages.place import Workers
+from deg.launch.stages.request import ChainRequest
 from deg.options.yamlfile import read_yaml, yaml_text
 from deg.projects.shapes import BEHAVIORS, write_shapes_video
 
@@ -40,7 +42,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 """Options with which all of it takes minutes on two cores, and the networks still learn to tell the movements."""
 
 
-def run_demo(folder: Path) -> dict[str, Any]:
+def run_demo(folder: Path, workers: Workers) -> dict[str, Any]:
     """Make the project and run every step. ProjectError if `folder` holds something else."""
     if folder.is_file():
         raise ProjectError(f"{show_path(folder)}: expected a folder, found a file. Name another folder.")
@@ -51,7 +53,7 @@ def run_demo(folder: Path) -> dict[str, Any]:
     started = time.monotonic()
     if not (folder / "demo.json").exists():
         _make(folder)
-    if status := _do(folder):
+    if status := _do(folder, workers):
         return {"project": str(folder), "exit_status": status}
     pages = sorted(str(path) for path in folder.glob("reports/*/index.html"))
     results = sorted(str(path) for path in (folder / "DATA").glob("*/*_outputs.h5"))
@@ -61,7 +63,7 @@ def run_demo(folder: Path) -> dict[str, Any]:
     return {"project": str(folder), "f1": f1, "report": pages[-1], "results": results, "exit_status": 0}
 
 
-def _do(folder: Path) -> int:
+def _do(folder: Path, workers: Workers) -> int:
     """Check the project, do what is missing of it, and export; the exit status of the first step that fails."""
     from deg.options.load import load_config
     from deg.projects.check import check_project
@@ -76,7 +78,7 @@ def _do(folder: Path) -> int:
     if not checked.ok:
         return 1
     _show("run", folder)
-    if status := run_chain(ChainRequest(folder)).exit_status:
+    if status := run_chain(ChainRequest(folder), workers).exit_status:
         return status
     _show("export", folder, "--format", "csv")
     project = open_project(folder)

@@ -1,6 +1,6 @@
-"""One stage of inference from beginning to end on this machine: plan, execute, merge, tell.
+"""One stage of inference from beginning to end: plan, have the units done, merge, tell.
 
-An interrupted run is found again by its plan and continued; only what is missing is done.
+An interrupted run is found again by its plan and resumed; only what is missing is done.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from typing import Any
 
 from deg.arithmetic.units import missing_units
 from deg.errors import DegError, RunError
-from deg.launch.devices import devices
-from deg.launch.on.local import pool as local
-from deg.launch.on.slurm.launches import require_free
 from deg.launch.say import say
+from deg.launch.scheduler.launches import require_free
+from deg.launch.stages.place import Outcome, Workers
 from deg.launch.stages.progress import Progress
 from deg.launch.stages.provenance import provenance
 from deg.launch.stages.request import StageRequest
@@ -36,7 +35,7 @@ MERGE_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Report:
-    """What became of a stage, for people and for --json."""
+    """Result of a stage, for people and for --json."""
 
     stage: str
     group: str | None = None
@@ -45,7 +44,7 @@ class Report:
     already_done: tuple[str, ...] = ()
     failed: Mapping[str, str] = field(default_factory=dict)
     waiting: tuple[str, ...] = ()
-    """Recordings that another call of the same command goes on with; those that met an obstacle are in `failed` too."""
+    """Recordings that another call of the same command resumes; those that met an obstacle are in `failed` too."""
     notices: tuple[str, ...] = ()
     plan: Mapping[str, Any] | None = None
     stopped: bool = False
@@ -70,9 +69,9 @@ def stages(wanted: str, project: Project, config: Config) -> tuple[str, ...]:
     return planning.STAGES
 
 
-def show_plan(request: StageRequest) -> Report:
-    """--dry-run: what would be done, in how many units; nothing is written."""
-    stage, prepared = request.stage, _prepare(request)
+def show_plan(request: StageRequest, count: int) -> Report:
+    """Say what would be done by `count` workers, in how many units; nothing is written."""
+    stage, prepared = request.stage, _prepare(request, count)
     report = _report(stage, prepared)
     _tell_failures(report)
     if prepared.plan is None:
@@ -88,27 +87,27 @@ def show_plan(request: StageRequest) -> Report:
     return replace(report, plan=shape)
 
 
-def do(request: StageRequest) -> Report:
+def do(request: StageRequest, workers: Workers) -> Report:
     """Do a stage. Recordings that fail are in the report, and do not keep the others from being done."""
-    run, plan, wanted, report = _begin(request)
+    run, plan, wanted, report = _begin(request, workers.how_many(request))
     if run is None or plan is None or wanted is None:
         return report
     with run.claimed():
-        outcome, merged = _execute(run, plan, request, wanted)
+        outcome, merged = _execute(run, plan, request, wanted, workers)
     return _tell(_result(report, plan, wanted.videos, merged, outcome.failed), outcome.stopped, request, merged)
 
 
-def plan_run(request: StageRequest) -> Report:
-    """Make the run directory of a stage, for others to do its units; none if there is nothing to do."""
-    run, _, _, report = _begin(request)
+def plan_run(request: StageRequest, count: int) -> Report:
+    """Make the run directory of a stage, for `count` others to do its units; none if there is nothing to do."""
+    run, _, _, report = _begin(request, count)
     return report if run is None else replace(report, run=run.name)
 
 
-def resume_run(run: RunDir, request: StageRequest) -> Report:
-    """Go on with an interrupted run as it was planned."""
+def resume_run(run: RunDir, request: StageRequest, workers: Workers) -> Report:
+    """Do what is left of an interrupted run, as it was planned."""
     plan = run.load_plan()
     with run.claimed():
-        outcome, merged = _execute(run, plan, request, plan)
+        outcome, merged = _execute(run, plan, request, plan, workers)
     report = Report(plan.stage, group=plan.group, run=run.name)
     return _tell(_result(report, plan, plan.videos, merged, outcome.failed), outcome.stopped, request, merged)
 
@@ -126,8 +125,8 @@ def merge_run(request: StageRequest) -> Report:
         merged = merge(run, plan)
         if merged.is_complete:
             finish(run, merged)
-    put_aside = {unit.index: read_error(run, unit.index) for unit in missing_units(plan.units, run.finished_units())}
-    failed = {index: reason for index, reason in put_aside.items() if reason is not None}
+    reasons = {unit.index: read_error(run, unit.index) for unit in missing_units(plan.units, run.finished_units())}
+    failed = {index: reason for index, reason in reasons.items() if reason is not None}
     report = Report(stage, group=plan.group, run=run.name)
     return _tell(_result(report, plan, plan.videos, merged, failed), False, request, merged)
 
@@ -142,12 +141,14 @@ def _run_to_merge(request: StageRequest) -> tuple[RunDir, InferencePlan]:
     return found[0]
 
 
-def _begin(request: StageRequest) -> tuple[RunDir | None, InferencePlan | None, InferencePlan | None, Report]:
+def _begin(
+    request: StageRequest, count: int
+) -> tuple[RunDir | None, InferencePlan | None, InferencePlan | None, Report]:
     """The run to work on, its plan, and the plan of what is wanted now; None without anything to do."""
     stage = request.stage
-    if not request.overwrite:  # which rather goes on with such a run
+    if not request.overwrite:  # which would rather resume such a run
         _close_merged_runs(stage, request.project)
-    prepared = _prepare(request)
+    prepared = _prepare(request, count)
     report = _report(stage, prepared)
     if request.config.inference.ignore_error is False and prepared.failed:
         key, reason = next(iter(prepared.failed.items()))
@@ -156,18 +157,18 @@ def _begin(request: StageRequest) -> tuple[RunDir | None, InferencePlan | None, 
         say(f"{stage}: nothing to do, {len(prepared.done)} recordings are done.")
         _tell_failures(report)
         return None, None, None, report
-    run, plan = _continued(request, prepared.plan) or _created(request, prepared.plan)
+    run, plan = _interrupted(request, prepared.plan) or _created(request, prepared.plan)
     return run, plan, prepared.plan, replace(report, run=run.name)
 
 
 def _result(
-    report: Report, plan: InferencePlan, wanted: Collection[str], merged: Merged, put_aside: Mapping[int, str]
+    report: Report, plan: InferencePlan, wanted: Collection[str], merged: Merged, undone: Mapping[int, str]
 ) -> Report:
-    """The report with what became of the recordings that are wanted. `put_aside`: units that could not be done."""
+    """Add the recordings that are wanted to the report. `undone`: units that could not be done, with reasons."""
     waiting = {key for key in (*merged.waiting, *merged.unwritten) if key in wanted}
     obstacles = {
         span.key: f"unit {index} was not done: {reason}"
-        for index, reason in put_aside.items()
+        for index, reason in undone.items()
         for span in plan.units[index].spans
         if span.key in waiting
     }
@@ -188,7 +189,7 @@ def _tell(report: Report, stopped: bool, request: StageRequest, merged: Merged) 
         f"{len(report.waiting)} still to do."
     )
     if report.waiting:
-        say("Run the same command again to go on.")
+        say("Run the same command again to resume.")
     return report
 
 
@@ -197,14 +198,14 @@ def _gave_up(request: StageRequest, merged: Merged) -> bool:
     return bool(merged.failed) and not request.config.inference.ignore_error
 
 
-def _prepare(request: StageRequest) -> planning.Prepared:
+def _prepare(request: StageRequest, count: int) -> planning.Prepared:
     records = planning.choose_records(request.project, request.videos, request.config.inference)
     prepared = planning.prepare(
         request.stage,
         request.project,
         request.config,
         records,
-        devices=request.workers or len(devices(request.config.inference.devices)),
+        devices=count,
         overwrite=request.overwrite,
     )
     for notice in prepared.notices:
@@ -232,12 +233,12 @@ def _close_merged_runs(stage: str, project: Project) -> None:
                 close_if_merged(run, plan)
 
 
-def _continued(request: StageRequest, wanted: InferencePlan) -> tuple[RunDir, InferencePlan] | None:
+def _interrupted(request: StageRequest, wanted: InferencePlan) -> tuple[RunDir, InferencePlan] | None:
     """An interrupted run that would give just what is wanted, with its own plan and units."""
     for run, plan in unfinished_runs(request.project.model_path, wanted.stage):
         if request.run_name in (None, run.name) and _same_work(plan, wanted):
             require_free(run)
-            say(f"Going on with the interrupted run {run.name}.")
+            say(f"Resuming the interrupted run {run.name}.")
             return run, plan
     return None
 
@@ -285,21 +286,19 @@ def _absolute(request: StageRequest) -> dict[str, Any]:
 
 
 def _execute(
-    run: RunDir, plan: InferencePlan, request: StageRequest, wanted: InferencePlan
-) -> tuple[local.Outcome, Merged]:
+    run: RunDir, plan: InferencePlan, request: StageRequest, wanted: InferencePlan, workers: Workers
+) -> tuple[Outcome, Merged]:
     units = [unit for unit in plan.units if any(span.key in wanted.videos for span in unit.spans)]
     missing = missing_units(units, run.finished_units())
-    shares = devices(request.config.inference.devices)
-    say(f"{run.name}: {len(missing)} of {len(units)} units to do on {len(shares)} device(s)")
+    say(f"{run.name}: {len(missing)} of {len(units)} units to do on {workers.how_many(request)} device(s)")
     with Progress(sum(unit.num_frames for unit in missing)) as progress, _MergingBeside(run, plan) as merging:
-        pool = local.LocalPool(run, missing, shares, lambda frames, finished: on_progress(frames, finished))
 
-        def on_progress(frames: int, finished: bool) -> None:
+        def count(frames: int, finished: bool) -> bool:
             progress.add(frames)
-            if finished and progress.due("merge", seconds=MERGE_SECONDS) and _gave_up(request, merging.go_on()):
-                pool.stop()
+            due = finished and progress.due("merge", seconds=MERGE_SECONDS)
+            return due and _gave_up(request, merging.merge_more())
 
-        outcome = pool.execute() if missing else local.Outcome()
+        outcome = workers.do_units(run, missing, request.config, count) if missing else Outcome()
     merged = merge(run, plan)
     if merged.is_complete:
         finish(run, merged)
@@ -321,7 +320,7 @@ class _MergingBeside:
     def __exit__(self, *exception: Any) -> None:
         self._thread.shutdown()
 
-    def go_on(self) -> Merged:
+    def merge_more(self) -> Merged:
         """Begin to merge what has come since, unless the last merging is still at it; returns what that has found."""
         found = Merged()
         if self._pending is not None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deg.launch.say import say
+from deg.runs.training import FIGURES
 
 LINE_SECONDS = 60.0
 
@@ -69,16 +70,6 @@ class Progress:
         speed = self._speed()
         left = max(self._total - self._frames, 0) / max(speed, 1e-9)
         say(f"{self._frames} of {self._total} frames, {speed:.1f} frames/s, {left / 60:.0f} min left")
-
-
-FIGURES = {
-    "loss": "loss",
-    "f1_class_mean_nobg": "F1 without background",
-    "f1_class_mean": "F1",
-    "accuracy_overall": "accuracy",
-    "SSIM": "1-SSIM",
-}
-"""What is told of an epoch, where it is known."""
 
 
 def figures(row: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What is asked of a stage, whoever asks: a command, the chain, or a launch that a scheduler has come to."""
+"""What is asked of a stage or of the chain, whoever asks: a command, or a launch that a scheduler has come to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 from deg.launch.say import say
 from deg.options.load import load_config
 from deg.options.schema import Config
-from deg.projects.project import Project
+from deg.projects.project import Project, open_project
 
 Verb = Literal["train", "infer"]
 
@@ -30,8 +30,50 @@ class StageRequest:
     """Results that are there are computed again."""
     run_name: str | None = None
     """Name of the run directory; None: named by date, or an interrupted run's."""
-    workers: int | None = None
-    """Number of workers or ranks, where others do the work; None: as many as this machine has devices."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """A stage that a user asks for, and the words by which it is asked for."""
+
+    request: StageRequest
+    command: tuple[str, ...]
+    """The words after `deg` by which a user does it on one machine."""
+
+
+@dataclass(frozen=True)
+class ChainRequest:
+    """What the user asked of the whole chain."""
+
+    path: Path
+    overrides: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
+    run_name: str | None = None
+    """Beginning of the names of all its runs; None: named by date."""
+
+    def config(self, project: Project, stage: str, forced: Sequence[str] = ()) -> Config:
+        """Read the options that hold for a stage."""
+        return load_config(project.config_file, [*self.overrides, *forced], stage=stage, files=self.files)
+
+    def order(self, verb: Verb, stage: str, forced: Sequence[str] = ()) -> Order:
+        """Ask for one of the stages, with the project as it is now."""
+        project = open_project(self.path)
+        kind = stage if verb == "train" else "inference"
+        config = read_options(project, [*self.overrides, *forced], self.files, kind)
+        overwrite = config.inference.overwrite
+        request = StageRequest(verb, stage, project, config, overwrite=overwrite, run_name=self.run_of(verb, stage))
+        return Order(request, self.words(verb, stage, forced))
+
+    def run_of(self, verb: Verb, stage: str) -> str | None:
+        """Name of the run directory of a stage; None if the user has named nothing."""
+        return None if self.run_name is None else f"{self.run_name}_{stage}_{verb}"
+
+    def words(self, verb: Verb, stage: str, forced: Sequence[str] = ()) -> tuple[str, ...]:
+        """The words after `deg` by which a user does a stage alone."""
+        options = [word for file in self.files for word in ("--config", str(file))]
+        if (name := self.run_of(verb, stage)) is not None:
+            options += ["--run", name]
+        return (verb, stage, str(self.path), *self.overrides, *forced, *options)
 
 
 class Report(Protocol):
@@ -55,9 +97,13 @@ class StageReport(Report, Protocol):
     def plan(self) -> Mapping[str, Any] | None:
         """What would be done, after `show_plan`; None if that is nothing."""
 
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal ended it early."""
+
 
 def read_options(project: Project, overrides: Sequence[str], files: Sequence[Path], stage: str) -> Config:
-    """The options that hold for a stage; those that mean nothing here are named."""
+    """Read the options that hold for a stage, and name those that mean nothing here."""
     config = load_config(project.config_file, overrides, stage=stage, files=files)
     if config.ignored:
         say(f"Note: without effect in deg: {', '.join(config.ignored)}.")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from deg.errors import DegError, show_path
 from deg.launch.say import say
 from deg.launch.stages import infer, train
+from deg.launch.stages.place import Place, Workers
 from deg.launch.stages.request import Report, StageReport, StageRequest
 from deg.runs.rundir import RunDir
 
@@ -17,19 +18,19 @@ REFUSED = 2
 """Exit status where the operating system refuses something."""
 
 
-def show_plan(request: StageRequest) -> StageReport:
-    """Say what would be done; nothing is written."""
-    return _OF[request.verb].show_plan(request)
+def show_plan(request: StageRequest, count: int) -> StageReport:
+    """Say what would be done by `count` workers or ranks; nothing is written."""
+    return _OF[request.verb].show_plan(request, count)
 
 
-def do(request: StageRequest) -> StageReport:
-    """Do the stage on this machine, from planning to merging."""
-    return _OF[request.verb].do(request)
+def do(request: StageRequest, workers: Workers) -> StageReport:
+    """Do the stage, from planning to merging."""
+    return _OF[request.verb].do(request, workers)
 
 
-def plan_run(request: StageRequest) -> StageReport:
-    """Make the run directory, for others to do its units."""
-    return _OF[request.verb].plan_run(request)
+def plan_run(request: StageRequest, count: int) -> StageReport:
+    """Make the run directory, for `count` others to do its units."""
+    return _OF[request.verb].plan_run(request, count)
 
 
 def merge_run(request: StageRequest) -> StageReport:
@@ -37,9 +38,47 @@ def merge_run(request: StageRequest) -> StageReport:
     return _OF[request.verb].merge_run(request)
 
 
-def resume_run(run: RunDir, request: StageRequest) -> StageReport:
-    """Do on this machine what is left of a run, as it was planned."""
-    return _OF[request.verb].resume_run(run, request)
+def resume_run(run: RunDir, request: StageRequest, workers: Workers) -> StageReport:
+    """Do what is left of a run, as it was planned."""
+    return _OF[request.verb].resume_run(run, request, workers)
+
+
+@dataclass(frozen=True)
+class StagesReport:
+    """Result of the stages of one command."""
+
+    reports: tuple[StageReport, ...]
+
+    @property
+    def exit_status(self) -> int:
+        return max(report.exit_status for report in self.reports)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The document of a training, or of one or two inferences."""
+        if isinstance(self.reports[0], infer.Report):
+            return {"stages": [report.as_dict() for report in self.reports]}
+        return self.reports[0].as_dict()
+
+
+def do_stages(requests: Sequence[StageRequest], workers: Workers, *, dry_run: bool) -> StagesReport:
+    """Do stages one after the other, up to one that a signal stops."""
+    reports: list[StageReport] = []
+    for request in requests:
+        if dry_run and any(report.plan for report in reports):
+            say(f"{request.stage}: is planned once the features are there.")
+            break
+        reports.append(show_plan(request, workers.how_many(request)) if dry_run else do(request, workers))
+        if reports[-1].stopped:
+            break
+    return StagesReport(tuple(reports))
+
+
+def plan_or_merge(part: str, request: StageRequest, place: Place, *, dry_run: bool) -> StagesReport:
+    """Do the part of a stage that comes before its units are done, `plan`, or after them, `merge`."""
+    if part == "merge" and not dry_run:
+        return StagesReport((merge_run(request),))
+    act = show_plan if dry_run else plan_run
+    return StagesReport((act(request, place.how_many(request)),))
 
 
 @dataclass(frozen=True)
@@ -57,8 +96,9 @@ class Answer:
         """The answer as --json prints it."""
         if self.report is None:
             return {"error": self.message, "status": self.exit_status}
-        found: dict[str, Any] = self.report.as_dict()
-        return {"stages": [found]} if isinstance(self.report, infer.Report) else found
+        is_stage = isinstance(self.report, infer.Report | train.Report)
+        found: dict[str, Any] = (StagesReport((self.report,)) if is_stage else self.report).as_dict()
+        return found
 
     @property
     def reason(self) -> str:

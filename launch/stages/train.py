@@ -1,12 +1,12 @@
-"""One stage of training from beginning to end on this machine: plan, execute phase after phase, tell.
+"""One stage of training from beginning to end: plan, have phase after phase trained, tell.
 
-An interrupted run of the same training is found again by its plan and gone on with.
+An interrupted run of the same training is found again by its plan and resumed.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -14,14 +14,13 @@ from typing import Any
 from deg.data.atomic import write_atomically
 from deg.data.metrics_file import MetricsFile, without_tables
 from deg.errors import LaunchError, RunError, show_path
-from deg.launch.devices import Device
-from deg.launch.on.local.ranks import rank_devices, run_ranks
-from deg.launch.on.slurm.launches import require_free
 from deg.launch.say import say
+from deg.launch.scheduler.launches import require_free
+from deg.launch.stages.place import Workers
 from deg.launch.stages.progress import TrainingProgress, figures
 from deg.launch.stages.provenance import provenance
 from deg.launch.stages.request import StageRequest
-from deg.options.schema import Config
+from deg.options.load import as_dict
 from deg.plan import train as planning
 from deg.runs.networks import companion, weight_files
 from deg.runs.plans import TrainingPlan
@@ -47,7 +46,7 @@ class Best:
 
 @dataclass(frozen=True)
 class Report:
-    """What became of a stage, for people and for --json."""
+    """Result of a stage, for people and for --json."""
 
     stage: str
     run: str | None = None
@@ -67,49 +66,48 @@ class Report:
         return plain | {"best": self.best and vars(self.best), "exit_status": self.exit_status}
 
 
-def show_plan(request: StageRequest) -> Report:
-    """--dry-run: what would be learned from what; nothing is written."""
-    prepared = _prepare(request)
+def show_plan(request: StageRequest, count: int) -> Report:
+    """Say what `count` ranks would learn from what; nothing is written."""
+    prepared = _prepare(request, count)
     for line in planning.describe(prepared):
         say(line)
-    if (continued := _continued(request, prepared.plan)) is not None:
-        say(f"This would go on with the interrupted run {continued.name}.")
+    if (run := _interrupted(request, prepared.plan)) is not None:
+        say(f"This would resume the interrupted run {run.name}.")
     plan = prepared.plan
     shape = {"parts": plan.parts, "phases": plan.phases, "weights": plan.weights, "devices": plan.devices}
-    return _report(prepared, run=None if continued is None else continued.name, plan=shape)
+    return _report(prepared, run=None if run is None else run.name, plan=shape)
 
 
-def do(request: StageRequest) -> Report:
-    """Train a network, or go on with it. DegError if it cannot be trained, LaunchError if a process died."""
-    prepared, run = _begin(request)
+def do(request: StageRequest, workers: Workers) -> Report:
+    """Train a network, or resume that. DegError if it cannot be trained, LaunchError if a process died."""
+    prepared, run = _begin(request, workers.how_many(request))
     with run.claimed():
         planning.commit(prepared, run)
-        best = _execute_to_end(run, request.config)
+        best = _execute_to_end(run, request, workers)
     return _report(prepared, run=run.name, best=best, stopped=best is None)
 
 
-def resume_run(run: RunDir, request: StageRequest) -> Report:
-    """Go on with an interrupted training as it was planned."""
+def resume_run(run: RunDir, request: StageRequest, workers: Workers) -> Report:
+    """Do what is left of an interrupted training, as it was planned."""
     plan = run.load_training_plan()
     with run.claimed():
-        best = _execute_to_end(run, request.config)
+        best = _execute_to_end(run, request, workers)
     return Report(plan.stage, run=run.name, best=best, stopped=best is None)
 
 
-def _execute_to_end(run: RunDir, config: Config) -> Best | None:
+def _execute_to_end(run: RunDir, request: StageRequest, workers: Workers) -> Best | None:
     """Do what is left, close the run and tell; None if a signal stopped it."""
-    stage = run.load_training_plan().stage
-    if not _execute(run, rank_devices(config.compute)):
-        say(f"{stage}: stopped; what was learned is kept in {run.name}. Run the same command again to go on.")
+    if not _execute(run, request, workers):
+        say(f"{request.stage}: stopped; what was learned is kept in {run.name}. Run the same command again to resume.")
         return None
     best = _close(run)
-    _tell(stage, best)
+    _tell(request.stage, best)
     return best
 
 
-def plan_run(request: StageRequest) -> Report:
-    """Make the run directory of a training, for others to do its units."""
-    prepared, run = _begin(request)
+def plan_run(request: StageRequest, count: int) -> Report:
+    """Make the run directory of a training, for `count` ranks to do its units."""
+    prepared, run = _begin(request, count)
     with run.claimed():
         planning.commit(prepared, run)
     return _report(prepared, run=run.name)
@@ -141,16 +139,16 @@ def _run_to_close(request: StageRequest) -> RunDir:
     raise RunError(f"{request.stage}: there is no training that waits to be closed. `deg status` lists the runs.")
 
 
-def _begin(request: StageRequest) -> tuple[planning.Prepared, RunDir]:
-    """What is to be learned, and the run to learn it in."""
-    prepared = _prepare(request)
+def _begin(request: StageRequest, count: int) -> tuple[planning.Prepared, RunDir]:
+    """Plan what is to be learned by `count` ranks, and find or make the run to learn it in."""
+    prepared = _prepare(request, count)
     for notice in prepared.notices:
         say(notice)
     for key, reason in prepared.left_out.items():
         say(f"{show_path(key)}: left out: {reason}")
-    run = _continued(request, prepared.plan)
+    run = _interrupted(request, prepared.plan)
     if run is not None:
-        say(f"Going on with the interrupted run {run.name}.")
+        say(f"Resuming the interrupted run {run.name}.")
         return prepared, run
     planning.commit(prepared, None)
     return prepared, _created(request, prepared.plan)
@@ -198,16 +196,15 @@ def _row(file: MetricsFile, part: str, epoch: int) -> dict[str, Any]:
     return without_tables({name: file.values(part, name)[epoch] for name in file.names(part)})
 
 
-def _prepare(request: StageRequest) -> planning.Prepared:
-    ranks = request.workers or len(rank_devices(request.config.compute))
-    return planning.prepare(request.stage, request.project, request.config, devices=ranks)
+def _prepare(request: StageRequest, count: int) -> planning.Prepared:
+    return planning.prepare(request.stage, request.project, request.config, devices=count)
 
 
 def _report(prepared: planning.Prepared, **rest: Any) -> Report:
     return Report(prepared.plan.stage, notices=prepared.notices, left_out=prepared.left_out, **rest)
 
 
-def _continued(request: StageRequest, wanted: TrainingPlan) -> RunDir | None:
+def _interrupted(request: StageRequest, wanted: TrainingPlan) -> RunDir | None:
     """An interrupted run that would give the same network, the newest first."""
     for run in find_runs(request.project.model_path):
         if request.run_name not in (None, run.name):
@@ -223,8 +220,8 @@ def _continued(request: StageRequest, wanted: TrainingPlan) -> RunDir | None:
 
 
 def _created(request: StageRequest, plan: TrainingPlan) -> RunDir:
-    config = dict(plan.config)
-    config["project"] = {**config["project"], "config_file": str(request.project.config_file)}
+    config = as_dict(plan.config)
+    config["project"]["config_file"] = str(request.project.config_file)
     return create_run(
         request.project.model_path,
         stage=plan.stage,
@@ -238,7 +235,7 @@ def _created(request: StageRequest, plan: TrainingPlan) -> RunDir:
     )
 
 
-def _execute(run: RunDir, devices: Sequence[Device]) -> bool:
+def _execute(run: RunDir, request: StageRequest, workers: Workers) -> bool:
     """Do all phases that are not done; False if a signal stopped them."""
     plan = run.load_training_plan()
     with TrainingProgress() as progress:
@@ -246,8 +243,8 @@ def _execute(run: RunDir, devices: Sequence[Device]) -> bool:
             if run.phase_done_file(unit.index).exists():
                 continue
             phase = f", phase {plan.phases[unit.index]}" if len(plan.phases) > 1 else ""
-            say(f"{run.name}{phase}: training on {len(devices)} device(s)")
-            outcome = run_ranks(run, unit.index, devices, progress.hear)
+            say(f"{run.name}{phase}: training on {workers.how_many(request)} device(s)")
+            outcome = workers.train(run, unit.index, request.config, progress.hear)
             done = run.phase_done_file(unit.index).exists()
             if outcome.stopped and not (done and unit is plan.units[-1]):
                 return False
@@ -257,4 +254,4 @@ def _execute(run: RunDir, devices: Sequence[Device]) -> bool:
 
 
 def _logs(run: RunDir) -> str:
-    return f"See {show_path(run.path / 'jobs')}; run the same command again to go on."
+    return f"See {show_path(run.path / 'jobs')}; run the same command again to resume."

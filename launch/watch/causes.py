@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deg.errors import RunError
-from deg.launch.on.slurm.jobs import bad_hosts
-from deg.launch.on.slurm.launches import Launch, LaunchDir, Stage
-from deg.launch.on.slurm.queue import JobState
-from deg.launch.watch.status import SKEW_SECONDS, at_work, output_file, told_frames
+from deg.launch.scheduler.launches import Launch, LaunchDir, Stage
+from deg.launch.scheduler.queue import JobState
+from deg.launch.watch.status import SKEW_SECONDS, at_work, output_file
 from deg.launch.watch.symptoms import Symptom, symptom_of
 from deg.options.forms import time_limit_minutes
-from deg.runs.attempts import Attempt, read_attempts
+from deg.runs.attempts import Attempt, bad_hosts, read_attempts
 from deg.runs.rundir import RunDir, read_error, tail
-from deg.runs.state import TrainingRun, open_run
+from deg.runs.state import open_run
+from deg.runs.working import told_frames
 from deg.work import STOPPED
 
 LAST_LINES = 15
@@ -69,19 +69,19 @@ class Ended:
 
 
 def ended_attempts(
-    launch: LaunchDir, run: RunDir, jobs: Mapping[str, JobState], known: bool, accounts: Sequence[JobState]
+    folder: LaunchDir, run: RunDir, jobs: Mapping[str, JobState], known: bool, accounts: Sequence[JobState]
 ) -> list[Ended]:
     """The attempts that ended at units that are still not done."""
     found = []
     for unit in open_run(run).undone():
         for attempt in read_attempts(run.unit_folder(unit)):
             if not at_work(attempt, jobs, known):
-                found.append(_ended(launch, unit, attempt, [*accounts, *jobs.values()]))
+                found.append(_ended(folder, unit, attempt, [*accounts, *jobs.values()]))
     return found
 
 
-def _ended(launch: LaunchDir, unit: int, attempt: Attempt, said: Sequence[JobState]) -> Ended:
-    lines = last_words(output_file(launch, attempt.job, ending="err"))
+def _ended(folder: LaunchDir, unit: int, attempt: Attempt, said: Sequence[JobState]) -> Ended:
+    lines = last_words(output_file(folder, attempt.job, ending="err"))
     if attempt.end == "stopped":
         state = state_at(attempt, said)
         kind = "time_limit" if attempt.why == "time limit" else {"CANCELLED": "cancelled"}.get(state, "preempted")
@@ -140,9 +140,7 @@ def last_words(path: Path) -> tuple[str, ...]:
 # ---------------------------------------------------------------------------------------------------- findings
 
 
-def explain_units(
-    launch: LaunchDir, spec: Launch, stage: Stage, run: RunDir, ended: Sequence[Ended]
-) -> Iterator[Finding]:
+def explain_units(launch: Launch, stage: Stage, run: RunDir, ended: Sequence[Ended]) -> Iterator[Finding]:
     """Causes, one for each kind of end."""
     by_kind: dict[str, list[Ended]] = defaultdict(list)
     for one in ended:
@@ -152,13 +150,14 @@ def explain_units(
         where = f"{stage.name}, {_units([case.unit for case in cases])}, on {hosts}"
         evidence = shown([str(case) for case in cases])
         if kind == "memory":
-            yield Finding(kind, f"Out of memory: {where}", evidence, _more_memory(spec))
+            yield Finding(kind, f"Out of memory: {where}", evidence, _more_memory(launch))
         elif kind == "gpu_memory":
-            command = _smaller_batch(stage, run)
+            smaller = open_run(run).smaller_batch()
+            command = smaller and " ".join(["deg", *stage.command, smaller, "--on slurm"])
             yield Finding(kind, f"The memory of the GPU was not enough: {where}", evidence, command=command)
         elif kind == "time_limit":
-            limit = spec.cluster.get("time") or "the partition's"
-            time = _more_time(launch, spec, run, cases)
+            limit = launch.cluster.time or "the partition's"
+            time = _more_time(launch, run, cases)
             yield Finding(kind, f"Stopped by the time limit ({limit}): {where}", evidence, time)
         elif kind == "preempted":
             times = f"{len(cases)} time{'s' if len(cases) > 1 else ''}"
@@ -173,19 +172,19 @@ def explain_units(
             symptom = cases[-1].symptom
             cause = symptom.meaning if symptom else _unexplained(kind)
             advice = (symptom.advice,) if symptom and symptom.advice else ()
-            command = None if symptom is None else symptom_command(symptom, spec)
+            command = None if symptom is None else symptom_command(symptom, launch)
             yield Finding(kind, f"{cause}: {where}", (*evidence, *advice, *cases[-1].lines[-SHOWN:]), command=command)
-    yield from _bad_nodes(spec, stage, run)
+    yield from _bad_nodes(launch, stage, run)
 
 
 def _unexplained(kind: str) -> str:
     return "The job ended before its work began" if kind == "never_started" else "The worker died"
 
 
-def symptom_command(symptom: Symptom, spec: Launch) -> str | None:
+def symptom_command(symptom: Symptom, launch: Launch) -> str | None:
     """What to do about something that going on will meet again."""
-    if symptom.kind in ("no_image", "driver", "version") and spec.image is not None:
-        return f"deg image check {spec.image}"
+    if symptom.kind in ("no_image", "driver", "version") and launch.image is not None:
+        return f"deg image check {launch.image}"
     return "deg doctor --on slurm" if symptom.kind in ("no_apptainer", "namespace") else None
 
 
@@ -205,8 +204,8 @@ def explain_recordings(stage: str, run: RunDir, check: str) -> Iterator[Finding]
         yield Finding("recordings", f"{len(failed)} recording(s) cannot be done: {stage}", evidence, command=check)
 
 
-def _bad_nodes(spec: Launch, stage: Stage, run: RunDir) -> Iterator[Finding]:
-    bad = bad_hosts(run)
+def _bad_nodes(launch: Launch, stage: Stage, run: RunDir) -> Iterator[Finding]:
+    bad = bad_hosts(run.path)
     if not bad:
         return
     done_by = {
@@ -221,7 +220,7 @@ def _bad_nodes(spec: Launch, stage: Stage, run: RunDir) -> Iterator[Finding]:
                 other = done_by.get(file.parent.name)
                 mended = f", done on {other} afterwards" if other else ""
                 evidence.append(f"unit {int(file.parent.name)} failed on {attempt.host}{mended}")
-    sbatch = [flag for flag in spec.cluster.get("sbatch") or () if not str(flag).startswith("exclude=")]
+    sbatch = [flag for flag in launch.cluster.sbatch if not str(flag).startswith("exclude=")]
     flags = [*sbatch, f"exclude={','.join(bad)}"]
     cause = f"Bad node: on {', '.join(bad)} nothing was done, and others could: {stage.name}"
     yield Finding("bad_node", cause, shown(evidence), (f"cluster.sbatch={json.dumps(flags)}",))
@@ -230,37 +229,27 @@ def _bad_nodes(spec: Launch, stage: Stage, run: RunDir) -> Iterator[Finding]:
 # ---------------------------------------------------------------------------------------------------- what would do
 
 
-def _more_memory(spec: Launch) -> tuple[str, ...]:
-    memory = spec.cluster.get("memory_gb")
+def _more_memory(launch: Launch) -> tuple[str, ...]:
+    memory = launch.cluster.memory_gb
     return (f"cluster.memory_gb={memory * 2:g}",) if memory else ()
 
 
-def _smaller_batch(stage: Stage, run: RunDir) -> str | None:
-    """A training cannot go on with another batch: it would learn something else."""
-    found = open_run(run)
-    if not isinstance(found, TrainingRun):
-        return None
-    batch = found.plan.config["compute"]["batch_size"]
-    smaller = max(batch // 2, 1) if isinstance(batch, int) else 16
-    return " ".join(["deg", *stage.command, f"compute.batch_size={smaller}", "--on slurm"])
-
-
-def _more_time(launch: LaunchDir, spec: Launch, run: RunDir, cases: Sequence[Ended]) -> tuple[str, ...]:
-    text = spec.cluster.get("time")
+def _more_time(launch: Launch, run: RunDir, cases: Sequence[Ended]) -> tuple[str, ...]:
+    text = launch.cluster.time
     if text is None:
         return ()
     limit = time_limit_minutes(text) * 60
-    slowest = _slowest_unit(launch, run, cases)
+    slowest = _slowest_unit(launch.folder, run, cases)
     wanted = limit * 2 if slowest is None else slowest * ENOUGH
     return (f"cluster.time={in_hours(wanted)}",) if wanted > limit else ()
 
 
-def _slowest_unit(launch: LaunchDir, run: RunDir, cases: Sequence[Ended]) -> float | None:
+def _slowest_unit(folder: LaunchDir, run: RunDir, cases: Sequence[Ended]) -> float | None:
     """Seconds that the largest of the units that are left takes on the slowest worker seen; None if none was seen."""
     timed = [event for event in run.events() if event["event"] == "unit_done" and event["seconds"]]
     speeds = [event["frames"] / event["seconds"] for event in timed]
     for case in {case.attempt.job: case for case in cases}.values():  # a log tells of its job's last attempt
-        frames, speed = told_frames(output_file(launch, case.attempt.job), case.attempt)
+        frames, speed = told_frames(output_file(folder, case.attempt.job), case.attempt)
         speeds += [speed] if frames and speed else []
     try:
         left = [open_run(run).plan.units[case.unit].num_frames for case in cases]

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from deg.errors import RunError
-from deg.launch.on.slurm.launches import LaunchDir
+from deg.launch.scheduler.launches import LaunchDir
 from deg.launch.stages.progress import figures
 from deg.launch.watch.target import Watched
 from deg.runs.attempts import Attempt, read_attempts
@@ -150,30 +150,30 @@ class _Reader:
 # ---------------------------------------------------------------------------------------------------- which files
 
 
-def _of_launch(launch: LaunchDir, chosen: Chosen) -> list[Source]:
-    spec = launch.load()
-    runs = {index: launch.run_of(stage) for index, stage in enumerate(spec.stages) if stage.run}
+def _of_launch(folder: LaunchDir, chosen: Chosen) -> list[Source]:
+    launch = folder.load()
+    runs = {index: launch.run_of(index) for index, stage in enumerate(launch.stages) if stage.run}
     planned = {index: run for index, run in runs.items() if run.plan_file.exists()}
     if chosen.unit is not None or chosen.recording is not None:
         # the last stage that has such a unit is the one that people ask about
         for index in sorted(planned, reverse=True):
             if units := _units(planned[index], chosen):
-                return [source for unit in units for source in _of_unit(planned[index], unit, chosen, launch)]
-        raise _nothing(chosen, launch.name)
+                return [source for unit in units for source in _of_unit(planned[index], unit, chosen, folder)]
+        raise _nothing(chosen, folder.name)
     found = [source for run in planned.values() for source in _of_run(run, chosen)]
     bad = {
         (attempt.job, attempt.restart)
         for run in planned.values()
-        for folder in sorted(run.path.glob("units/*"))
-        for attempt in _gone_wrong(read_attempts(folder))
+        for unit in sorted(run.path.glob("units/*"))
+        for attempt in _gone_wrong(read_attempts(unit))
     }
-    return found + _outputs(launch, chosen, {job for job, _ in bad} | _failed_merges(launch))
+    return found + _outputs(folder, chosen, {job for job, _ in bad} | _failed_merges(folder))
 
 
-def _failed_merges(launch: LaunchDir) -> set[str]:
+def _failed_merges(folder: LaunchDir) -> set[str]:
     """The newest merge jobs of the stages that failed."""
-    newest = {job.stage: job.job for job in launch.jobs() if job.role == "merge"}
-    return {job for stage, job in newest.items() if (found := launch.verdict(stage)) and found.state == "failed"}
+    newest = {job.stage: job.job for job in folder.jobs() if job.role == "merge"}
+    return {job for stage, job in newest.items() if (found := folder.verdict(stage)) and found.state == "failed"}
 
 
 def _of_run(run: RunDir, chosen: Chosen) -> list[Source]:
@@ -188,8 +188,8 @@ def _of_run(run: RunDir, chosen: Chosen) -> list[Source]:
         if match is not None and chosen.rank in (None, int(match["rank"])):
             found.append(Source(f"{match['kind']} {match['rank']}", file))
     if chosen.rank is None:
-        for folder in sorted(run.path.glob("units/*")):
-            found.append(_log(run, int(folder.name)))
+        for unit in sorted(run.path.glob("units/*")):
+            found.append(_log(run, int(unit.name)))
     return [source for source in found if source.path.exists()]
 
 
@@ -205,22 +205,22 @@ def _log(run: RunDir, unit: int) -> Source:
     return Source(f"unit {unit}", run.log_file(unit), is_bad=run.error_file(unit).exists())
 
 
-def _of_unit(run: RunDir, unit: int, chosen: Chosen, launch: LaunchDir | None = None) -> list[Source]:
+def _of_unit(run: RunDir, unit: int, chosen: Chosen, folder: LaunchDir | None = None) -> list[Source]:
     """The log of a unit, and what the jobs that worked on it wrote meanwhile."""
     found = [_log(run, unit)]
-    if launch is not None:
+    if folder is not None:
         attempts = read_attempts(run.unit_folder(unit))
         for job in dict.fromkeys(attempt.job for attempt in attempts):
             mine = [attempt for attempt in attempts if attempt.job == job]
             spans = tuple((attempt.time - 1.0, (attempt.ended or 1e12) + LATE_SECONDS) for attempt in mine)
-            for source in _outputs(launch, chosen, set(), only=job):
+            for source in _outputs(folder, chosen, set(), only=job):
                 found.append(Source(source.name, source.path, bool(_gone_wrong(mine)), spans))
     return [source for source in found if source.path.exists()]
 
 
-def _outputs(launch: LaunchDir, chosen: Chosen, bad: set[str], only: str | None = None) -> list[Source]:
+def _outputs(folder: LaunchDir, chosen: Chosen, bad: set[str], only: str | None = None) -> list[Source]:
     found = []
-    files = sorted(launch.jobs_folder.glob("*_log.*"))
+    files = sorted(folder.jobs_folder.glob("*_log.*"))
     matches = [(file, match) for file in files if (match := OUTPUT.fullmatch(file.name)) is not None]
     several = {match["job"] for _, match in matches if match["rank"] != "0"}
     for file, match in matches:

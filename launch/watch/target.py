@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deg.errors import DegError, LaunchError, RunError, show_path
-from deg.launch.on.slurm.launches import LaunchDir, find_launches, launch_of
-from deg.launch.on.slurm.queue import JobState, in_queue
+from deg.launch.scheduler.launches import LaunchDir, find_launches, launch_of
+from deg.launch.scheduler.queue import JobState, in_queue
 from deg.runs.rundir import RunDir, find_runs
 
 ASK_SECONDS = 30.0
@@ -25,7 +25,7 @@ class Watched:
 
     def newest(self) -> Watched:
         """The launch or run that was begun last."""
-        launches = [launch.launch_file.stat().st_mtime_ns for launch in self.launches[:1]]
+        launches = [folder.launch_file.stat().st_mtime_ns for folder in self.launches[:1]]
         runs = [run.plan_file.stat().st_mtime_ns for run in self.runs[:1]]
         return Watched(self.launches[:1], ()) if launches > runs else Watched((), self.runs[:1])
 
@@ -44,11 +44,11 @@ def find_watched(word: Path) -> Watched:
         return Watched((LaunchDir(word.resolve()),), ())
     if (word / "plan.json").exists():
         run = RunDir(word)
-        launch = launch_of(run)
-        return Watched((), (run,)) if launch is None else Watched((launch,), ())
+        folder = launch_of(run)
+        return Watched((), (run,)) if folder is None else Watched((folder,), ())
     project = open_project(word)
     launches = list(find_launches(project.model_path))
-    belonging = {name for launch in launches for name in run_names(launch)}
+    belonging = {name for folder in launches for name in run_names(folder)}
     runs = [run for run in find_runs(project.model_path) if run.name not in belonging]
     if not launches and not runs:
         raise RunError(f"{show_path(project.path)}: no runs of deg yet. `deg run {show_path(word)}` makes them.")
@@ -66,10 +66,10 @@ def _named(name: str) -> Path | None:
     return folder if (folder / "launch.json").exists() or (folder / "plan.json").exists() else None
 
 
-def run_names(launch: LaunchDir) -> tuple[str, ...]:
+def run_names(folder: LaunchDir) -> tuple[str, ...]:
     """The runs of a launch, made or not; none if the launch cannot be read."""
     try:
-        return tuple(stage.run for stage in launch.load().stages)
+        return tuple(stage.run for stage in folder.load().stages)
     except RunError:
         return ()
 
@@ -87,10 +87,10 @@ class Queue:
         return not self.problem
 
 
-def is_settled(launch: LaunchDir) -> bool:
+def is_settled(folder: LaunchDir) -> bool:
     """Whether files say that every stage is done, so that nobody need ask the queue."""
     try:
-        verdicts = [launch.verdict(index) for index in range(len(launch.load().stages))]
+        verdicts = [folder.verdict(index) for index in range(len(folder.load().stages))]
     except RunError:
         return False
     return all(verdict is not None and verdict.state in ("done", "partly") for verdict in verdicts)
@@ -98,7 +98,7 @@ def is_settled(launch: LaunchDir) -> bool:
 
 def ask_queue(launches: Sequence[LaunchDir]) -> Queue:
     """The queue's word on the jobs of launches that are not done. No answer is no error: files tell most."""
-    jobs = [job.job for launch in launches if not is_settled(launch) for job in launch.jobs()]
+    jobs = [job.job for folder in launches if not is_settled(folder) for job in folder.jobs()]
     try:
         return Queue(in_queue(jobs))
     except LaunchError as error:

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from deg.errors import show_path
-from deg.launch.on.local.pool import describe_exit
-from deg.launch.on.slurm.cancel import find_holder
-from deg.launch.on.slurm.launches import Launch, LaunchDir
-from deg.launch.on.slurm.queue import JobState, in_accounts
+from deg.launch.on.local.workers import describe_exit
+from deg.launch.scheduler.launches import Launch, LaunchDir
+from deg.launch.scheduler.queue import JobState, in_accounts
 from deg.launch.watch.causes import (
     SHOWN,
     Finding,
@@ -28,11 +27,11 @@ from deg.launch.watch.causes import (
     shown,
     symptom_command,
 )
-from deg.launch.watch.runs import RunStatus, read_status
 from deg.launch.watch.status import OVER, LaunchStatus, StageStatus, jobs_of, read_launch, was_cancelled
 from deg.launch.watch.symptoms import symptom_of, wait_in_words, waits_in_vain
 from deg.launch.watch.target import Queue, Watched, ask_queue
 from deg.runs.rundir import RunDir
+from deg.runs.state import open_run
 from deg.version import __version__
 
 ORDER = (
@@ -72,48 +71,46 @@ def explain(watched: Watched, word: Path) -> Explanation:
 # ---------------------------------------------------------------------------------------------------- launches
 
 
-def explain_launch(launch: LaunchDir, queue: Queue, word: Path) -> Explanation:
+def explain_launch(folder: LaunchDir, queue: Queue, word: Path) -> Explanation:
     """RunError if the launch, or a plan of its runs, cannot be read."""
-    spec, status = launch.load(), read_launch(launch, queue)
-    findings = list(_about_version(spec))
+    launch, status = folder.load(), read_launch(folder, queue)
+    findings = list(_about_version(launch))
     for index, stage in enumerate(status.stages):
         if stage.state != "done":
-            findings += _about_stage(launch, spec, index, stage, queue, word)
+            findings += _about_stage(launch, index, stage, queue, word)
     if status.state == "cancelled":
         findings.append(Finding("cancelled", "Cancelled by `deg cancel`"))
     if queue.problem:
         findings.append(Finding("queue", "The queue could not be asked", (queue.problem,)))
     findings.sort(key=lambda finding: ORDER.index(finding.kind))
     return Explanation(
-        launch.name, status.state, _summary(status, findings), tuple(findings), _command(status, findings, queue, word)
+        folder.name, status.state, _summary(status, findings), tuple(findings), _command(status, findings, queue, word)
     )
 
 
-def _about_version(spec: Launch) -> Iterator[Finding]:
-    if spec.deg != __version__ and spec.image is not None:
-        cause = f"The jobs were submitted by deg {spec.deg}; this is {__version__}"
-        yield Finding("version", cause, (f"image: {show_path(spec.image)}",))
+def _about_version(launch: Launch) -> Iterator[Finding]:
+    if launch.deg != __version__ and launch.image is not None:
+        cause = f"The jobs were submitted by deg {launch.deg}; this is {__version__}"
+        yield Finding("version", cause, (f"image: {show_path(launch.image)}",))
 
 
-def _about_stage(
-    launch: LaunchDir, spec: Launch, index: int, status: StageStatus, queue: Queue, word: Path
-) -> Iterator[Finding]:
-    stage = spec.stages[index]
-    submitted = [job for job in launch.jobs() if job.stage == index]
+def _about_stage(launch: Launch, index: int, status: StageStatus, queue: Queue, word: Path) -> Iterator[Finding]:
+    stage = launch.stages[index]
+    submitted = [job for job in launch.folder.jobs() if job.stage == index]
     jobs = jobs_of(queue, submitted)
-    run = launch.run_of(stage)
+    run = launch.run_of(index)
     found: list[Finding] = []
     if status.work is not None:
         accounts = in_accounts([job.job for job in submitted if job.role == "execute"], former=True)
-        ended = ended_attempts(launch, run, jobs, queue.is_known, accounts)
-        found += explain_units(launch, spec, stage, run, ended)
+        ended = ended_attempts(launch.folder, run, jobs, queue.is_known, accounts)
+        found += explain_units(launch, stage, run, ended)
         found += explain_put_aside(stage.name, run)
-        found += explain_recordings(stage.name, run, f"deg check {_quoted(spec.project)} --deep")
+        found += explain_recordings(stage.name, run, f"deg check {_quoted(launch.project)} --deep")
     yield from found
     yield from _about_waiting(status, jobs)
-    if status.state in ("failed", "stalled") and not was_cancelled(launch, launch.jobs()):
+    if status.state in ("failed", "stalled") and not was_cancelled(launch.folder, launch.folder.jobs()):
         merges = [job.job for job in submitted if job.role == "merge"]
-        yield from _about_merge(launch, spec, status, merges, explained=bool(found))
+        yield from _about_merge(launch, status, merges, explained=bool(found))
 
 
 def _about_waiting(status: StageStatus, jobs: Mapping[str, JobState]) -> Iterator[Finding]:
@@ -130,9 +127,7 @@ def _about_waiting(status: StageStatus, jobs: Mapping[str, JobState]) -> Iterato
         yield Finding(kind, f"In the queue: {status.name}, {count}: {wait_in_words(reason)}", (", ".join(names),))
 
 
-def _about_merge(
-    launch: LaunchDir, spec: Launch, status: StageStatus, merges: Sequence[str], *, explained: bool
-) -> Iterator[Finding]:
+def _about_merge(launch: Launch, status: StageStatus, merges: Sequence[str], *, explained: bool) -> Iterator[Finding]:
     """What the job between two stages said, or its last words if it died."""
     if status.state == "failed" and status.message:
         yield Finding("merge", f"{status.name} failed: {status.message}")
@@ -140,12 +135,12 @@ def _about_merge(
     if not merges:
         yield Finding("merge", f"{status.name}: no job was submitted for it")
         return
-    lines = last_words(launch.jobs_folder / f"{merges[-1]}_0_log.err")
+    lines = last_words(launch.folder.jobs_folder / f"{merges[-1]}_0_log.err")
     symptom = symptom_of(lines)
     if symptom is not None:
         evidence = (*([symptom.advice] if symptom.advice else []), *lines[-SHOWN:])
         cause = f"{symptom.meaning}: {status.name}, job {merges[-1]}"
-        yield Finding(symptom.kind, cause, evidence, command=symptom_command(symptom, spec))
+        yield Finding(symptom.kind, cause, evidence, command=symptom_command(symptom, launch))
     elif not explained:
         cause = f"{status.name}: nothing is in the queue that would go on with it; the last words of job {merges[-1]}"
         yield Finding("merge", cause, lines[-SHOWN:] or ("(none)",))
@@ -196,29 +191,23 @@ def _quoted(path: Path) -> str:
 
 def explain_run(run: RunDir, word: Path) -> Explanation:
     """A run of this machine. RunError if it has no plan that can be read."""
-    status = read_status(run)
+    status = open_run(run).status()
     findings = [*explain_put_aside(status.stage, run), *explain_recordings(status.stage, run, _check(run))]
     if status.state == "interrupted":
         findings += _about_deaths(run)
     if status.state == "running":
-        return Explanation(run.name, status.state, f"All is well: running, {_how_far(status)}.", tuple(findings), None)
+        return Explanation(run.name, status.state, f"All is well: running, {status.how_far}.", tuple(findings), None)
     if status.state == "finished":
         summary = "Done, but not every recording." if findings else "All is well: it is done."
         return Explanation(run.name, status.state, summary, tuple(findings), findings[0].command if findings else None)
-    holder = find_holder(run)
+    holder = run.holder()
     who = "whoever worked on it" if holder is None else f"process {holder[1]} on {holder[0]}, which worked on it,"
-    summary = f"It is not done ({_how_far(status)}), and {who} has ended."
+    summary = f"It is not done ({status.how_far}), and {who} has ended."
     return Explanation(run.name, status.state, summary, tuple(findings), _advice(findings, word))
 
 
 def _check(run: RunDir) -> str:
     return f"deg check {_quoted(run.path.parent.parent)} --deep"
-
-
-def _how_far(status: Any) -> str:
-    if isinstance(status, RunStatus):
-        return f"{status.units_done} of {status.units} units done"
-    return f"{status.epochs_done} of at most {status.epochs} epochs"
 
 
 def _about_deaths(run: RunDir) -> Iterator[Finding]:

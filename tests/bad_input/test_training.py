@@ -106,7 +106,7 @@ def only(*classes: int) -> np.ndarray:
 @pytest.mark.parametrize("stage", ["flow_generator", "feature_extractor", "sequence"])
 def test_no_recordings(lab, stage):
     message = refused(lab, stage=stage)
-    assert message.startswith(f"{lab}: expected two recordings at least to train the {stage}")
+    assert message.startswith(f"{lab}: expected at least two recordings to train the {stage}")
     assert "found 0 of 0 that can be used. Add videos with `deg add`." in message
 
 
@@ -126,7 +126,7 @@ def test_one_labelled_video(lab, add):
     add("mouse")
     add("rat", None)
     message = refused(lab)
-    assert "one to learn from and one to judge by; found 1 of 2 that can be used (`mouse`)" in message
+    assert "one to learn from and one to evaluate on; found 1 of 2 that can be used (`mouse`)" in message
     assert "Label another one, or cut this one in two, with its labels." in message
     assert "`rat`: " in message and "there is no label file" in message
 
@@ -388,7 +388,7 @@ def test_a_flow_generator_that_only_needs_to_be_named(lab):
 @pytest.mark.parametrize(
     ("stage", "remedy"),
     [
-        ("feature_extractor", "Or set feature_extractor.weights=null to begin with ImageNet's, or random."),
+        ("feature_extractor", "Or set feature_extractor.weights to null to begin with ImageNet weights, or to random."),
         ("flow_generator", "Or set flow_generator.weights=null to train from scratch."),
     ],
 )

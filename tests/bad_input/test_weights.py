@@ -64,7 +64,7 @@ def test_thresholds_of_other_classes(lab):
         file["threshold_curves/val/optimum"] = np.full((1, len(CLASSES) + 1), 0.5)
     message = refused(lab)
     assert f"{run}/classification_metrics.h5: thresholds of 4 behaviours, but 3 were expected" in message
-    assert "train again, or take others" in message
+    assert "train again, or use others" in message
 
 
 # -------------------------------------------------------------------------------------------- found when they are read

@@ -63,7 +63,7 @@ def measure(cluster, user, image: Path, runs: int) -> None:
         user.deg("infer", "feature_extractor", project, "--on", "slurm", f"cluster={profile}")
         returned = time.time()
         launch = wait_for_launch(cluster, project, seconds=300)
-        first = read_attempts(launch.run_of(launch.load().stages[0]).unit_folder(0))[0]
+        first = read_attempts(launch.load().run_of(0).unit_folder(0))[0]
         took = {
             "the command returns": returned - began,
             "the first unit is at work": first.time - began,

@@ -17,7 +17,7 @@ from small_cluster import SmallCluster
 from videos import write_video
 
 from deg.data.labels import write_labels
-from deg.launch.on.slurm.launches import LaunchDir, find_launches
+from deg.launch.scheduler.launches import LaunchDir, find_launches
 from deg.launch.selftest import write_untrained_weights
 from deg.projects.add import add_recording
 from deg.projects.project import create_project, open_project
@@ -100,7 +100,7 @@ def wait_for_launch(cluster: SmallCluster, project: Path, *, seconds: float) -> 
 
 
 def verdicts(launch: LaunchDir) -> list[str | None]:
-    """What became of each stage."""
+    """What the merge job of each stage found last."""
     found = [launch.verdict(index) for index in range(len(launch.load().stages))]
     return [verdict and verdict.state for verdict in found]
 
@@ -109,8 +109,9 @@ def story(launch: LaunchDir) -> str:
     """All that a launch has to tell, for the message of an assertion."""
     files = [launch.jobs_file, launch.path / "events.jsonl", *sorted(launch.path.glob("stages/*/merge.json"))]
     files += sorted(launch.jobs_folder.glob("*.err"))[-6:]
-    for stage in launch.load().stages:
-        files += sorted(launch.run_of(stage).path.glob("units/*/attempts.jsonl"))
+    loaded = launch.load()
+    for index in range(len(loaded.stages)):
+        files += sorted(loaded.run_of(index).path.glob("units/*/attempts.jsonl"))
     return "\n".join(f"== {file.name}\n{file.read_text()[-1500:]}" for file in files if file.exists())
 
 

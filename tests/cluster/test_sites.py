@@ -40,7 +40,7 @@ def test_a_site_that_forbids_almost_everything(cluster, image, user, folder):
     launch = newest_launch(project)
     arrays = [job for job in launch.jobs() if job.stage == 0 and job.role == "execute"]
     assert [len(job.elements) for job in arrays] == [4, 1]
-    run = launch.run_of(launch.load().stages[0])
+    run = launch.load().run_of(0)
     until("the first attempt", lambda: (run.unit_folder(0) / "attempts.jsonl").exists())
     # stopped, and nobody may put it back; scancel's own status tells of other elements
     cluster.run("scancel", "--signal=USR2", f"{arrays[0].job}_0", check=False)
@@ -71,7 +71,7 @@ def test_a_launch_is_recorded_cancelled_and_resumed(cluster, image, user, folder
     launch = newest_launch(project)
     provenance = json.loads((launch.path / "provenance.json").read_text())
     assert provenance["command"][1:3] == ["infer", "feature_extractor"]
-    run = launch.run_of(launch.load().stages[0])
+    run = launch.load().run_of(0)
     refused = user.deg("infer", "feature_extractor", project, "--on", "slurm", f"cluster={profile}", check=False)
     assert refused.returncode == 2 and "deg cancel" in refused.stderr  # the same work twice
     until("the first result", lambda: run.result_file(0).exists())

@@ -66,7 +66,7 @@ def test_inference_under_fire(cluster, image, user, folder):
     until("both jobs", lambda: len(launch.jobs()) == 2, 60)
     submitting.send_signal(signal.SIGKILL)
     submitting.wait()
-    run = launch.run_of(launch.load().stages[0])
+    run = launch.load().run_of(0)
 
     until("six elements at work", lambda: len([1 for path in run.path.glob("units/*/attempts.jsonl")]) >= 6)
     on = running(cluster)
@@ -98,7 +98,7 @@ def test_signals_once_or_many_times_give_the_same(cluster, image, user, folder):
     alone = undisturbed(project, ["infer", "feature_extractor"], folder / "alone", jobs=2)
     user.deg("infer", "feature_extractor", project, "--on", "slurm", f"cluster={profile}")
     launch = newest_launch(project)
-    run = launch.run_of(launch.load().stages[0])
+    run = launch.load().run_of(0)
     job = launch.jobs()[0].job
     until("the first attempts", lambda: all(read_attempts(run.unit_folder(unit)) for unit in (0, 1)))
     cluster.run("scancel", "--signal=USR2", f"{job}_0")
@@ -122,7 +122,7 @@ def test_training_under_fire(cluster, image, user, folder):
     alone = undisturbed(project, [*words, "compute.devices=2"], folder / "alone")
     user.deg(*words[:2], project, *words[2:], "--on", "slurm", f"cluster={profile}")
     launch = newest_launch(project)
-    run = launch.run_of(launch.load().stages[0])
+    run = launch.load().run_of(0)
     unit, job = run.unit_folder(0), launch.jobs()[0].job
 
     def saved() -> set[str]:

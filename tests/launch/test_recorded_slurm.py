@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from deg.launch.on.slurm.queue import SQUEUE, parse_squeue
+from deg.launch.scheduler.queue import SQUEUE, parse_squeue
 
 pytestmark = pytest.mark.tools
 

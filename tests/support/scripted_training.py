@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # a job has the folder `scripted
 from scenes.training import leave_trained
 
 from deg.errors import DegError
-from deg.launch.on.local.ranks import Outcome
+from deg.launch.stages.place import Outcome
 from deg.runs.rundir import steps_done
 
 
@@ -60,7 +60,7 @@ class ScriptedRanks:
         self.then: list[object] = []
         """`stop`, `nothing` or an exception; when they are used up, phases are trained."""
 
-    def __call__(self, run, unit, devices, on_event) -> Outcome:
+    def __call__(self, run, unit, devices, hear) -> Outcome:
         self.calls.append((run.name, unit, len(devices)))
         what = self.then.pop(0) if self.then else None
         if isinstance(what, Exception):

@@ -3,9 +3,9 @@
     FOLDER/
         mouse_1-3f2a.../          the frames of one video, whole (see deg.data.frames.files)
         mouse_2-90bc....part/     the same, being made (see deg.data.frames.making)
-        in_use/<host>.<pid>...    what a training needs now, with its sizes; touched while it reads
+        in_use/<host>.<pid>...    what frames a training needs now, and their sizes; touched while it reads
 
-Ranks, jobs and nodes share it without talking to each other. Training works as well without it, only slower.
+Ranks, jobs and nodes share it without talking to each other. Training also works without it, only slower.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ IN_USE = "in_use"
 BEAT = 60.0
 """Seconds between two signs of life of a training."""
 ENDED = 900.0
-"""Seconds without one after which a training counts as ended."""
+"""Seconds without a sign of life after which a training counts as ended."""
 
 
 def kept(transform: FrameTransform) -> FrameTransform:
-    """What is done to frames before they are kept: nothing where they are cropped, for training crops anywhere."""
+    """Return the transform to apply before frames are kept: none if frames are cropped, as training crops anywhere."""
     return FrameTransform() if transform.crop_size else transform
 
 
@@ -55,7 +55,7 @@ class FrameCache:
     """The cache in one folder, in one format, as one training uses it. Picklable; copies elsewhere only read."""
 
     def __init__(self, folder: Path, format: Format, limit_bytes: int):
-        """ConfigError if nothing can be written there."""
+        """Make the folder if need be. Raises ConfigError if nothing can be written there."""
         self._folder, self._format, self._limit = folder, format, limit_bytes
         self._needed: dict[str, int] = {}
         self._lease = folder / IN_USE / f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
@@ -80,10 +80,10 @@ class FrameCache:
     ) -> None:
         """Return when the frames of all videos are there, made by this process or by others that call it as well.
 
-        `on_progress` is told how many frames there are by now, of all. `check_stop` may raise; what was decoded by then
-        is kept. `decoders`: processes that decode; None: one for each core. VideoError names a video that does not give
-        as many frames as it claims; ConfigError says what to do if there can be no room for the frames; CacheError if
-        the disk is full all the same.
+        `on_progress` is told how many frames of all videos are there by now. `check_stop` may raise; what was decoded
+        by then is kept. `decoders`: number of processes that decode; None: one for each core. Raises VideoError for a
+        video that does not give as many frames as it claims, ConfigError, which says what to do, if there is no room
+        for the frames, and CacheError if the disk is full all the same.
         """
         entries = list(dict.fromkeys(self._entry(info, transform) for info in videos.values()))
         self._needed |= {entry.name: entry.size for entry in entries}
@@ -91,7 +91,7 @@ class FrameCache:
         self._make_room()
         for entry in entries:
             with contextlib.suppress(OSError):
-                os.utime(self._folder / entry.name)  # used last at this moment
+                os.utime(self._folder / entry.name)  # so that they count as just used
 
         def check() -> None:
             check_stop()
@@ -100,12 +100,15 @@ class FrameCache:
         Filling(self._folder, decoders or available_cores(), self._now).run(entries, on_progress, check)
 
     def open(self, video: VideoInfo, transform: FrameTransform) -> CachedFrames:
-        """The frames of a video, after `kept(transform)`. CacheError if they are not there, or not of this video."""
+        """Open the frames of a video, after `kept(transform)`.
+
+        Raises CacheError if they are not there, or belong to another version of the video.
+        """
         entry = self._entry(video, transform)
         return CachedFrames(self._folder / entry.name, entry.contents)
 
     def verify(self, video: VideoInfo, transform: FrameTransform) -> bool:
-        """Whether every bit is as it was written; reads everything. If not, `ensure` makes the frames anew."""
+        """Whether every bit is as it was written. Reads everything. If not, `ensure` will make the frames again."""
         entry = self._entry(video, transform)
         folder = self._folder / entry.name
         blocks = read_index(folder, entry.contents).blocks
@@ -115,9 +118,9 @@ class FrameCache:
         return False
 
     def sign_of_life(self) -> None:
-        """To be called while frames are in use, as often as one likes: others may remove what nobody uses."""
+        """Show that frames are in use, so that others do not remove them. Call it as often as you like."""
         if time.monotonic() - self._last_sign > BEAT:
-            with contextlib.suppress(OSError):  # whoever reads or writes frames will notice and say it
+            with contextlib.suppress(OSError):  # reading or writing frames will fail too, and report it
                 self._now()
 
     def _entry(self, video: VideoInfo, transform: FrameTransform) -> Entry:
@@ -142,22 +145,22 @@ class FrameCache:
         write_atomically(self._lease, json.dumps(self._needed))
 
     def _now(self) -> float:
-        """The time by the clock of the file system; a sign of life as well."""
+        """Return the time by the clock of the file system; this is a sign of life as well."""
         self._last_sign = time.monotonic()
         try:
             os.utime(self._lease)
-        except FileNotFoundError:  # it was silent for so long that others thought it had ended
+        except FileNotFoundError:  # this training was silent for so long that others took it for ended
             self._sign_lease()
         return self._lease.stat().st_mtime
 
     def _needed_by_others(self) -> dict[str, int]:
-        """By name of the frames, their size; trainings that ended without a word are forgotten."""
+        """Return {name of frames: size} of what other trainings need. Trainings that were killed are forgotten."""
         needed: dict[str, int] = {}
         now = self._now()
         for lease in self._lease.parent.iterdir():
             if lease == self._lease or lease.name.startswith("."):
                 continue
-            with contextlib.suppress(OSError, ValueError):  # it ends at this moment
+            with contextlib.suppress(OSError, ValueError):  # the other training is just ending
                 if now - lease.stat().st_mtime > ENDED:
                     lease.unlink()
                 else:
@@ -167,7 +170,7 @@ class FrameCache:
     # ---------------------------------------------------------------------------------------- room
 
     def _make_room(self) -> None:
-        """Remove what was not used for longest, until all that is needed fits. ConfigError if it cannot."""
+        """Remove the least recently used frames until all that is needed fits. Raises ConfigError if it cannot fit."""
         there = _sizes(self._folder)
         elsewhere = {name: size for name, size in self._needed_by_others().items() if name not in self._needed}
         ours = {name: max(size, there.get(name, 0)) for name, size in self._needed.items()}
@@ -211,12 +214,12 @@ def _end_lease(lease: Path, pid: int) -> None:
 
 
 def _folders(cache: Path, name: str) -> list[Path]:
-    """Frames of this name: whole, being made, and left over from removing them."""
+    """Return the folders of frames of this name: whole, being made, or left over from a removal."""
     return [folder for folder in cache.glob(f"{name}*") if folder.name.partition(".")[0] == name]
 
 
 def _sizes(cache: Path) -> dict[str, int]:
-    """Bytes on the disk by name of the frames."""
+    """Return {name of frames: bytes on the disk}."""
     sizes: dict[str, int] = {}
     for folder in cache.iterdir():
         if folder.name != IN_USE and folder.is_dir():

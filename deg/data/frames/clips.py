@@ -1,6 +1,7 @@
 """Training clips: the 11 frames around a frame of a recording, as the networks will see them.
 
-Read from the frame cache, or without one from the videos: the same pixels, and the same as in inference.
+They are read from the frame cache or, without one, from the videos. The pixels are the same, and the same as in
+inference.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from deg.errors import ConfigError, VideoError, show_path
 from deg.types import VideoInfo
 
 CACHED_OPEN, VIDEOS_OPEN = 128, 8
-"""Files kept open at the same time, in each loader process; a decoder takes some 20 MB."""
+"""Number of files that each loader process keeps open: of the cache, and videos. A decoder takes some 20 MB."""
 
 Crop = tuple[float, float]
-"""Where a crop lies, from 0 (top, left) to just below 1 (bottom, right)."""
+"""Position of a crop, (vertical, horizontal), from 0 (top, left) to just below 1 (bottom, right)."""
 
 
 class _Frames(Protocol):
@@ -33,7 +34,7 @@ class _Frames(Protocol):
 
 
 class Clips:
-    """Clips of recordings by key and frame. Picklable; each process opens files of its own."""
+    """Clips of recordings by key and frame. Picklable; each process opens its own files."""
 
     def __init__(
         self,
@@ -42,24 +43,25 @@ class Clips:
         mean: Sequence[float],
         cache: FrameCache | None = None,
     ):
-        """`mean`: of the colours, 0 to 1. `cache` must have been filled for these videos, with this transform.
+        """Prepare clips of `videos`, {key: video}. `mean` is the mean of each colour, 0 to 1.
 
-        ConfigError if the recordings do not all give frames of one size.
+        `cache` must have been filled for these videos, with this transform. Raises ConfigError if the recordings do not
+        all give frames of one size.
         """
         self.videos, self.transform = dict(videos), transform
         self.height, self.width = common_size(videos, transform)
         self._colour = mean_colour(mean)
         self._cache = cache
-        # What is left to do after reading
+        # What is left to do after reading.
         self._rest = transform if kept(transform) != transform else None
         self._open: OrderedDict[str, _Frames] = OrderedDict()
         self._opened_by = os.getpid()
 
     def clip(self, key: str, frame: int, crop: Crop | None = None, out_THWC: np.ndarray | None = None) -> np.ndarray:
-        """uint8 (11, H, W, 3) RGB around a frame; outside the video there is the mean colour.
+        """Return the clip around a frame, uint8 (11, H, W, 3) RGB; outside the video it has the mean colour.
 
-        `crop` says where `augs.crop_size` is cut out; None: from the centre. `out_THWC`: contiguous, to be filled.
-        VideoError or CacheError if it cannot be read.
+        `crop` says where `augs.crop_size` is cut out; None: from the centre. `out_THWC`: a contiguous array to fill.
+        Raises VideoError or CacheError if the frames cannot be read.
         """
         needed = reach(frame, frame + 1, self.videos[key].num_frames)
         clip_THWC = np.empty((WINDOW, self.height, self.width, 3), np.uint8) if out_THWC is None else out_THWC
@@ -77,7 +79,7 @@ class Clips:
         return clip_THWC
 
     def _frames(self, key: str) -> _Frames:
-        """The recording, opened; of many, those used last stay open."""
+        """Return the recording, opened. If there are many, only those used last stay open."""
         if self._opened_by != os.getpid():  # a forked process must not use the decoders of its parent
             self._open, self._opened_by = OrderedDict(), os.getpid()
         if key in self._open:
@@ -98,7 +100,7 @@ class Clips:
 
 
 class _VideoFrames:
-    """Frames from the video itself, in the manner of `deg.data.frames.files.CachedFrames`."""
+    """Frames from the video itself; used like `deg.data.frames.files.CachedFrames`."""
 
     def __init__(self, video: VideoInfo, transform: FrameTransform):
         self._transform = transform
@@ -123,11 +125,11 @@ class _VideoFrames:
 
 
 def cropped(frame_HWC: np.ndarray, transform: FrameTransform, crop: Crop | None) -> np.ndarray:
-    """The transform of a frame, its crop cut out at `crop` in place of the centre."""
+    """Transform a frame, with the crop cut out at `crop` instead of the centre."""
     if crop is None or transform.crop_size is None:
         return transform(frame_HWC)
     height, width = transform.crop_size  # type: ignore[misc]
-    # every place has the same share of [0, 1)
+    # every possible position has the same share of [0, 1)
     top, left = (
         int(fraction * (size - part + 1))
         for fraction, size, part in zip(crop, frame_HWC.shape, (height, width), strict=False)
@@ -136,7 +138,7 @@ def cropped(frame_HWC: np.ndarray, transform: FrameTransform, crop: Crop | None)
 
 
 def common_size(videos: Mapping[str, VideoInfo], transform: FrameTransform) -> tuple[int, int]:
-    """(height, width) of the transformed frames of all recordings. ConfigError naming two if they are not of one."""
+    """Return (height, width) of all recordings' transformed frames. Raises ConfigError, naming two that differ."""
     sizes = {key: transform.output_size(video.height, video.width) for key, video in videos.items()}
     first = next(iter(sizes))
     for key, size in sizes.items():

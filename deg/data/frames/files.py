@@ -1,13 +1,13 @@
-"""The decoded frames of one video in a folder: pixels in one file, in another what they are and how to trust them.
+"""The decoded frames of one video in a folder: one file holds the pixels, another describes them with checksums.
 
     frames.bin    frame after frame: raw uint8 RGB, or one JPEG each
-    index.jsonl   {"version": 1, "video": ..., ...}     what the frames are of, first
-                  {"frames": 425, "bytes": 63974400, "crc": ...}     a block that reached the disk; with the bytes of
-                  ...                                                each frame where they differ: "sizes"
-                  {"end": 10800}                        last: all frames are there
+    index.jsonl   {"version": 1, "video": ..., ...}                  first line: what the frames are of
+                  {"frames": 425, "bytes": 63974400, "crc": ...}     a block that reached the disk; "sizes" are added,
+                  ...                                                the bytes of each frame, where they differ
+                  {"end": 10800}                                     last line: all frames are there
 
-The index is also the journal of whoever writes: a block is entered once it has been flushed, so that a writer that was
-killed is followed by one that goes on after the last whole block.
+The index is also the writer's journal: a block is entered once it has been flushed. If a writer is killed, the next one
+continues after the last whole block.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ Format = Literal["raw", "jpeg"]
 VERSION = 1
 FRAMES, INDEX = "frames.bin", "index.jsonl"
 FLUSH_BYTES, FLUSH_SECONDS = 64 << 20, 10.0
-"""A block is flushed when it has grown to so much, or has waited so long."""
+"""A block is flushed when it has grown to this size, or has waited this long."""
 JPEG = [
     *(cv2.IMWRITE_JPEG_QUALITY, 95),
-    # Colour at full resolution: 4 to 25 percent more space, and 3 dB less noise where there is colour.
+    # Colour at full resolution takes 4 to 25 percent more space, and has 3 dB less noise where there is colour.
     *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
 ]
 
@@ -49,14 +49,14 @@ class CacheError(DegError):
 
 @dataclass(frozen=True)
 class Contents:
-    """What a folder of frames holds; only an equal one may be used."""
+    """What a folder of frames holds. Frames may be used only if this equals what is wanted."""
 
     video: str
     size_bytes: int
     mtime_ns: int
     num_frames: int
     transform: dict[str, Any] = field(hash=False)
-    """What was done to the frames before they were kept."""
+    """Transform that was applied to the frames before they were kept."""
     format: Format
     height: int
     width: int
@@ -79,7 +79,7 @@ class Block:
     bytes: int
     crc: int
     sizes: tuple[int, ...] = ()
-    """Bytes of each frame; empty where all are `frame_bytes`."""
+    """Size of each frame in bytes; empty if all are `frame_bytes`."""
 
     def to_json(self) -> str:
         sizes = {"sizes": self.sizes} if self.sizes else {}
@@ -88,7 +88,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Index:
-    """What an index file says, as far as it can be understood."""
+    """What an index file says, up to the first line that cannot be understood."""
 
     blocks: tuple[Block, ...]
     is_complete: bool
@@ -103,7 +103,7 @@ class Index:
 
 
 def read_index(folder: Path, contents: Contents) -> Index:
-    """The blocks of these contents in the folder; none where it holds something else, or nothing readable."""
+    """Read the index of these contents in the folder. It has no blocks if the folder holds anything else."""
     try:
         header, *lines = (folder / INDEX).read_text(encoding="utf-8", errors="replace").splitlines()
     except (OSError, ValueError):
@@ -118,18 +118,18 @@ def read_index(folder: Path, contents: Contents) -> Index:
                 return Index(tuple(blocks), entry["end"] == sum(block.frames for block in blocks))
             blocks.append(Block(entry["frames"], entry["bytes"], entry["crc"], tuple(entry.get("sizes", ()))))
         except (ValueError, KeyError, TypeError):
-            break  # torn when the machine went down
+            break  # the line was torn when the machine went down
     return Index(tuple(blocks), False)
 
 
 def is_whole(folder: Path, contents: Contents) -> bool:
-    """Whether all frames are there, by index and size: cheap, and blind to bits that turned over."""
+    """Whether all frames are there, by index and size. This is cheap, but does not notice flipped bits."""
     index = read_index(folder, contents)
     return index.is_complete and index.num_frames == contents.num_frames and index.num_bytes == _size(folder / FRAMES)
 
 
 def sound_blocks(folder: Path, blocks: tuple[Block, ...]) -> Iterator[Block]:
-    """The blocks up to the first whose content does not agree with its checksum. Reads everything."""
+    """Yield the blocks before the first one whose content does not agree with its checksum. Reads everything."""
     try:
         with (folder / FRAMES).open("rb") as file:
             for block in blocks:
@@ -141,16 +141,16 @@ def sound_blocks(folder: Path, blocks: tuple[Block, ...]) -> Iterator[Block]:
 
 
 def condemn(folder: Path) -> None:
-    """Make sure that nobody takes these frames for whole any more, if the disk still lets us."""
+    """Make sure that nobody takes these frames for whole any more, if the disk still allows it."""
     with contextlib.suppress(OSError):
         (folder / INDEX).unlink()
 
 
 class FrameWriter:
-    """Frames of one video, appended in order; begins after the sound blocks that an earlier writer left."""
+    """Appends frames of one video in order. It begins after the sound blocks that an earlier writer left."""
 
     def __init__(self, folder: Path, contents: Contents, *, before_flush: Callable[[], None] = lambda: None):
-        """`before_flush` raises if this writer may not go on."""
+        """Open the files in `folder`. `before_flush` raises if this writer may not continue."""
         self._folder, self._contents, self._before_flush = folder, contents, before_flush
         blocks = tuple(sound_blocks(folder, read_index(folder, contents).blocks))
         write_atomically(folder / INDEX, "\n".join([contents.to_json(), *(block.to_json() for block in blocks), ""]))
@@ -158,11 +158,11 @@ class FrameWriter:
         self._at = sum(block.bytes for block in blocks)
         os.ftruncate(self._descriptor, self._at)
         self.num_frames = sum(block.frames for block in blocks)
-        """Frames so far, those that wait to be flushed included."""
+        """Number of frames so far, including those that wait to be flushed."""
         self._begin_block()
 
     def append(self, frames_THWC: np.ndarray) -> None:
-        """uint8 (T, H, W, 3) RGB. OSError if the disk refuses."""
+        """Append frames, uint8 (T, H, W, 3) RGB. Raises OSError if the disk refuses."""
         if self._contents.format == "raw":
             self._write(np.ascontiguousarray(frames_THWC).data.cast("B"))
         else:
@@ -185,13 +185,13 @@ class FrameWriter:
         self._begin_block()
 
     def finish(self) -> None:
-        """All frames are there: say so."""
+        """Flush, and mark the frames as complete."""
         self.flush()
         self._enter(json.dumps({"end": self.num_frames}))
         flush(self._folder / INDEX)
 
     def close(self) -> None:
-        """Give up what was not flushed."""
+        """Close the file. What was not flushed is lost."""
         os.close(self._descriptor)
 
     def _begin_block(self) -> None:
@@ -202,7 +202,7 @@ class FrameWriter:
     def _write(self, data: memoryview) -> None:
         self._crc = zlib.crc32(data, self._crc)
         while data:
-            # At a place of our own reckoning: whoever else believes to be the writer puts the same bytes there.
+            # At an offset that we count: another process that takes itself for the writer puts the same bytes there.
             written = os.pwrite(self._descriptor, data, self._at)
             self._at, data = self._at + written, data[written:]
 
@@ -215,7 +215,7 @@ class CachedFrames:
     """The kept frames of one video; any stretch of them is one read."""
 
     def __init__(self, folder: Path, contents: Contents):
-        """CacheError if not all of these contents are there."""
+        """Open the frames. Raises CacheError if not all of these contents are there."""
         self._folder, self._contents = folder, contents
         self.num_frames, self.height, self.width = contents.num_frames, contents.height, contents.width
         index = read_index(folder, contents)
@@ -226,15 +226,15 @@ class CachedFrames:
         size = os.fstat(self._descriptor).st_size
         if not index.is_complete or index.num_frames != self.num_frames or index.num_bytes != size:
             self.close()
-            raise self._damaged("are not all there, or of another version of the video")
+            raise self._damaged("are not all there, or belong to another version of the video")
         if contents.format == "jpeg":
             sizes_T = np.concatenate([block.sizes for block in index.blocks]) if index.blocks else np.empty(0)
             self._ends = np.concatenate([[0], np.cumsum(sizes_T)]).astype(np.int64).tolist()
 
     def read(self, start: int, stop: int, out_THWC: np.ndarray | None = None) -> np.ndarray:
-        """Frames [start, stop), uint8 (T, H, W, 3) RGB, into `out_THWC` if it is given: contiguous, of that shape.
+        """Read frames [start, stop), uint8 (T, H, W, 3) RGB, into `out_THWC` if it is given: contiguous, of that shape.
 
-        CacheError if they are damaged or gone; they are made anew then by the next `FrameCache.ensure`.
+        Raises CacheError if they are damaged or gone; the next `FrameCache.ensure` then makes them again.
         """
         if not 0 <= start <= stop <= self.num_frames:
             raise ValueError(f"expected 0 <= start <= stop <= {self.num_frames}, got {start = }, {stop = }")
@@ -272,7 +272,7 @@ class CachedFrames:
             out_THWC[frame - start] = frame_HWC
 
     def _fill(self, buffer: memoryview, at: int) -> None:
-        """By reads and not by a map of the file, which would end the process where the file is gone."""
+        """Fill the buffer by reads, not through a memory map, which would kill the process if the file were gone."""
         while buffer:
             try:
                 size = os.preadv(self._descriptor, [buffer], at)
@@ -286,12 +286,12 @@ class CachedFrames:
     def _damaged(self, how: str) -> CacheError:
         return CacheError(
             f"{show_path(self._folder)}: the kept frames of {show_path(self._contents.video)} {how}. "
-            "Run the same command again: they are made anew. If this happens again, look after the disk."
+            "Run the same command again: it will make them again. If this comes back, check the disk."
         )
 
 
 def remove_folder(folder: Path) -> None:
-    """At once for whoever looks for it, then in fact; harmless where it is gone."""
+    """Remove a folder: first its name, at once, then its content. Harmless if it is already gone."""
     gone = folder.with_name(f"{folder.name.partition('.')[0]}.{secrets.token_hex(8)}.gone")
     with contextlib.suppress(FileNotFoundError):
         folder.rename(gone)
@@ -299,7 +299,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Size of all files in a folder; as far as it goes, where it is being removed."""
+    """Return the size of all files in a folder; of those still found, if it is being removed."""
     size = 0
     with contextlib.suppress(OSError):
         for file in folder.iterdir():

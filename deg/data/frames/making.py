@@ -1,10 +1,10 @@
-"""Fills the frame cache: this process and others make frames of different videos, or wait for one another.
+"""Fills the frame cache. Several processes make frames of different videos, or wait for one another.
 
-Whoever makes the folder `<name>.part` owns these frames and signs so in its file `owner`; the folder gets its final
-name when all frames are there. An owner touches its signature from time to time. One that was killed is followed by
-another, which renames the folder to be sure that it is the only one, and goes on after the last block that had reached
-the disk. An owner that was only thought dead notices before it writes its next block. All this needs is that folders
-are made and renamed at once, which no file system lacks; no locks.
+The process that makes the folder `<name>.part` owns these frames and signs its file `owner`. The folder gets its final
+name when all frames are there. An owner touches its signature from time to time. If it is killed, another process takes
+over: it renames the folder, to be sure that it is the only one, and continues after the last block that had reached the
+disk. An owner that was wrongly taken for dead notices this before it writes its next block. None of this needs locks,
+only that making and renaming a folder are atomic, as they are on every file system.
 """
 
 from __future__ import annotations
@@ -37,53 +37,53 @@ from deg.types import VideoInfo
 
 PART, OWNER = ".part", "owner"
 POLL = 0.5
-"""Seconds between two looks at what others make."""
+"""Seconds between two looks at what other processes have made."""
 BEAT = 20.0
-"""Seconds between two touches of a signature."""
+"""Seconds between two touches of an owner's signature."""
 ABANDONED = 180.0
-"""Seconds untouched after which an owner counts as dead; NFS may show the time of a file a minute late."""
+"""Seconds without a touch after which an owner counts as dead. NFS may show the time of a file a minute late."""
 PATIENCE = 1800.0
-"""Seconds to wait for an owner that lives but gets no further."""
+"""Seconds to wait for an owner that is alive but makes no progress; then CacheError."""
 BLOCK_BYTES, BLOCK_FRAMES = 16 << 20, 32
-"""Most that is decoded at a time."""
+"""Largest block that is decoded at a time, in bytes and in frames."""
 JPEG_SHARE = 0.15
-"""Expected size of JPEGs before they are made, as a share of the raw size; measured 0.07 to 0.14, once 0.22."""
+"""Expected size of JPEGs before they are made, as a share of the raw size. Measured: 0.07 to 0.14, once 0.22."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """The frames of one video in the cache, there or not."""
+    """The frames of one video in the cache, whether they are there or not."""
 
     video: VideoInfo
     transform: FrameTransform
-    """What is done to frames before they are kept."""
+    """Transform that is applied to frames before they are kept."""
     contents: Contents
 
     @property
     def name(self) -> str:
-        """Name of the folder, without a dot. Frames of a video that was changed are made anew in the same place."""
+        """Name of the folder, without a dot. If a video was changed, its new frames get the same name."""
         what = json.dumps([self.contents.video, self.contents.transform, self.contents.format])
         stem = re.sub(r"[^A-Za-z0-9_-]", "_", self.video.path.stem)[:40]
         return f"{stem}-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
 
     @property
     def size(self) -> int:
-        """Bytes on the disk; of JPEGs about."""
+        """Size on the disk in bytes; an estimate for JPEGs."""
         raw = self.contents.num_frames * self.contents.frame_bytes
         return raw if self.contents.format == "raw" else int(raw * JPEG_SHARE)
 
 
 class Filling:
-    """One call for frames: the calling thread takes videos and watches over others, more threads decode and write."""
+    """One call for frames. The calling thread takes videos and watches other owners; more threads decode and write."""
 
     def __init__(self, folder: Path, decoders: int, now: Callable[[], float]):
-        """`now`: the time by the clock of the folder's file system."""
+        """Prepare to fill `folder` with this many decoders. `now` gives the time by the clock of its file system."""
         self._folder, self._decoders, self._now = folder, decoders, now
         self._stop = threading.Event()
         self._watched: dict[Path, tuple[int, float]] = {}
 
     def run(self, entries: list[Entry], on_progress: Callable[[int], None], check: Callable[[], None]) -> None:
-        """Return when the frames of all entries are there. `check` is called all the time and may raise."""
+        """Return when the frames of all entries are there. `check` is called again and again, and may raise."""
         num_frames = {entry: entry.contents.num_frames for entry in entries}
         waiting = [entry for entry in entries if not self._is_there(entry)]
         running: dict[Future[bool], tuple[Entry, _Part]] = {}
@@ -128,7 +128,7 @@ class Filling:
     # ---------------------------------------------------------------------------------------- who makes what
 
     def _take(self, entry: Entry) -> _Part | None:
-        """Become the owner of the frames to be made; None if another process is."""
+        """Become the owner of the frames to be made. Return None if another process owns them."""
         part = _Part(self._part_folder(entry))
         try:
             part.folder.mkdir()
@@ -149,10 +149,10 @@ class Filling:
                 return True
             return self._now() - (folder / OWNER).stat().st_mtime > ABANDONED
         except FileNotFoundError:
-            return False  # finished at this moment
+            return False  # its owner has just finished or removed it
 
     def _watch(self, entry: Entry) -> None:
-        """CacheError if the frames that another process makes have not become more for too long."""
+        """Raise CacheError if another process that makes these frames has made no progress for PATIENCE seconds."""
         folder, now = self._part_folder(entry), time.monotonic()
         size = folder_bytes(folder)
         last, since = self._watched.get(folder, (-1, now))
@@ -161,15 +161,15 @@ class Filling:
         elif now - since > PATIENCE:
             owner = _owner(folder) or {"pid": "?", "host": "?"}
             raise CacheError(
-                f"{show_path(folder)}: process {owner['pid']} on {owner['host'].partition(':')[0]} makes the frames of "
-                f"{show_path(entry.video.path)}, but has got no further for {PATIENCE / 60:.0f} minutes. End it, or "
-                "remove this folder, and run again."
+                f"{show_path(folder)}: process {owner['pid']} on {owner['host'].partition(':')[0]} is making the "
+                f"frames of {show_path(entry.video.path)}, but has made no progress for {PATIENCE / 60:.0f} minutes. "
+                "End it, or remove this folder, then run again."
             )
 
     # ---------------------------------------------------------------------------------------- making, in threads
 
     def _make(self, entry: Entry, part: _Part, idle: queue.SimpleQueue[Decoder]) -> bool:
-        """Decode and write one video. False if that is left unfinished, because of others or because of an error."""
+        """Decode and write one video. Return False if another process took it over, or this one shall stop."""
         decoder = idle.get()
         try:
             if not self._write(entry, part, decoder):
@@ -195,7 +195,7 @@ class Filling:
                 contents.num_frames,
                 entry.transform,
                 max(1, min(BLOCK_FRAMES, BLOCK_BYTES // contents.frame_bytes)),
-                # where they differ, frames were counted by decoding
+                # if the two differ, frames were counted by decoding
                 frame_count="claimed" if claimed == contents.num_frames else contents.num_frames,
             )
             with blocks:
@@ -212,16 +212,16 @@ class Filling:
 
 
 class _LostError(Exception):
-    """Others took this process for dead, and go on in its place."""
+    """Another process took this one for dead and continues in its place."""
 
 
 class _Part:
-    """Frames being made, of which this process is the owner, or tries to be."""
+    """Frames being made that this process owns, or tries to own."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.frames = 0
-        """How many there are."""
+        """Number of frames made so far."""
         self._signature = {"host": _host(), "pid": os.getpid(), "token": secrets.token_hex(8)}
         self._last_beat = time.monotonic()
 
@@ -229,7 +229,7 @@ class _Part:
         write_atomically(folder / OWNER, json.dumps(self._signature))
 
     def take_over(self) -> bool:
-        """From a dead owner. Of several that try, one can rename the folder."""
+        """Take the frames over from a dead owner, if no other process is faster: only one can rename the folder."""
         mine = self.folder.with_name(f"{self.folder.name}.{self._signature['token']}")
         try:
             self.folder.rename(mine)
@@ -241,7 +241,7 @@ class _Part:
         return True
 
     def require_own(self) -> None:
-        """_LostError if others took over, because nothing was heard of this process for long."""
+        """Raise _LostError if another process took over because this one showed no sign of life for too long."""
         if _owner(self.folder) != self._signature:
             raise _LostError
 
@@ -252,9 +252,9 @@ class _Part:
                 os.utime(self.folder / OWNER)
 
     def publish(self, final: Path) -> bool:
-        """Give the finished frames their name. False if others were faster."""
+        """Give the finished frames their final name. Return False if another process was faster."""
         self.require_own()
-        remove_folder(final)  # of a version of the video that is no more, or damaged
+        remove_folder(final)  # frames of an earlier version of the video, or damaged ones
         (self.folder / OWNER).unlink()
         try:
             self.folder.rename(final)
@@ -267,7 +267,7 @@ class _Part:
         return True
 
     def leave(self) -> None:
-        """Let others go on at once, if there is anything left to do and it is still ours."""
+        """Let other processes continue at once, if anything is left to do and the frames are still ours."""
         with contextlib.suppress(_LostError, OSError):
             self.require_own()
             write_atomically(self.folder / OWNER, "{}")
@@ -283,7 +283,7 @@ def _decoders(count: int, threads: int) -> Iterator[queue.SimpleQueue[Decoder]]:
 
 
 def _owner(folder: Path) -> dict[str, Any] | None:
-    """Who signed; empty if the owner left, None if nobody signed."""
+    """Return who signed: empty if the owner left, None if nobody signed."""
     try:
         return json.loads((folder / OWNER).read_text())
     except (OSError, ValueError):
@@ -291,7 +291,7 @@ def _owner(folder: Path) -> dict[str, Any] | None:
 
 
 def _host() -> str:
-    """Where a process number means something: this host, and on it this space of process numbers (containers)."""
+    """Return where a process number is valid: this host and, because of containers, this PID namespace on it."""
     try:
         return f"{socket.gethostname()}:{Path('/proc/self/ns/pid').stat().st_ino}"
     except OSError:
@@ -304,7 +304,7 @@ def _runs(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # it is another user's
+        pass  # it runs, but belongs to another user
     return True
 
 
@@ -312,10 +312,10 @@ def _disk_error(error: OSError, cache: Path, entry: Entry) -> CacheError:
     problem = f"{show_path(cache)}: the frames of {show_path(entry.video.path)} could not be written"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return CacheError(
-            f"{problem}: the disk, or your share of it, is full. They need {gigabytes(entry.size)}. Make room, set "
-            "compute.cache to a folder on a larger disk, or compute.cache_format=jpeg, or compute.cache=none."
+            f"{problem}: the disk, or your quota on it, is full. They need {gigabytes(entry.size)}. Make room, set "
+            "compute.cache to a folder on a larger disk, or set compute.cache_format=jpeg or compute.cache=none."
         )
-    return CacheError(f"{problem} ({error.strerror}). Look after the disk, or set compute.cache to another folder.")
+    return CacheError(f"{problem} ({error.strerror}). Check the disk, or set compute.cache to another folder.")
 
 
 def gigabytes(size: float) -> str:

@@ -1,1 +1,1 @@
-"""One video, frame by number: how it is stored, decoded and, in a process of its own, survived."""
+"""One video, its frames read by number: how it is stored, and how another process decodes it and may crash."""

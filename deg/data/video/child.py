@@ -1,4 +1,4 @@
-"""The far side of `deg.data.video.decoder`: a process that decodes what it is asked for, and may crash.
+"""The child's side of `deg.data.video.decoder`: a process that decodes what it is asked for, and may crash.
 
 Requests come as lines of JSON on standard input, one at a time. Answers, JSON after its length in four bytes (little
 endian), go to standard output:
@@ -8,10 +8,10 @@ endian), go to standard output:
     {"do": "frames", "path": ..., "frame_count": ...,
      "start": 0, "stop": 70, "block": 32, "transform": {}}  -> {"block": [32, H, W, 3]} and as many bytes of uint8; ...
                                                                {"end": true}
-    any                                                     -> {"error": {...}}          in place of what was to come
+    any                                                     -> {"error": {...}}          instead of the rest
                                                                {"at": 5120}              a sign of life, at any time
 
-Paths are the bytes of the name in base64. It ends when its standard input does, which is when its parent does.
+Paths are the bytes of the name in base64. The process ends when its standard input ends, which is when its parent ends.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from deg.errors import ConfigError, VideoError
 from deg.types import VideoInfo
 
 PARENT_CHECK = 5.0
-"""Seconds between two looks at whether the parent lives; for where others hold our standard input open."""
+"""Seconds between two checks that the parent is alive, in case other processes hold our standard input open."""
 BUFFERS = 3
-"""Blocks in memory: one being filled, one being written, one between."""
+"""Number of blocks in memory: one being filled, one being written, one in between."""
 
 Blocks = queue.SimpleQueue[np.ndarray]
 
@@ -55,7 +55,7 @@ class Answers:
         threading.Thread(target=self._run, daemon=True).start()
 
     def say(self, answer: dict[str, Any], block_THWC: np.ndarray | None = None, written: Blocks | None = None) -> None:
-        """The answer, and the block that belongs to it, which is put into `written` when it may be used again."""
+        """Queue the answer and the block that belongs to it, which is put into `written` when it may be used again."""
         text = json.dumps(answer).encode()
         self._waiting.put((len(text).to_bytes(4, "little") + text, block_THWC, written))
 
@@ -77,6 +77,8 @@ class Answers:
 
 
 class Server:
+    """Does requests, and keeps the last video open for the next one."""
+
     def __init__(self, answers: Answers, threads: int):
         self._answers, self._threads = answers, threads
         self._open: VideoReader | None = None
@@ -114,12 +116,12 @@ class Server:
             for position in range(len(block_THWC)):
                 block_THWC[position] = next(frames)
             self._answers.say({"block": block_THWC.shape}, block_THWC, spare)
-        for _ in frames:  # none is left, but the end of the video is looked at
+        for _ in frames:  # none is left, but this checks the end of the video
             pass
         self._answers.say({"end": True})
 
     def _reader(self, path: Path, frame_count: Any) -> VideoReader:
-        """The reader of the last request if it fits: spans of one video often follow one another."""
+        """Return a reader, the last request's if it fits: spans of one video often follow one another."""
         status = require_readable(path)
         as_what = (path, frame_count, status.st_ino, status.st_size, status.st_mtime_ns)
         if self._open is None or self._open_as != as_what:
@@ -135,28 +137,28 @@ class Server:
 
 
 def encode_path(path: Path | str) -> str:
-    """Any file name as ASCII, also one that is not UTF-8."""
+    """Return any file name as ASCII, even one that is not UTF-8."""
     return base64.b64encode(os.fsencode(path)).decode("ascii")
 
 
 def decode_path(text: str) -> Path:
-    """The path of `encode_path`."""
+    """Return the path that `encode_path` encoded."""
     return Path(os.fsdecode(base64.b64decode(text)))
 
 
 def info_as_dict(info: VideoInfo) -> dict[str, Any]:
-    """`info` without its path, which the asker knows."""
+    """Return `info` without its path, which the parent knows."""
     return {name: value for name, value in asdict(info).items() if name != "path"}
 
 
 WARNINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-"""Ctrl-C and a scheduler's warnings reach every process of a job: what to do is for the parent to decide."""
+"""Signals that a child ignores: Ctrl-C and a scheduler's warnings reach all processes of a job; the parent decides."""
 
 
 def main(threads: int, parent: int) -> None:
     for warning in WARNINGS:
         signal.signal(warning, signal.SIG_IGN)
-    # Whatever a library prints must not get among the answers.
+    # What a library prints must not get among the answers.
     answers = os.dup(1)
     os.dup2(2, 1)
     cv2.setNumThreads(1)
@@ -168,7 +170,7 @@ def main(threads: int, parent: int) -> None:
 
 
 def listen(requests: queue.SimpleQueue[bytes], parent: int) -> None:
-    """Pass on requests; end the process with its parent, also in the middle of decoding."""
+    """Pass on requests, and end the process with its parent, even in the middle of decoding."""
     received = b""
     while True:
         ready, _, _ = select.select([0], [], [], PARENT_CHECK)

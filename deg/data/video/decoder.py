@@ -1,4 +1,4 @@
-"""Decoding in other processes: a decoder that crashes does not take the run with it, and frames are decoded ahead.
+"""Decoding in other processes: a decoder that crashes does not end the run, and frames are decoded ahead.
 
     with Decoder() as decoder:
         info = decoder.probe(path)
@@ -8,7 +8,7 @@
     this process                       child: python -m deg.data.video.child
     blocks() <- queue <- thread  <==== pipe, 1 MiB ==== decode, transform
 
-Plain pipes: nothing is left behind, whoever is killed; a child ends with its parent.
+The pipes are plain ones: nothing is left behind, whichever process is killed. A child ends with its parent.
 """
 
 from __future__ import annotations
@@ -36,50 +36,56 @@ from deg.types import VideoInfo
 from deg.work import available_cores
 
 AHEAD = 3
-"""Blocks that wait decoded."""
+"""Number of decoded blocks that may wait to be taken."""
 PIECE = 1024
-"""Frames that a decoder of a pool decodes at a stretch: far more than it has to decode in vain after a seek (a group of
-pictures is 250 frames in a common case); 150 MB of frames of 224 x 224 for each decoder."""
+"""Number of frames that a decoder of a pool decodes at a stretch.
+
+This is far more than it has to decode and throw away after a seek (a group of pictures commonly has 250 frames). Frames
+of 224 x 224 take 150 MB for each decoder.
+"""
 
 VIDEOS_PER_PROCESS = 4
-"""For fewer videos another process costs more to start than it saves."""
+"""Number of videos below which another process costs more to start than it saves."""
 
 MOST_KILLS = 3
-"""Number of times in a row that a decoder that was killed is replaced."""
+"""When a decoder was killed this many times in a row it is not replaced any more, and the error is raised."""
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a video claims, and what is in it."""
+    """What a video claims to hold, and what it does hold."""
 
     path: Path
     info: VideoInfo | None
-    """None if it could not be opened."""
+    """Claims of the video; None if it could not be opened."""
     decodable: int
-    """Frames from the first on that decode."""
+    """Number of frames, from the first on, that can be decoded."""
     error: VideoError | None
-    """Why it cannot be used as it is, if it cannot."""
+    """Reason why the video cannot be used as it is; None if it can."""
 
 
 class Decoder:
-    """One child process that decodes, started when it is needed and again after a crash. For one thread at a time."""
+    """One child process that decodes, started when needed and again after a crash. For use by one thread at a time."""
 
     def __init__(self, *, timeout: float = 600.0, threads: int = 0):
-        """`timeout`: seconds without a sign of life after which the child is given up. `threads` of the decoder; 0: its
-        own choice, about one for each core."""
+        """Prepare a decoder; its process is started later.
+
+        `timeout`: seconds without a sign of life after which the child is killed. `threads`: number of threads that
+        decode; 0: the decoder chooses, about one for each core.
+        """
         self._timeout, self._threads = timeout, threads
         self._child: ChildProcess | None = None
         self._stream: BlockStream | None = None
 
     def probe(self, path: Path | str, *, frame_count: FrameCount = "claimed") -> VideoInfo:
-        """What the video says of itself. VideoError if it cannot be opened, or its first frame not decoded."""
+        """Return what the video states about itself. Raises VideoError if it, or its first frame, cannot be read."""
         answer = self._ask({"do": "probe", "frame_count": frame_count}, Path(path))
         return VideoInfo(path=Path(path), **answer["info"])
 
     def inspect(self, path: Path | str) -> Inspection:
-        """Decode the whole video, damaged or not. Raises nothing: `error` tells what is wrong."""
+        """Decode the whole video, damaged or not. This raises no VideoError: `error` tells what is wrong."""
         path = Path(path)
         try:
             answer = self._ask({"do": "inspect"}, path)["inspection"]
@@ -107,10 +113,10 @@ class Decoder:
         frame_count: FrameCount = "claimed",
         ahead: int = AHEAD,
     ) -> BlockStream:
-        """Frames [start, stop) as uint8 (T, H, W, 3) RGB arrays of `block_frames`, the last one shorter.
+        """Decode frames [start, stop) into uint8 (T, H, W, 3) RGB arrays of `block_frames`, the last one shorter.
 
-        Decoding begins at once. Asking for anything else gives up blocks not taken yet. Instead of
-        `frame_count="decoded"` give the number from `probe`, or the whole video is decoded once more to count.
+        Decoding begins at once. The next request to this decoder drops the blocks that were not taken yet. Instead of
+        `frame_count="decoded"`, give the number from `probe`; otherwise the whole video is decoded once more to count.
         """
         if not 0 <= start <= stop or block_frames < 1:
             raise ValueError(
@@ -169,7 +175,7 @@ class Decoder:
 
 
 class BlockStream(Iterator[np.ndarray]):
-    """Blocks of frames, decoded ahead. `close` it to stop before the end: that ends the child; another one starts."""
+    """Blocks of frames, decoded ahead. To stop before the end, `close` it: that kills the child; another one starts."""
 
     def __init__(self, child: ChildProcess, path: Path, request: dict[str, Any], ahead: int):
         self._child, self._path, self._request = child, path, request
@@ -212,7 +218,7 @@ class BlockStream(Iterator[np.ndarray]):
         self.close()
 
     def _receive(self) -> None:
-        """In a thread: from the pipe to the queue. The last item is None, or what went wrong."""
+        """Move blocks from the pipe to the queue, in a thread. The last item is None, or the error."""
         at, last = self._request["start"], None
         try:
             self._child.send(self._request)
@@ -259,7 +265,7 @@ class DecoderPool:
         *,
         frame_count: FrameCount = "claimed",
     ) -> Iterator[np.ndarray]:
-        """As `Decoder.blocks`; where a decoder was killed, another goes on."""
+        """Decode like `Decoder.blocks`. If a decoder is killed, another one continues after the last block taken."""
         kills = 0
         while True:
             try:
@@ -324,7 +330,7 @@ class DecoderPool:
 def probe_all(
     paths: Iterable[Path | str], *, processes: int | None = None, frame_count: FrameCount = "claimed"
 ) -> list[VideoInfo | VideoError]:
-    """`Decoder.probe` of many videos, in the order given; what is wrong with one does not stop the others."""
+    """Do `Decoder.probe` for many videos, in the order given. A fault of one video does not stop the others."""
 
     def probe(decoder: Decoder, path: Path | str) -> VideoInfo | VideoError:
         try:
@@ -336,7 +342,7 @@ def probe_all(
 
 
 def inspect_all(paths: Iterable[Path | str], *, processes: int | None = None) -> list[Inspection]:
-    """`Decoder.inspect` of many videos, in the order given."""
+    """Do `Decoder.inspect` for many videos, in the order given."""
     return _with_decoders(Decoder.inspect, paths, processes)
 
 

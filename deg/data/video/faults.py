@@ -16,7 +16,7 @@ NOT_A_VIDEO = "Put the recording there, or take the entry out of the project."
 
 
 def require_readable(path: Path) -> os.stat_result:
-    """The status of a file or folder that can be opened for reading; else VideoError."""
+    """Return the status of a file or folder. Raises VideoError if it cannot be opened for reading."""
     try:
         status = path.stat()
         if not stat.S_ISDIR(status.st_mode):
@@ -32,7 +32,7 @@ def require_readable(path: Path) -> os.stat_result:
 
 def _cannot_open(path: Path, error: OSError) -> VideoError:
     if error.errno == errno.ELOOP:
-        return VideoError(path, "the link leads round in a circle", "Make the link anew, to the recording itself.")
+        return VideoError(path, "the link leads back to itself", "Make the link again, to the recording itself.")
     if error.errno == errno.EACCES:
         return VideoError(
             path, "permission denied", "Make the file and its folders readable (chmod u+r, or ask its owner)."
@@ -40,13 +40,13 @@ def _cannot_open(path: Path, error: OSError) -> VideoError:
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         if path.is_symlink():
             target = show_path(path.readlink())
-            return VideoError(path, f"the link leads to {target}, which does not exist", "Make the link anew.")
+            return VideoError(path, f"the link leads to {target}, which does not exist", "Make the link again.")
         return VideoError(path, "the file does not exist", "Correct the path, or put the file back.")
     return VideoError(path, f"it cannot be opened ({error.strerror})", "Check the disk and the file system.")
 
 
 def unopened(path: Path) -> VideoError:
-    """The error for a file that can be read but that OpenCV does not open as a video."""
+    """Return the error for a file that can be read but that OpenCV does not open as a video."""
     with path.open("rb") as file:
         head = file.read(4096)
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free"):
@@ -55,14 +55,14 @@ def unopened(path: Path) -> VideoError:
             return VideoError(
                 path,
                 "its index (the moov atom) is missing: the recording or the copy was cut off before the end",
-                COPY_AGAIN + " If it was recorded so, a tool such as untrunc may rescue it.",
+                COPY_AGAIN + " If the recording itself is cut off, a tool such as untrunc may rescue it.",
             )
         if not picture_tracks(moov):
             return VideoError(path, "it has no pictures, only sound or data", NOT_A_VIDEO)
     if head[:4] in (b"OggS", b"fLaC") or head[:3] == b"ID3" or (head[:4] == b"RIFF" and head[8:12] == b"WAVE"):
         return VideoError(path, "it is a sound file", NOT_A_VIDEO)
     if head[:8] == b"\x89HDF\r\n\x1a\n":
-        return VideoError(path, "it is an HDF5 file under another name", "Give it the ending .h5.")
+        return VideoError(path, "it is an HDF5 file under another name", "Give it a name that ends in .h5.")
     if is_text(head):
         return VideoError(path, "it is a text file, not a video", NOT_A_VIDEO)
     return VideoError(path, "it is not a video that OpenCV can open: damaged, or of an unknown kind", REENCODE + ".")

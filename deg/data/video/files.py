@@ -4,8 +4,8 @@
         for frame_HWC in video.read(100, 200):      # uint8 RGB, exactly 100 of them, or VideoError
             ...
 
-Frame i is the i-th frame that decoding from the beginning gives. A span in the middle is reached by a seek only where
-`deg.data.video.timetable` can prove that the seek arrived; else by decoding from the beginning.
+Frame i is the i-th frame that decoding from the beginning gives. A span in the middle is reached by a seek only if
+`deg.data.video.timetable` can prove that the seek arrived, otherwise by decoding from the beginning.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from deg.types import VideoInfo
 
 HDF5_SUFFIXES = (".h5", ".hdf5")
 NEAR = 128
-"""Frames up to which decoding on costs no more than a seek, which decodes from the key frame before."""
+"""Largest distance in frames that is decoded without a seek, which would also decode, from the key frame before."""
 LEAD = 16
-"""Frames decoded before the wanted one after a seek; the first ones after a key frame of an open GOP may be damaged."""
+"""Number of frames decoded before the wanted one after a seek. After a key frame of an open GOP some may be damaged."""
 HEARTBEAT = 256
-"""Frames decoded between two calls of `on_progress`."""
+"""Number of frames decoded between two calls of `on_progress`."""
 
 
 def open_video(
@@ -41,11 +41,11 @@ def open_video(
     threads: int = 0,
     on_progress: Callable[[int], None] = lambda frame: None,
 ) -> VideoReader:
-    """Open a video file, an HDF5 file (.h5, .hdf5) or a folder of images. VideoError says why one cannot be opened.
+    """Open a video file, an HDF5 file (.h5, .hdf5) or a folder of images. If it cannot, VideoError says why.
 
-    `frame_count="decoded"` takes the frames that can be decoded from a damaged file for the whole video; its labels
-    must have as many rows. `threads` is for the decoder, 0 lets OpenCV choose. `on_progress` is told the frame from
-    time to time, above all while many are decoded for nothing but reaching another one.
+    With `frame_count="decoded"` the frames that can be decoded from a damaged file count as the whole video; its labels
+    must have as many rows. `threads`: number of threads that decode; 0 lets OpenCV choose. `on_progress` is told the
+    frame from time to time, above all while many frames are decoded only to reach another one.
     """
     path = Path(path)
     status = require_readable(path)
@@ -57,15 +57,16 @@ def open_video(
 
 
 def probe(path: Path | str, *, frame_count: FrameCount = "claimed") -> VideoInfo:
-    """What a video says of itself. Decodes one frame, so a codec that is not there is noticed."""
+    """Return what a video states about itself. Decodes one frame, so a missing codec is noticed."""
     with open_video(path, frame_count=frame_count) as video:
         return video.info
 
 
 class FileReader(VideoReader):
-    """A video file, by OpenCV's FFmpeg.
+    """A video file, decoded by OpenCV's FFmpeg.
 
-    `_at` is the frame that was decoded last and can be retrieved, -1 before the first; `_spent`: decoding has ended.
+    `_at` is the frame that was decoded last and can be retrieved, -1 before the first; `_spent` says that decoding has
+    ended.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class FileReader(VideoReader):
         self._path, self._threads, self._on_progress = path, threads, on_progress
         # OpenCV 5.0.0 crashes on names that are not UTF-8, so such a file is opened by the number of a descriptor.
         self._descriptor = None if _is_utf8(path) else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        # Absolute, for libavformat takes `a:b.mp4` for a protocol.
+        # Absolute, because libavformat takes `a:b.mp4` for a protocol.
         self._name = str(path.absolute()) if self._descriptor is None else f"/proc/self/fd/{self._descriptor}"
         self._times_T: np.ndarray | None = None
         self._times_known = False
@@ -124,8 +125,8 @@ class FileReader(VideoReader):
 
     def _frames(self, start: int, stop: int, transform: Transform | None) -> Iterator[np.ndarray]:
         if (start, stop) != (0, len(self)):
-            # A part of a video is read with its time stamps at hand, also where no seek is needed: were a damaged frame
-            # left out by the decoder, all further ones of this part would be taken for their neighbours, unnoticed.
+            # Part of a video is read with its time stamps at hand, even if no seek is needed: if the decoder left out a
+            # damaged frame, all later frames of this part would be taken for their neighbours, unnoticed.
             self._load_times()
         yield from super()._frames(start, stop, transform)
         if stop == len(self) and self._checks_end and start < stop and self._grab():
@@ -170,7 +171,7 @@ class FileReader(VideoReader):
         )
 
     def _seek(self, index: int) -> None:
-        """Decode a frame at or before `index`, by a seek that is proved right, else from the beginning."""
+        """Go to a frame at or before `index`: by a seek that is proved right, otherwise to the beginning."""
         for lead in (LEAD, 4 * LEAD, 16 * LEAD):
             if self._times_T is None or index <= lead:
                 break
@@ -184,12 +185,12 @@ class FileReader(VideoReader):
         self._reopen()
 
     def _frame_now(self) -> int | None:
-        """The frame just decoded, by its time stamp."""
+        """Return the number of the frame just decoded, by its time stamp; None if that fits no frame."""
         assert self._times_T is not None
         return index_of_time(self._times_T, self._capture.get(cv2.CAP_PROP_POS_MSEC))
 
     def _load_times(self) -> None:
-        """Find the time stamps of all frames, once. They are of use only if they name the first frame right."""
+        """Find the time stamps of all frames, once. They are used only if they identify the first frame correctly."""
         if self._times_known:
             return
         self._times_known = True
@@ -215,14 +216,14 @@ class FileReader(VideoReader):
         self._at, self._spent = -1, False
         if not self._capture.isOpened() or self._codec() == "ansi":
             raise unopened(self._path)
-        # Rotated as the file asks for: so the original sees it, and OpenCV's own default has changed between versions.
+        # Rotated as the file asks, and as DeepEthogram sees it: OpenCV's own default has changed between versions.
         self._capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
 
     def _codec(self) -> str:
         return int(self._capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little", signed=True).decode("ascii", "replace")
 
     def _require_frames(self) -> None:
-        """VideoError if not even one frame can be decoded."""
+        """Raise VideoError if not even one frame can be decoded."""
         if self._grab():
             return
         if cv2.VideoCapture(self._name, cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1]).grab():

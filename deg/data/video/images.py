@@ -14,7 +14,7 @@ from deg.errors import VideoError, show_path
 from deg.types import VideoInfo
 
 IMAGE_SUFFIXES = (".bmp", ".jpg", ".png", ".jpeg", ".tiff", ".tif")
-"""Lower case only, as in DeepEthogram: a folder must have the same frames in both."""
+"""Endings of image files, lower case only as in DeepEthogram: a folder must have the same frames in both programs."""
 DATASET = "frame"
 
 
@@ -23,14 +23,14 @@ class StillReader(VideoReader):
 
     @abstractmethod
     def _encoded(self, index: int) -> np.ndarray:
-        """The bytes of image `index`, uint8."""
+        """Return the bytes of image `index`, uint8."""
 
     @abstractmethod
     def _name(self, index: int) -> str:
-        """What people call image `index`."""
+        """Return the name of image `index` for messages."""
 
     def _decode(self, path: Path, index: int) -> np.ndarray:
-        """(H, W, 3) in OpenCV's order, which is BGR for an image file."""
+        """Decode an image to (H, W, 3) in OpenCV's order, which is BGR for an image file."""
         encoded = self._encoded(index)
         # Not cv2.imread: OpenCV 5.0.0 crashes on names that are not UTF-8.
         image = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if encoded.size else None
@@ -105,12 +105,12 @@ class FolderReader(StillReader):
 class HDF5Reader(StillReader):
     """An HDF5 file with the dataset `frame`: one encoded image (PNG, JPEG) for each frame, as bytes.
 
-    DeepEthogram's writer exchanges red and blue before encoding and its reader does not change them back: the image
-    as OpenCV decodes it already is RGB. To any other program these images look blue where they should be red.
+    DeepEthogram's writer exchanges red and blue before encoding, and its reader does not change them back: the image as
+    OpenCV decodes it is already RGB. Any other program shows these images blue where they should be red.
     """
 
     def __init__(self, path: Path):
-        import h5py  # here, for it doubles the time that a decoder takes to start, and few videos are HDF5
+        import h5py  # imported here: it doubles the time that a decoder takes to start, and few videos are HDF5
 
         try:
             # Without locking: nobody writes to a recording, and many network file systems cannot lock.
@@ -157,5 +157,5 @@ class HDF5Reader(StillReader):
 
 
 def is_image(name: str) -> bool:
-    """Whether a file of this name is a frame of a folder of images."""
+    """Whether a file of this name counts as a frame of a folder of images."""
     return name.endswith(IMAGE_SUFFIXES)

@@ -1,4 +1,4 @@
-"""The near side of `deg.data.video.child`: starts it, talks to it, notices when it hangs or dies."""
+"""The parent's side of `deg.data.video.child`: starts the child, talks to it, and notices when it hangs or dies."""
 
 from __future__ import annotations
 
@@ -23,19 +23,21 @@ from deg.errors import ConfigError, VideoError
 PIPE_BYTES = 1 << 20
 
 FROM_OUTSIDE = (signal.SIGKILL, signal.SIGBUS)
-"""What no video does to its decoder; the second comes when the file system with the programs is gone."""
+"""Signals that no video causes. SIGBUS comes when the file system that holds the programs is gone."""
 
 Buffer = TypeVar("Buffer", bytearray, memoryview)
 
 
 class DecoderKilledError(VideoError):
-    """Somebody killed the decoder, or the system when memory ran out: the video need not be at fault."""
+    """A user killed the decoder, or the system did when memory ran out. The video need not be at fault."""
 
 
 @contextlib.contextmanager
 def _born_deaf() -> Iterator[None]:
-    """Processes started in the block never hear a scheduler's warnings, which would end a child that cannot ignore them
-    yet: those are for this process, and its video would be taken to be at fault."""
+    """Start processes in the block so that they never receive a scheduler's warnings, which are for this process.
+
+    A warning would end a child that is too young to ignore it, and its video would be taken to be at fault.
+    """
     former = signal.pthread_sigmask(signal.SIG_BLOCK, WARNINGS)
     try:
         yield
@@ -44,11 +46,11 @@ def _born_deaf() -> Iterator[None]:
 
 
 class ChildProcess:
-    """The process, its two pipes, and what its silence or death means."""
+    """The child process, its two pipes, and what its silence or death means."""
 
     def __init__(self, timeout: float, threads: int):
         self._timeout = timeout
-        # The libraries' own complaints are kept off the terminal; ours say the same in words.
+        # The libraries' own complaints are kept off the terminal; our messages say the same in plain words.
         quiet = {"OPENCV_LOG_LEVEL": "SILENT", "OPENCV_FFMPEG_LOGLEVEL": "-8"}
         command = [sys.executable, "-P", "-m", "deg.data.video.child", str(threads), str(os.getpid())]
         with _born_deaf():
@@ -71,17 +73,17 @@ class ChildProcess:
             self._process.wait(timeout=10)
 
     def close(self) -> None:
-        """Kill it and close the pipes. Not while a thread reads from it."""
+        """Kill the process and close the pipes. Do not call this while a thread reads from it."""
         self.kill()
         self._requests.close()
         self._answers.close()
 
     def send(self, request: dict[str, Any]) -> None:
-        with contextlib.suppress(BrokenPipeError):  # the answer, which never comes, tells more
+        with contextlib.suppress(BrokenPipeError):  # reading the answer will tell more
             self._requests.write(json.dumps(request).encode() + b"\n")
 
     def answer(self, path: Path, at: int = 0) -> dict[str, Any]:
-        """The next answer other than a sign of life. VideoError as the child found it, or if the child is gone."""
+        """Return the next answer other than a sign of life. Raises the child's VideoError, or one if it is gone."""
         while True:
             size = int.from_bytes(self._read(bytearray(4), path, at), "little")
             answer = json.loads(self._read(bytearray(size), path, at))
@@ -113,7 +115,8 @@ class ChildProcess:
             raise VideoError(
                 path,
                 f"the decoder said nothing for {self._timeout:g} seconds near frame {at}",
-                "Check the file system that the video lies on; then run again. " + REENCODE + ".",
+                "Check the file system that holds the video, then run again. If this comes back, the video may be at "
+                f"fault. {REENCODE}.",
                 frame=at,
             )
         size = self._answers.readinto(buffer)  # type: ignore[attr-defined]
@@ -127,7 +130,7 @@ class ChildProcess:
             return DecoderKilledError(
                 path,
                 f"the decoder was killed ({signal.Signals(-status).name}) near frame {at}",
-                "Memory may have run out: give the job more.",
+                "Memory may have run out: give the job more memory.",
                 frame=at,
             )
         if status < 0:

@@ -1,4 +1,4 @@
-"""What every video is to its users, however it is stored: frames by number, uint8 RGB, of one size."""
+"""The interface of every video, however it is stored: frames by number, uint8 RGB, of one size."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from deg.errors import VideoError
 from deg.types import VideoInfo
 
 FrameCount = Literal["claimed", "decoded"] | int
-"""How many frames a video is taken to have: what its container claims; as many as can be decoded (decodes the whole
-video once to count them); or a number counted before."""
+"""Number of frames that a video is taken to have.
+
+`claimed`: what its container claims. `decoded`: as many as can be decoded; counting them decodes the whole video once.
+A number: that many, counted before.
+"""
 
 Transform = Callable[[np.ndarray], np.ndarray]
 
@@ -25,7 +28,7 @@ class VideoReader(ABC):
     info: VideoInfo
 
     def read(self, start: int, stop: int, transform: Transform | None = None) -> Iterator[np.ndarray]:
-        """Frames [start, stop), each put through `transform`: exactly stop - start of them, or VideoError.
+        """Yield frames [start, stop), each put through `transform`: exactly stop - start of them, or VideoError.
 
         `transform` must treat all channels alike.
         """
@@ -54,10 +57,10 @@ class VideoReader(ABC):
 
     @abstractmethod
     def count_decodable(self) -> int:
-        """Frames from the first on that can be decoded, whatever is claimed. Decodes everything."""
+        """Count the frames, from the first on, that can be decoded, whatever is claimed. Decodes everything."""
 
     def close(self) -> None:  # noqa: B027 - most readers hold nothing
-        """Give back what the reader holds; harmless if done twice."""
+        """Release what the reader holds. Harmless if done twice."""
 
     def __enter__(self) -> VideoReader:
         return self
@@ -69,12 +72,12 @@ class VideoReader(ABC):
 
 
 def require_unchanged(info: VideoInfo) -> None:
-    """VideoError if the file was written to or replaced since `info` was taken."""
+    """Raise VideoError if the file was written to or replaced since `info` was taken."""
     try:
         now = info.path.stat()
     except OSError as error:
         raise VideoError(
-            info.path, f"it went away while it was read ({error.strerror})", "Put it back and run again."
+            info.path, f"it disappeared while it was read ({error.strerror})", "Put it back, then run again."
         ) from error
     same_size = info.path.is_dir() or now.st_size == info.size_bytes
     if now.st_mtime_ns != info.mtime_ns or not same_size:
@@ -86,7 +89,7 @@ def require_unchanged(info: VideoInfo) -> None:
 
 
 def require_size(info: VideoInfo, index: int, shape: tuple[int, ...], name: str) -> None:
-    """VideoError if the image `name`, frame `index`, is not of the size of the first frame."""
+    """Raise VideoError if the image `name`, frame `index`, does not have the size of the first frame."""
     if shape != (info.height, info.width, 3):
         raise VideoError(
             info.path,

@@ -1,4 +1,4 @@
-"""When each frame of a video file is shown: what makes seeking exact.
+"""When each frame of a video file is shown. Knowing this makes seeking exact.
 
 A decoder that was asked for frame 5000 lands somewhere near it and does not say where; the time stamp of what it
 decoded does. Where all time stamps of a file are known and different, they name the frame, and any seek can be checked:
@@ -7,8 +7,8 @@ decoded does. Where all time stamps of a file are known and different, they name
     times_T      0.0   33.3  66.7  100.0  ...  166666.7     milliseconds after the first
                                                ^ decoded: 166666.7, so this is frame 5000
 
-MP4 and QuickTime files have the table in their header (ISO/IEC 14496-12: stts, ctts, elst). Of other files all packets
-are read, without decoding: some 500 000 a second, or as fast as the disk.
+MP4 and QuickTime files have the table in their header (ISO/IEC 14496-12: stts, ctts, elst). In other files all packets
+are read, without decoding them: some 500 000 a second, or as fast as the disk.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import cv2
 import numpy as np
 
 CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts")
-"""Boxes that hold boxes, as far as we go into them."""
+"""Boxes that hold other boxes, and that are searched here."""
 
 
 def frame_times(path: str, num_frames: int) -> np.ndarray | None:
-    """Milliseconds after the first frame, float64 (T), increasing; None where they cannot tell frames apart."""
+    """Return milliseconds after the first frame, float64 (T), increasing; None if they cannot tell frames apart."""
     with Path(path).open("rb") as file:
         is_mp4 = file.read(8)[4:] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
     times_T = _mp4_times(path, num_frames) if is_mp4 else _packet_times(path)
@@ -35,7 +35,7 @@ def frame_times(path: str, num_frames: int) -> np.ndarray | None:
 
 
 def index_of_time(times_T: np.ndarray, time: float) -> int | None:
-    """The frame shown at `time` milliseconds, or None if no frame has just this time."""
+    """Return the frame shown at `time` milliseconds, or None if no frame has exactly this time."""
     after = int(np.searchsorted(times_T, time))
     near = [index for index in (after - 1, after) if 0 <= index < len(times_T)]
     index = min(near, key=lambda index: abs(times_T[index] - time))
@@ -44,7 +44,7 @@ def index_of_time(times_T: np.ndarray, time: float) -> int | None:
 
 
 def _packet_times(path: str) -> np.ndarray | None:
-    """Times of all packets of any container. Not for MP4: raw reading does not heed its edit lists."""
+    """Read the times of all packets of any container. Not for MP4: raw reading ignores its edit lists."""
     capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1])
     times = []
     while capture.grab():
@@ -53,7 +53,7 @@ def _packet_times(path: str) -> np.ndarray | None:
 
 
 def _mp4_times(path: str, num_frames: int) -> np.ndarray | None:
-    """Times from the sample table; None for a file in fragments, of several pictures, or cut by an edit list."""
+    """Read times from the sample table; None for a file in fragments, with several videos, or cut by an edit list."""
     moov = read_moov(path)
     if moov is None or num_frames > Path(path).stat().st_size:
         return None
@@ -88,7 +88,7 @@ def _times_of_movie(moov: bytes, num_frames: int) -> np.ndarray | None:
 
 
 def picture_tracks(moov: bytes) -> list[dict[bytes, bytes]]:
-    """The tables of each track of pictures, by kind."""
+    """Return the tables of each picture track, by kind."""
     tracks = []
     for kind, body in boxes(moov):
         if kind == b"trak":
@@ -103,7 +103,7 @@ def picture_tracks(moov: bytes) -> list[dict[bytes, bytes]]:
 def _shows_all(edits: bytes, ticks: np.ndarray, track_ticks_per_movie_tick: float) -> bool:
     """Whether an edit list only shifts the video and hides no frame of it."""
     version, count = edits[0], struct.unpack_from(">I", edits, 4)[0]
-    entry = struct.Struct(">Qqi" if version else ">Iii")  # duration in ticks of the movie, begin in ours, speed
+    entry = struct.Struct(">Qqi" if version else ">Iii")  # duration in movie ticks, beginning in track ticks, speed
     entries = [entry.unpack_from(edits, 8 + number * entry.size) for number in range(count)]
     while entries and entries[0][1] == -1:  # an empty edit: the video begins later
         del entries[0]
@@ -114,13 +114,13 @@ def _shows_all(edits: bytes, ticks: np.ndarray, track_ticks_per_movie_tick: floa
 
 
 def _runs(table: bytes) -> np.ndarray:
-    """(count, value) pairs of an stts or ctts box, int64 (N, 2)."""
+    """Read the (count, value) pairs of an stts or ctts box, int64 (N, 2)."""
     count = struct.unpack_from(">I", table, 4)[0]
     return np.frombuffer(table, ">i4", 2 * count, 8).reshape(count, 2).astype(np.int64)
 
 
 def _ticks_per_second(header: bytes) -> int:
-    """The time scale in an mdhd or mvhd box."""
+    """Read the time scale in an mdhd or mvhd box."""
     return struct.unpack_from(">I", header, 20 if header[0] else 12)[0]
 
 
@@ -133,7 +133,7 @@ def _tables(body: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def boxes(body: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(kind, content) of the boxes laid end to end in `body`; a box that reaches past the end is cut."""
+    """Yield (kind, content) of the boxes that lie end to end in `body`; a box that reaches past the end is cut."""
     at = 0
     while at + 8 <= len(body):
         size, kind = struct.unpack_from(">I4s", body, at)
@@ -144,7 +144,7 @@ def boxes(body: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def read_moov(path: str) -> bytes | None:
-    """Content of the box that holds the tables of an MP4 or QuickTime file, or None if there is none."""
+    """Read the content of the box that holds the tables of an MP4 or QuickTime file; None if there is none."""
     with Path(path).open("rb") as file:
         at, end = 0, file.seek(0, 2)
         while at + 8 <= end:

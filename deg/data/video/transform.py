@@ -1,6 +1,6 @@
 """What is done to each frame before a network sees it: centre crop, then resize, then black margin.
 
-The random crop of training replaces only where the crop lies; sizes are the same.
+The random crop of training changes only where the crop lies; sizes stay the same.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class FrameTransform:
         >>> FrameTransform(resize=(224, 224)).output_size(480, 640)
         (224, 224)
 
-    Bilinear by OpenCV, as DeepEthogram prepares frames; equal to it to the last bit.
+    Resizing is bilinear by OpenCV, as in DeepEthogram, and equal to it to the last bit.
     """
 
     crop_size: int | Sequence[int] | None = None
@@ -38,13 +38,13 @@ class FrameTransform:
         object.__setattr__(self, "pad", _numbers("pad", self.pad, 4, low=0, spread=True))
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) of the result for a frame of this size. ConfigError if the frame is smaller than the crop."""
+        """Return (height, width) of the result for a frame of this size. Raises ConfigError if the crop is larger."""
         height, width = self._resized(*self._cropped(height, width))
         left, right, top, bottom = self.pad or (0, 0, 0, 0)  # type: ignore[misc]
         return height + top + bottom, width + left + right
 
     def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
-        """A uint8 frame in any channel order; the order stays."""
+        """Transform a uint8 frame in any channel order; the order stays."""
         height, width = frame_HWC.shape[:2]
         if self.crop_size is not None:
             height, width = self._cropped(height, width)
@@ -59,7 +59,7 @@ class FrameTransform:
         return frame_HWC
 
     def as_dict(self) -> dict[str, Any]:
-        """The arguments that make an equal transform, as JSON has them."""
+        """Return the arguments that make an equal transform, as JSON values."""
         return {"crop_size": self.crop_size, "resize": self.resize, "pad": self.pad}
 
     def _cropped(self, height: int, width: int) -> tuple[int, int]:
@@ -84,7 +84,7 @@ class FrameTransform:
 
 
 def _numbers(name: str, value: Any, count: int, *, low: int, spread: bool) -> int | tuple[int, ...] | None:
-    """`count` whole numbers, or one; `spread` repeats the one."""
+    """Check that `value` is None, `count` whole numbers, or one; `spread` repeats the one."""
     if value is None:
         return None
     numbers: tuple[Any, ...] = (

@@ -1,1 +1,1 @@
-"""A SLURM cluster: launches, jobs, and what the scheduler says of them."""
+"""A Slurm cluster: stages submitted all at once, and done by jobs."""

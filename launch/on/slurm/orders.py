@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from deg.launch.on.slurm import script
-from deg.launch.on.slurm.launches import Launch, LaunchDir
-from deg.launch.on.slurm.script import Need
-from deg.launch.stages.request import StageRequest
+from deg.launch.scheduler import script
+from deg.launch.scheduler.launches import Launch
+from deg.launch.scheduler.script import Need
+from deg.launch.stages.request import Order, StageRequest
 from deg.options.load import read_run_config, restore, to_yaml
 from deg.options.paths import named_paths
 from deg.options.schema import Cluster, Config
 from deg.projects.project import open_project
-
-
-@dataclass(frozen=True)
-class Order:
-    """A stage that is to be submitted."""
-
-    request: StageRequest
-    command: tuple[str, ...]
-    """The words after `deg` by which a user does it on one machine."""
 
 
 def options_text(order: Order) -> str:
@@ -33,22 +24,21 @@ def options_text(order: Order) -> str:
 
 
 def named_in(configs: Iterable[Config]) -> list[Path]:
-    """Files and folders that options of these stages name."""
+    """Find the files and folders that options of these stages name."""
     return [path for config in configs for path in named_paths(config)]
 
 
-def config_of(launch: LaunchDir, index: int) -> Config:
-    """The options of a stage, as they were when it was submitted."""
-    return restore(read_run_config(launch.config_file(index)))
+def config_of(launch: Launch, index: int) -> Config:
+    """Read the options of a stage, as they were when it was submitted."""
+    return restore(read_run_config(launch.folder.config_file(index)))
 
 
-def request_of(launch: LaunchDir, spec: Launch, index: int) -> StageRequest:
-    """The request of a stage of a launch."""
-    stage, cluster = spec.stages[index], script.options_of(spec.cluster)
-    config = replace(config_of(launch, index), cluster=cluster)
-    project = open_project(spec.project)
-    request = StageRequest(stage.verb, stage.stage, project, config, stage.videos, stage.overwrite, stage.run)
-    return replace(request, workers=workers_on(cluster, request))
+def request_of(launch: Launch, index: int) -> StageRequest:
+    """Read the request of a stage of a launch."""
+    stage = launch.stages[index]
+    config = replace(config_of(launch, index), cluster=launch.cluster)
+    project = open_project(launch.project)
+    return StageRequest(stage.verb, stage.stage, project, config, stage.videos, stage.overwrite, stage.run)
 
 
 def workers_on(cluster: Cluster, request: StageRequest) -> int:
@@ -60,5 +50,5 @@ def workers_on(cluster: Cluster, request: StageRequest) -> int:
 
 
 def training_need(cluster: Cluster, stage: str, title: str) -> Need:
-    """A sequence network is so small that one rank trains it in minutes; more would mostly wait for each other."""
+    """What a training needs. One rank trains a sequence network in minutes: more would mostly wait for each other."""
     return script.worker_need(cluster, title) if stage == "sequence" else script.training_need(cluster, title)

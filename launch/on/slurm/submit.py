@@ -1,4 +1,4 @@
-"""`--on slurm`: stages handed to Slurm all at once, each as the jobs that do its units and a job that merges them.
+"""Hands stages to Slurm all at once, each as the jobs that do its units and a job that merges them.
 
     execute -> merge and plan the next -> execute -> merge and plan the next -> ... -> merge and report
 
@@ -14,7 +14,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +21,22 @@ from deg.arithmetic.units import plan_units
 from deg.data.atomic import write_atomically
 from deg.data.video.decoder import probe_all
 from deg.errors import ConfigError, RunError, VideoError, show_path
-from deg.launch.image import container as containers
-from deg.launch.on.slurm import script as slurm
-from deg.launch.on.slurm.jobs import work
-from deg.launch.on.slurm.launches import Job, Launch, LaunchDir, Stage
-from deg.launch.on.slurm.orders import Order, named_in, options_text, training_need, workers_on
-from deg.launch.on.slurm.queue import run_scheduler
-from deg.launch.on.slurm.script import Need, Script, Submitter
+from deg.launch.on.slurm.orders import named_in, options_text, workers_on
+from deg.launch.on.slurm.scripts import (
+    all_scripts,
+    gpu_hours_of,
+    keep_for_again,
+    scripts_of,
+    submitter_of,
+    write_host_scripts,
+)
 from deg.launch.say import say
+from deg.launch.scheduler.launches import Launch, LaunchDir, Stage, SubmittedJob
+from deg.launch.scheduler.queue import run_scheduler
+from deg.launch.scheduler.script import array_size, test_only
 from deg.launch.stages.provenance import provenance
-from deg.launch.stages.request import StageReport, StageRequest
+from deg.launch.stages.request import Order, StageReport, StageRequest
 from deg.launch.stages.stage import plan_run, show_plan
-from deg.options.load import as_dict
 from deg.options.paths import with_full_paths
 from deg.options.schema import Cluster
 from deg.plan.infer import choose_records
@@ -67,6 +70,7 @@ class Report:
     """Batch scripts of a dry run, by what they do."""
     gpu_hours_at_most: float | None = None
     test_only: Mapping[str, str] = field(default_factory=dict)
+    """Answers of `sbatch --test-only` to the scripts of a dry run."""
     exit_status: int = 0
 
     def as_dict(self) -> dict[str, Any]:
@@ -81,34 +85,33 @@ def submit(submission: Submission) -> Report:
     """
     models = submission.project.model_path
     stamp = submission.run_name or datetime.now().strftime("%y%m%d_%H%M%S")
-    launch = LaunchDir(models / f"{stamp}_launch")
-    if launch.path.exists():
-        raise RunError(f"{show_path(launch.path)}: a launch of this name exists. Choose another --run.")
+    folder = LaunchDir(models / f"{stamp}_launch")
+    if folder.path.exists():
+        raise RunError(f"{show_path(folder.path)}: a launch of this name exists. Choose another --run.")
     _require_image(submission.cluster)
-    launch.jobs_folder.mkdir(parents=True)
+    folder.jobs_folder.mkdir(parents=True)
     try:
-        left, run = _plan_first(submission)
+        left, planned = _plan_first(submission)
         if not left:
             say("Nothing to do: all is done.")
             return Report()
         orders = [_settled(order, stamp) for order in left]
-        spec = _spec(submission, orders, run)
+        launch = _launch(submission, folder, orders, planned)
         if submission.dry_run:
-            return _show(submission, launch, spec, orders)
-        _write(submission, launch, spec, orders)
-        _warn(launch, spec)
-        submit_stages(launch, spec, list(range(len(spec.stages))))
+            return _show(submission, launch, orders)
+        _write(submission, launch, orders)
+        _warn(launch)
+        submit_stages(launch, range(len(launch.stages)))
     except BaseException:
-        shutil.rmtree(launch.path, ignore_errors=True)  # nothing is in the queue
+        shutil.rmtree(folder.path, ignore_errors=True)  # nothing is in the queue
         raise
     finally:
-        if submission.dry_run or not launch.launch_file.exists():
-            shutil.rmtree(launch.path, ignore_errors=True)
-    report = describe(launch, spec)
-    names = ", ".join(stage.name for stage in spec.stages)
-    say(f"Submitted {launch.name}: {names}{', report' * submission.report}.")
+        if submission.dry_run or not folder.launch_file.exists():
+            shutil.rmtree(folder.path, ignore_errors=True)
+    names = ", ".join(stage.name for stage in launch.stages)
+    say(f"Submitted {folder.name}: {names}{', report' * submission.report}.")
     say(f"Watch it with: deg status {show_path(submission.project.path)}")
-    return report
+    return describe(launch)
 
 
 # ---------------------------------------------------------------------------------------------------- what is asked
@@ -120,8 +123,7 @@ def _plan_first(submission: Submission) -> tuple[Sequence[Order], StageReport | 
     for number, order in enumerate(submission.orders):
         # without a name an interrupted run is resumed, whatever it is called
         name = submission.run_name and _name(order.request, submission.run_name)
-        workers = workers_on(submission.cluster, order.request)
-        report = act(replace(order.request, run_name=name, workers=workers))
+        report = act(replace(order.request, run_name=name), workers_on(submission.cluster, order.request))
         if report.run is not None or report.plan is not None:
             return submission.orders[number:], report
     return (), None
@@ -146,24 +148,25 @@ def _settled(order: Order, stamp: str) -> Order:
     return replace(order, request=settled)
 
 
-def _spec(submission: Submission, orders: Sequence[Order], first: StageReport | None) -> Launch:
+def _launch(submission: Submission, folder: LaunchDir, orders: Sequence[Order], first: StageReport | None) -> Launch:
     """The launch: its first stage is planned, the others are not."""
     cluster = with_full_paths(submission.cluster, submission.project.path.resolve())
     return Launch(
+        folder=folder,
         project=submission.project.path.resolve(),
         stages=tuple(_stage(submission, order, None if number else first) for number, order in enumerate(orders)),
         report=submission.report,
         deg=__version__,
         image=None if cluster.image is None else Path(cluster.image).resolve(),
-        cluster=as_dict(cluster),
-        array_size=slurm.array_size(cluster),
+        cluster=cluster,
+        array_size=array_size(cluster),
     )
 
 
 def _stage(submission: Submission, order: Order, planned: StageReport | None) -> Stage:
     """An order as a stage of the launch; `planned` is what its planning told, if it was planned."""
     request = order.request
-    # an interrupted run that is gone on with has a name of its own
+    # an interrupted run that is resumed has a name of its own
     run = (planned.run if planned else None) or request.run_name
     assert run is not None
     elements = 1 if request.verb == "train" else _elements(submission, request, planned)
@@ -171,8 +174,10 @@ def _stage(submission: Submission, order: Order, planned: StageReport | None) ->
 
 
 def _elements(submission: Submission, request: StageRequest, planned: StageReport | None) -> int:
-    """Elements of the array of an inference: one for each unit, as far as the number of units is known; of a sequence
-    network, which takes less time than it takes to start, no more than run at one time."""
+    """Number of elements of the array of an inference: one for each unit, where the number of units is known.
+
+    A sequence network takes less time than it takes to start: there are no more elements than run at one time.
+    """
     if planned is None:
         units = _units_of_all(submission, request)
     elif planned.plan is not None:
@@ -196,7 +201,7 @@ def _units_of_all(submission: Submission, request: StageRequest) -> int:
 
 
 def _require_image(cluster: Cluster) -> None:
-    """The image must be there, and of this version."""
+    """Require that the image is there, and of this version."""
     from deg.launch.image.file import require_same_version
 
     if (image := cluster.image) is None:
@@ -214,172 +219,98 @@ def _require_image(cluster: Cluster) -> None:
 # ---------------------------------------------------------------------------------------------------- submitting
 
 
-def _write(submission: Submission, launch: LaunchDir, spec: Launch, orders: Sequence[Order]) -> None:
-    """Everything that jobs need, and at last launch.json."""
+def _write(submission: Submission, launch: Launch, orders: Sequence[Order]) -> None:
+    """Write everything that jobs need, and at last launch.json."""
+    folder = launch.folder
     for index, order in enumerate(orders):
-        launch.stage_folder(index).mkdir(parents=True)
-        write_atomically(launch.config_file(index), options_text(order))
-    paths = named_in(order.request.config for order in orders)
-    write_scripts(submission.project, launch, spec, paths)
-    write_atomically(launch.path / "provenance.json", json.dumps(provenance(), indent=1))
-    write_atomically(launch.launch_file, spec.to_json())
+        folder.stage_folder(index).mkdir(parents=True)
+        write_atomically(folder.config_file(index), options_text(order))
+    write_host_scripts(submission.project, launch, named_in(order.request.config for order in orders))
+    write_atomically(folder.path / "provenance.json", json.dumps(provenance(), indent=1))
+    launch.write()
 
 
-def write_scripts(project: Project, launch: LaunchDir, spec: Launch, paths: Sequence[Path]) -> None:
-    """The scripts that run on the nodes' hosts. `paths` are named by options."""
-    container = containers.Container.of(slurm.options_of(spec.cluster), [*_paths(project), *paths])
-    write_atomically(launch.jobs_folder / "container.sh", containers.script(container))
-    write_atomically(launch.jobs_folder / "cleanup.sh", containers.cleanup_script(container))
-    after = files("deg.launch.on.slurm") / "after.sh"
-    write_atomically(launch.jobs_folder / "after.sh", after.read_text(encoding="utf-8"))
-
-
-def _paths(project: Project) -> list[Path]:
-    """All of a project that jobs read or write: its folders, its videos and labels wherever they are."""
-    found = [project.path, project.data_path, project.model_path]
-    if project.pretrained_path is not None:
-        found.append(project.pretrained_path)
-    for record in project.records.values():
-        found += [path for path in (record.folder, record.video, record.labels, record.outputs) if path is not None]
-    return found
-
-
-def scripts_of(launch: LaunchDir, spec: Launch, index: int) -> tuple[list[Script], Script]:
-    """The scripts of a stage: those that do its units, an array no longer than the site allows, and the merging one."""
-    stage, cluster = spec.stages[index], slurm.options_of(spec.cluster)
-    title = f"deg-{spec.project.name}-{stage.verb}-{stage.stage}"
-    run, folder = str(launch.run_of(stage).path), str(launch.path)
-    requeue = "yes" if cluster.requeue else "no"
-
-    def execute(need: Need, first: int, elements: int | None) -> Script:
-        words = ("execute", folder, str(index), str(first))
-        return Script(need, work, words, (folder, "execute", str(index), str(first), run, requeue), elements)
-
-    if stage.verb == "train":
-        arrays = [execute(training_need(cluster, stage.stage, title), 0, None)]
-    else:
-        firsts = range(0, stage.elements, spec.array_size)
-        need = slurm.worker_need(cluster, title)
-        arrays = [execute(need, first, min(spec.array_size, stage.elements - first)) for first in firsts]
-    merging = Script(
-        slurm.merge_need(cluster, f"{title}-merge"),
-        work,
-        ("merge", folder, str(index)),
-        (folder, "merge", str(index), requeue),
-    )
-    return arrays, merging
-
-
-def submit_stages(launch: LaunchDir, spec: Launch, indices: Sequence[int]) -> None:
+def submit_stages(launch: Launch, indices: Sequence[int]) -> None:
     """Submit stages in their order, each after the one before it; the first is planned already.
 
     LaunchError if the scheduler refuses one: then those before it are taken back.
     """
-    after_sh = launch.jobs_folder / "after.sh"
-    submitter = Submitter(
-        launch.jobs_folder, slurm.options_of(spec.cluster), launch.jobs_folder / "container.sh", after_sh
-    )
+    submitter, folder = submitter_of(launch), launch.folder
     submitted: list[str] = []
     before: str | None = None
     try:
         for index in indices:
-            arrays, merging = scripts_of(launch, spec, index)
-            folder = launch.stage_folder(index)
-            folder.mkdir(parents=True, exist_ok=True)
+            arrays, merging = scripts_of(launch, index)
+            kept = folder.stage_folder(index)
+            kept.mkdir(parents=True, exist_ok=True)
             jobs = []
             for chunk, script in enumerate(arrays):
                 dependency = None if before is None else f"afterok:{before}"
-                _keep_for_again(submitter, script, folder / f"execute-{chunk}")
+                keep_for_again(submitter, script, kept / f"execute-{chunk}")
                 jobs.append(submitter.submit_script(script, dependency))
                 submitted.append(jobs[-1])
                 elements = None if script.elements is None else tuple(range(script.elements))
-                launch.add_job(Job(jobs[-1], index, "execute", elements))
-            _keep_for_again(submitter, merging, folder / "merge")
+                folder.add_job(SubmittedJob(jobs[-1], index, "execute", elements))
+            keep_for_again(submitter, merging, kept / "merge")
             waits_for = ["afterany:" + ":".join(jobs), *(() if before is None else (f"afterok:{before}",))]
             before = submitter.submit_script(merging, ",".join(waits_for))
             submitted.append(before)
-            launch.add_job(Job(before, index, "merge"))
+            folder.add_job(SubmittedJob(before, index, "merge"))
     except BaseException:
         if submitted:
             say(f"Taking back {len(submitted)} jobs that were submitted before.")
             run_scheduler(["scancel", *submitted])
         raise
-    launch.log_event("submitted", jobs=submitted)
+    folder.log_event("submitted", jobs=submitted)
 
 
-def _warn(launch: LaunchDir, spec: Launch) -> None:
+def _warn(launch: Launch) -> None:
     """Say what the scheduler will not do. sbatch itself takes some jobs that then wait for ever."""
-    submitter = _submitter(launch, spec)
-    scripts = [script for index in range(len(spec.stages)) for script in _all_scripts(launch, spec, index)]
-    alike = {replace(script.need, name=""): script for script in scripts}
-    said = {slurm.test_only(submitter.text(script)) for script in alike.values()}
+    submitter = submitter_of(launch)
+    alike = {replace(script.need, name=""): script for script in all_scripts(launch)}
+    said = {test_only(submitter.text(script)) for script in alike.values()}
     for words in sorted(words for words in said if "to start at" not in words):
         say(f"Warning: the scheduler may never begin a job like these: {words}")
-
-
-def _all_scripts(launch: LaunchDir, spec: Launch, index: int) -> list[Script]:
-    arrays, merging = scripts_of(launch, spec, index)
-    return [*arrays, merging]
-
-
-def _submitter(launch: LaunchDir, spec: Launch) -> Submitter:
-    folder = launch.jobs_folder
-    return Submitter(folder, slurm.options_of(spec.cluster), folder / "container.sh", folder / "after.sh")
-
-
-def _keep_for_again(submitter: Submitter, script: Script, path: Path) -> None:
-    """Leave script and pickle where after.sh finds them, should there be a next time."""
-    write_atomically(path.with_suffix(".sh"), slurm.for_again(submitter.text(script)))
-    submitter.pickle(script, path.with_suffix(".pkl"))
 
 
 # ---------------------------------------------------------------------------------------------------- telling
 
 
-def describe(launch: LaunchDir, spec: Launch) -> Report:
+def describe(launch: Launch) -> Report:
     """What was submitted."""
     return Report(
-        launch=launch.name,
-        stages=tuple({"stage": stage.name, "run": stage.run, "elements": stage.elements} for stage in spec.stages),
-        jobs=tuple({"job": job.job, "stage": job.stage, "role": job.role} for job in launch.jobs()),
-        gpu_hours_at_most=_gpu_hours(launch, spec),
+        launch=launch.folder.name,
+        stages=_stages(launch),
+        jobs=tuple({"job": job.job, "stage": job.stage, "role": job.role} for job in launch.folder.jobs()),
+        gpu_hours_at_most=gpu_hours_of(launch),
     )
 
 
-def _gpu_hours(launch: LaunchDir, spec: Launch) -> float | None:
-    scripts = [script for index in range(len(spec.stages)) for script in _all_scripts(launch, spec, index)]
-    return slurm.gpu_hours([(script.need, script.elements or 1) for script in scripts])
+def _stages(launch: Launch) -> tuple[Mapping[str, Any], ...]:
+    return tuple({"stage": stage.name, "run": stage.run, "elements": stage.elements} for stage in launch.stages)
 
 
-def _show(submission: Submission, launch: LaunchDir, spec: Launch, orders: Sequence[Order]) -> Report:
-    """--dry-run: stages, scripts, GPU hours, and what the scheduler would say."""
-    paths = named_in(order.request.config for order in orders)
-    write_scripts(submission.project, launch, spec, paths)
-    cluster = slurm.options_of(spec.cluster)
-    submitter = Submitter(
-        launch.jobs_folder, cluster, launch.jobs_folder / "container.sh", launch.jobs_folder / "after.sh"
-    )
-    scripts: dict[str, str] = {"container.sh": (launch.jobs_folder / "container.sh").read_text(encoding="utf-8")}
+def _show(submission: Submission, launch: Launch, orders: Sequence[Order]) -> Report:
+    """Say what a dry run finds: stages, scripts, GPU hours, and what the scheduler would say."""
+    write_host_scripts(submission.project, launch, named_in(order.request.config for order in orders))
+    submitter = submitter_of(launch)
+    container = launch.folder.jobs_folder / "container.sh"
+    scripts: dict[str, str] = {"container.sh": container.read_text(encoding="utf-8")}
     said: dict[str, str] = {}
-    for index, stage in enumerate(spec.stages):
-        arrays, merging = scripts_of(launch, spec, index)
+    for index, stage in enumerate(launch.stages):
+        arrays, merging = scripts_of(launch, index)
         for number, script in enumerate(arrays):
             name = stage.name + (f", array {number + 1} of {len(arrays)}" if len(arrays) > 1 else "")
             scripts[name] = submitter.text(script)
-            said[name] = slurm.test_only(scripts[name])
+            said[name] = test_only(scripts[name])
         scripts[f"merge {stage.name}"] = submitter.text(merging)
-        said[f"merge {stage.name}"] = slurm.test_only(scripts[f"merge {stage.name}"])
-    hours = _gpu_hours(launch, spec)
+        said[f"merge {stage.name}"] = test_only(scripts[f"merge {stage.name}"])
+    hours = gpu_hours_of(launch)
     for name, text in scripts.items():
         say(f"\n---- {name}\n{text}")
         if name in said:
             say(f"sbatch --test-only: {said[name]}")
-    for stage in spec.stages:
+    for stage in launch.stages:
         say(f"{stage.name}: {stage.elements} job(s) in {stage.run}")
     say("GPU hours at most: " + ("no limit is set" if hours is None else f"{hours:.1f}"))
-    return Report(
-        stages=tuple({"stage": stage.name, "run": stage.run, "elements": stage.elements} for stage in spec.stages),
-        scripts=scripts,
-        gpu_hours_at_most=hours,
-        test_only=said,
-    )
+    return Report(stages=_stages(launch), scripts=scripts, gpu_hours_at_most=hours, test_only=said)

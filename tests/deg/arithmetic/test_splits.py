@@ -140,7 +140,7 @@ def test_a_class_of_one_recording_goes_into_training_and_is_told():
     for seed in range(20):
         parts, notes = make_split(KEYS, (0.6, 0.4, 0.0), rng(seed), positives)
         assert KEYS[3] in parts["train"]
-        assert notes == ["val has no positive frame of `jump` (in 1): too few recordings have one. Label more of them"]
+        assert notes == ["val has no positive frame of `jump` (in 1): too few recordings have one. Label more that do"]
 
 
 def test_two_labelled_of_many():
@@ -188,7 +188,7 @@ def test_recordings_that_are_gone_keep_their_place():
 def test_a_recording_in_two_parts_stays_in_training_only():
     parts, notes = update_split({"train": ["a"], "val": ["b"], "test": ["a"]}, ["a", "b"], (0.8, 0.2, 0), rng())
     assert parts == {"train": ["a"], "val": ["b"], "test": []}
-    assert "`a` stood in train and in test" in notes[0]
+    assert "`a` was in train and in test" in notes[0]
 
 
 def test_validation_without_labels_gets_a_labelled_recording_and_that_is_told():

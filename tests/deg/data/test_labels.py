@@ -197,7 +197,7 @@ def test_capital_extension_is_read_and_told(csv):
         (",0,1\nbackground,1,0\ngroom,0,1\nrear,0,3\n", ["frame 1, column `rear`", "found 3"]),
         (",0,1\nbackground,1,0\ngroom,0\nrear,0,0\n", ["line 3 has 2"]),
         (b",background,groom,gr\xf6\xdfe\n0,1,0,0\n", ["not UTF-8"]),
-        (PLAIN.encode() + b"\0\0\0\0", ["zero bytes"]),
+        (PLAIN.encode() + b"\0\0\0\0", ["NUL bytes"]),
     ],
 )
 def test_files_that_cannot_be_read_for_certain_are_refused(csv, content, words):

@@ -190,7 +190,7 @@ def test_sigmoid_probabilities_are_independent_and_softmax_ones_sum_to_one():
 
 def test_fewer_features_than_frames_are_an_error_and_not_zeros():
     engine = SequenceEngine(Stretches(), 4, device=CPU)
-    with pytest.raises(ResultError, match="Expected features of the frames 0 to 10 of 10, found 7"):
+    with pytest.raises(ResultError, match=r"Expected features of the frames \[0, 10\) of 10, found those of 7"):
         list(engine.run(reader(frame_numbers(7)), 10))
 
 

@@ -50,7 +50,7 @@ def test_auto_is_measured_once_and_the_log_says_which_and_why(unmeasured, caplog
     first = resolve_precision("auto", CPU)
     assert first in ("fp32", "bf16") and resolve_precision("auto", CPU) == first
     [line] = caplog.messages
-    assert line.startswith(f"precision auto: {first}, as a convolution takes ")
+    assert line.startswith(f"precision auto: {first}, because a convolution takes ")
     assert line.count(" ms in ") == 2
 
 

@@ -209,9 +209,7 @@ def test_a_last_layer_that_is_not_there_is_refused_for_inference(scene):
 
 def test_a_last_layer_on_other_features_is_not_taken_for_other_classes(scene):
     checkpoint = checkpoint_of(scene.sequence(16, 3, arch="linear"))
-    with pytest.raises(
-        WeightsError, match=r"conv1\.weight, expected to be of shape \(3, 8, 1\), is of shape \(3, 16, 1\)"
-    ):
+    with pytest.raises(WeightsError, match=r"conv1\.weight, to have shape \(3, 8, 1\), found shape \(3, 16, 1\)"):
         load_weights(scene.sequence(8, 3, arch="linear"), checkpoint, strict=True)
 
 

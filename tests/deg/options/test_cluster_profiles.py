@@ -157,7 +157,7 @@ def test_an_unknown_name_is_answered_with_near_ones_and_the_folders(places, tmp_
 
 def test_a_file_that_is_not_there_is_answered_with_its_path(places, tmp_path):
     assert str(tmp_path / "no" / "site.yaml") in message(None, ["cluster=no/site.yaml"])
-    with pytest.raises(ConfigError, match="is none"):
+    with pytest.raises(ConfigError, match="there is no file"):
         cluster_profile("~nobody-of-this-name/site.yaml", tmp_path)
 
 
@@ -320,7 +320,7 @@ def test_what_is_no_flag_of_sbatch_is_refused(text):
 
 def test_a_wrong_flag_is_picked_out_of_the_list():
     answer = message(None, ["cluster.sbatch=[exclusive, --mem=3]"])
-    assert "cluster.sbatch = [exclusive, --mem=3], on the command line" in answer and "'--mem=3' is none" in answer
+    assert "cluster.sbatch = [exclusive, --mem=3], on the command line" in answer and "'--mem=3' is not one" in answer
 
 
 @given(st.integers(0, 400), st.integers(0, 23), st.integers(0, 59), st.integers(1, 59))

@@ -267,7 +267,7 @@ def test_a_network_trained_on_keypoints_needs_them_and_no_features(folder):
 def test_keypoints_of_another_video_are_told_by_their_number(tracked):
     write_keypoints(tracked / "DATA/mouse_1/mouse_1DLC_resnet50.csv", 39)
     found = plan_keypoints(tracked)
-    assert "expected keypoints of 40 frames, as the video has, found 39" in found.failed["mouse_1"]
+    assert "expected keypoints for the 40 frames of the video, found 39" in found.failed["mouse_1"]
     assert list(found.plan.videos) == ["mouse_2"]
 
 

@@ -15,7 +15,7 @@ from scenes.project import CLASSES, add_good, add_weights, make_project, write_r
 
 from deg.data.labels import write_labels
 from deg.errors import ConfigError, ProjectError
-from deg.options.load import load_config, restore
+from deg.options.load import as_dict, load_config
 from deg.plan.train import Prepared, commit, describe, prepare, same_training
 from deg.projects.project import open_project, read_split
 from deg.runs.plans import TrainingPlan
@@ -115,9 +115,9 @@ def test_planning_writes_nothing(lab):
 def test_the_configuration_names_the_weights_that_were_found(lab):
     found = plan(lab).plan
     weights = lab / "models/200101_000000_flow_generator_train/checkpoint.pt"
-    assert found.config["flow_generator"]["weights"] == found.weights["flow_generator"]["path"] == str(weights)
-    assert found.config["project"]["model_path"] == str(lab / "models")
-    assert restore(found.config).project.class_names == CLASSES
+    assert found.config.flow_generator.weights == found.weights["flow_generator"]["path"] == str(weights)
+    assert found.config.project.model_path == str(lab / "models")
+    assert found.config.project.class_names == CLASSES
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_a_job_that_contradicts_the_first_one_changes_nothing(lab):
 def test_a_run_has_its_split_with_paths_as_deepethogram_has_it(lab, tmp_path):
     prepared = plan(lab)
     run = create_run(
-        tmp_path, stage="feature_extractor", kind="train", plan=prepared.plan, config=prepared.plan.config,
+        tmp_path, stage="feature_extractor", kind="train", plan=prepared.plan, config=as_dict(prepared.plan.config),
         provenance={}, now=datetime(2026, 11, 22),
     )  # fmt: skip
     commit(prepared, None)

@@ -85,7 +85,9 @@ def test_of_several_pretrained_networks_the_newest_counts(lab):
 def test_without_a_pretrained_network_l2_sp_pulls_to_zero_and_says_so(lab):
     weights, notices = features(lab)
     assert "pretrained" not in weights
-    assert any("no pretrained feature_extractor resnet18: all weights are pulled to zero" in text for text in notices)
+    assert any(
+        "no pretrained feature_extractor resnet18: all weights are pulled towards zero" in text for text in notices
+    )
     _, notices = features(lab, "train.regularization.style=l2")
     assert not any("l2_sp" in text or "L2-SP" in text for text in notices)
 
@@ -114,7 +116,7 @@ def test_latest_is_the_newest_whose_training_has_ended(lab):
 
 def test_latest_is_nothing_while_the_only_one_is_being_trained(lab):
     (lab / "models/200101_000000_flow_generator_train/plan.json").write_text("{}")
-    with pytest.raises(WeightsError, match=r"not trained to the end yet\. Go on with `deg train flow_generator`"):
+    with pytest.raises(WeightsError, match=r"not trained to the end yet\. Resume it with `deg train flow_generator`"):
         features(lab)
 
 

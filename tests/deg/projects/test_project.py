@@ -129,7 +129,7 @@ def test_downloaded_weights_are_looked_for_and_may_be_missing(project):
         ("project: {}\n", ["class_names", "found None"]),
         ("project: {class_names: []}\n", ["class_names"]),
         ("project: {class_names: [groom, background]}\n", ["`background` first"]),
-        ("project: {class_names: [background, groom, groom]}\n", ["groom stands there more than once"]),
+        ("project: {class_names: [background, groom, groom]}\n", ["groom occurs more than once"]),
         ("project: {class_names: [background, yes]}\n", ["found True", "quotes"]),
         ("project: {class_names: [background], data_path: gone}\n", ["gone", "data_path"]),
         ("project: !!python/object/apply:os.system [echo]\n", ["line 1"]),

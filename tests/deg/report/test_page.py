@@ -328,7 +328,7 @@ def test_a_training_for_other_behaviours_says_so(lab):
     config = yaml.safe_load(file.read_text())
     config["project"]["class_names"][1] = "jump"
     file.write_text(yaml.safe_dump(config))
-    assert "jump, 舐める, عض: not those that the project has now" in page_of(report(lab)).text
+    assert "jump, 舐める, عض: not the classes that the project has now" in page_of(report(lab)).text
 
 
 def test_a_report_of_a_run_shows_that_training_only(lab):
@@ -379,7 +379,7 @@ def test_a_former_report_is_replaced_whole(lab):
 def test_a_folder_with_anything_else_is_left_alone(lab, tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("precious")
-    with pytest.raises(ProjectError, match="expected nothing there but a former report, found mine"):
+    with pytest.raises(ProjectError, match="expected nothing there but an earlier report, found mine"):
         report(lab, folder=tmp_path / "notes")
     assert (tmp_path / "notes" / "mine.txt").read_text() == "precious"
 

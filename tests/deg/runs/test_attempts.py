@@ -10,15 +10,15 @@ import pytest
 from deg.errors import RunError, VideoError
 from deg.runs.attempts import (
     Attempt,
-    Job,
     Superseded,
+    ThisJob,
     attempt,
     give_new_chance,
-    hopeless,
     note,
     read_attempts,
     read_exit,
     require_current,
+    why_given_up,
 )
 from deg.work import Stopped
 
@@ -28,7 +28,7 @@ def in_job(monkeypatch):
     """`in_job("12_3", restart=1)` makes this process one of that job."""
 
     def become(name: str, restart: int = 0, most: int = 10, ends: float | None = None) -> None:
-        for variable, value in Job(name, restart, most, ends).to_environment().items():
+        for variable, value in ThisJob(name, restart, most, ends).to_environment().items():
             monkeypatch.setenv(variable, value)
 
     return become
@@ -42,7 +42,7 @@ def test_nothing_is_noted_without_a_scheduler(tmp_path):
 
 def test_a_job_is_told_by_its_environment(in_job):
     in_job("12_3", 2, 7, 100.5)
-    assert Job.from_environment() == Job("12_3", 2, 7, 100.5)
+    assert ThisJob.from_environment() == ThisJob("12_3", 2, 7, 100.5)
 
 
 def test_how_attempts_ended(tmp_path, in_job):
@@ -102,19 +102,19 @@ def tried(end: str | None = None, progress: int = 0, why: str = "", host: str = 
         ([tried(), tried(host="n2"), tried()], "its worker died 3 times (on n1, n2)"),
         ([tried(progress=-1)] * 9, None),
         ([tried(status=None)] * 9, None),  # preempted, or their hosts died
-        ([tried(status=None)] * 10, "it was begun 10 times without getting any further"),
+        ([tried(status=None)] * 10, "it was started 10 times without any progress"),
         ([tried("failed", why="the disk is full")], None),
         ([tried("failed", why="torn"), tried("failed", why="torn")], "torn"),
         ([tried("stopped", why="signal")] * 9, None),
-        ([tried("stopped", why="signal")] * 10, "it was begun 10 times without getting any further"),
+        ([tried("stopped", why="signal")] * 10, "it was started 10 times without any progress"),
         (
             [tried("stopped", why="time limit")] * 2,
-            "it was stopped by the time limit 2 times before it got any further; raise cluster.time",
+            "it was stopped by the time limit 2 times without any progress; raise cluster.time",
         ),
     ],
 )
 def test_when_a_unit_is_given_up(attempts, verdict):
-    assert hopeless(attempts, progress=0, most=10) == verdict
+    assert why_given_up(attempts, progress=0, most=10) == verdict
 
 
 def test_a_unit_that_was_given_up_is_not_begun_until_it_has_a_new_chance(tmp_path, in_job):
@@ -141,7 +141,7 @@ def test_ranks_that_do_not_write_leave_no_trace(tmp_path, in_job):
 
 def test_a_process_that_is_taken_for_dead_writes_no_more(tmp_path, in_job):
     in_job("1")
-    with pytest.raises(Superseded, match="job 1 has taken over what job 1 was at"), attempt(tmp_path):
+    with pytest.raises(Superseded, match="job 1 has taken over the work of job 1"), attempt(tmp_path):
         require_current(tmp_path)
         in_job("1", restart=1)
         with attempt(tmp_path):

@@ -57,7 +57,7 @@ def test_a_damaged_newest_state_is_passed_over(tmp_path, caplog, damage):
         content[len(content) // 2] ^= 0xFF
     newest.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "text": b"hello"}.get(damage, content))
     assert newest_state(tmp_path) == state_path(tmp_path, 1)
-    assert "step-000000002.ckpt: passed over" in caplog.text
+    assert "step-000000002.ckpt: skipped" in caplog.text
 
 
 def test_without_a_state_there_is_nothing_to_go_on_from(tmp_path):
@@ -85,6 +85,6 @@ def test_a_full_disk_leaves_the_former_file_and_says_what_to_do(tmp_path, monkey
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(checkpoint.torch, "save", full)
-    with pytest.raises(RunError, match=r"step-000000001.ckpt: .*No space left on device.*Make room.*goes on"):
+    with pytest.raises(RunError, match=r"step-000000001.ckpt: .*No space left on device.*Make room.*resumes"):
         save({}, path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

@@ -18,12 +18,11 @@ from train_here import StopAfter, kill_when, start_rank, train_here, weights_of
 from deg.data.json_lines import read_lines
 from deg.data.metrics_file import MetricsFile
 from deg.errors import RunError, WeightsError
-from deg.launch.on.local.ranks import free_port
+from deg.launch.devices import free_port
 from deg.models.weights import read_checkpoint
-from deg.options.load import restore
 from deg.runs.networks import read_thresholds, scan, weight_files
 from deg.train.auto import Chosen, choose
-from deg.train.fit import Phase
+from deg.train.phase import Phase
 from deg.train.ranks import Ranks
 from deg.work import STOPPED, Stopped
 
@@ -55,7 +54,7 @@ def choose_as_rank(run, rank):
     plan = run.load_training_plan()
     return choose(
         run.unit_folder(0),
-        Phase(run, plan, restore(plan.config), 0, Ranks(rank, 2, rank, 1), torch.device("cpu")),
+        Phase(run, plan, plan.config, 0, Ranks(rank, 2, rank, 1), torch.device("cpu")),
         data=None,
         note=lambda message: None,
     )

@@ -70,7 +70,7 @@ def test_what_is_no_folder_is_refused(tmp_path, capsys):
 def test_no_job_is_submitted_while_the_login_node_has_a_fault(recorder, tmp_path, capsys):
     recorder.refuse("partition=nowhere", "Invalid partition name specified")
     assert cli.run(["doctor", str(tmp_path), "--on", "slurm", "cluster.partition=nowhere"]) == 3
-    assert "what is at fault above comes first" in capsys.readouterr().out
+    assert "fix the faults above first" in capsys.readouterr().out
     assert recorder.jobs() == {}
 
 

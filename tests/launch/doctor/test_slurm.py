@@ -68,8 +68,8 @@ def test_without_slurm_there_is_one_finding(tmp_path, monkeypatch):
 
 
 def test_memory_that_is_not_shared_out_is_told():
-    assert "not shared out" in slurm.judge_memory_sharing("CR_CORE").found
-    assert slurm.judge_memory_sharing("CR_CORE_MEMORY").found == "shared out (CR_CORE_MEMORY)"
+    assert "not allocated" in slurm.judge_memory_sharing("CR_CORE").found
+    assert slurm.judge_memory_sharing("CR_CORE_MEMORY").found == "allocated to jobs (CR_CORE_MEMORY)"
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,12 @@ for file in "$MODULESHOME/init/bash" "$LMOD_PKG/init/bash" /etc/profile.d/*lmod*
   type module >/dev/null 2>&1 && break
   [ ! -r "$file" ] || . "$file"
 done
-type module >/dev/null 2>&1 || fail 'cluster.modules needs the command `module`, which this node has not.'
+type module >/dev/null 2>&1 || fail 'cluster.modules needs the command `module`, which this node lacks.'
 module load apptainer/1.4 || fail 'cluster.modules:' apptainer/1.4 failed
 ulimit -n 4096
 scratch="/local/$USER"
 export DEG_SCRATCH="$scratch/deg-$UID-${SLURM_JOB_ID:-$$}"
-mkdir -p -m 700 "$DEG_SCRATCH" && [ -O "$DEG_SCRATCH" ] || fail "expected to make a folder of my own $DEG_SCRATCH, and cannot: see cluster.scratch."
+mkdir -p -m 700 "$DEG_SCRATCH" && [ -O "$DEG_SCRATCH" ] || fail "expected to make $DEG_SCRATCH as a folder of this user, but cannot: see cluster.scratch."
 export TMPDIR="$DEG_SCRATCH"
 export XDG_CACHE_HOME="$DEG_SCRATCH/cache"
 export MPLCONFIGDIR="$DEG_SCRATCH/matplotlib"
@@ -31,14 +31,14 @@ for name in $(compgen -e); do
     SLURM_*|SUBMITIT_*|DEG_*|CUDA_VISIBLE_DEVICES|CUDA_DEVICE_ORDER|CUDA_MPS_*|NVIDIA_*|GPU_DEVICE_ORDINAL|ROCR_*|NCCL_*|GLOO_*|TORCH_*|OMP_*|MASTER_ADDR|MASTER_PORT|http_proxy|https_proxy|no_proxy|HTTP_PROXY|HTTPS_PROXY|NO_PROXY|TZ|TMPDIR|XDG_CACHE_HOME|MPLCONFIGDIR|NUMBA_CACHE_DIR|TORCHINDUCTOR_CACHE_DIR|TRITON_CACHE_DIR|CUDA_CACHE_PATH|PYTHONNOUSERSITE|PYTHONSAFEPATH|PYTHONDONTWRITEBYTECODE|UCX_*) export "APPTAINERENV_$name=${!name}" ;;
   esac
 done
-# Without root Apptainer mounts the image by a process of its own, which a signal that Slurm sends to all
-# processes of a job would end, and with it the image. What is ignored here stays ignored there.
+# Without root, Apptainer mounts the image with a process of its own. A signal that Slurm sends to all processes
+# of a job would end it, and the image would be gone. Signals that are ignored here stay ignored in that process.
 if mounts=$(command -v squashfuse_ll); then
   mkdir -p "$DEG_SCRATCH/bin"
   printf '#!/bin/sh\ntrap "" USR1 USR2 TERM\nexec %q "$@"\n' "$mounts" >"$DEG_SCRATCH/bin/new.$$" &&
     chmod 700 "$DEG_SCRATCH/bin/new.$$" && mv -f "$DEG_SCRATCH/bin/new.$$" "$DEG_SCRATCH/bin/squashfuse_ll"
   "$DEG_SCRATCH/bin/squashfuse_ll" --help >/dev/null 2>&1
-  [ $? = 126 ] || PATH="$DEG_SCRATCH/bin:$PATH"  # so where the disk forbids programs
+  [ $? = 126 ] || PATH="$DEG_SCRATCH/bin:$PATH"  # 126: programs may not run from this disk
 fi
 scratch=${DEG_SCRATCH//\"/\"\"}
 cd /  # Apptainer would show the folder that it is started in, with the home folder around it

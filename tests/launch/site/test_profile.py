@@ -327,11 +327,11 @@ def test_two_accounts_are_a_choice_for_the_user():
     associations = tuple(Association(name, "", ("normal",), None) for name in ("neuro", "phys"))
     choice = choose(large_site(associations=associations))
     assert choice.cluster.account is None
-    assert choice.notes["account"] == ("alice has neuro, phys. null: the default of these.",)
+    assert choice.notes["account"] == ("alice has neuro, phys. null: the default one.",)
 
 
 def test_somebody_without_any_account_is_told():
-    assert choose(large_site(associations=())).notes["account"] == ("sacctmgr knows none of alice.",)
+    assert choose(large_site(associations=())).notes["account"] == ("sacctmgr knows none for alice.",)
 
 
 @pytest.mark.parametrize(
@@ -411,7 +411,7 @@ def test_options_that_become_a_flag_say_so():
     for line in (
         "partition: gpu  # --partition=gpu",
         "gpus_per_node: 1  # --gres=gpu:a100:2",
-        "memory_gb: 32.0  # --mem is taken away",
+        "memory_gb: 32.0  # --mem is removed",
         "requeue: true  # --requeue",
         "qos: null",
     ):
@@ -566,7 +566,7 @@ def test_show_gives_all_options_of_a_profile(capsys):
         (["cpus_per_task=null"], "cpus_per_task: null"),
         (["gpu_flag=gpus", "gpus_per_node=2", "nodes=3"], "gpus_per_node: 2  # --gpus=6"),
         (["requeue=false"], "requeue: false  # --no-requeue"),
-        (["sbatch=[time=null]"], "time: '4:00:00'  # --time is taken away"),
+        (["sbatch=[time=null]"], "time: '4:00:00'  # --time is removed"),
     ],
 )
 def test_show_tells_the_flags_of_a_training(capsys, words, line):

@@ -15,7 +15,7 @@ from videos import write_video
 
 from deg.errors import LaunchError
 from deg.launch import cli
-from deg.launch.stages import train
+from deg.launch.on.local import place
 from deg.launch.stages.chain import differences
 from deg.options.yamlfile import read_yaml
 from deg.runs.rundir import RunDir
@@ -40,7 +40,7 @@ def folder(tmp_path):
 @pytest.fixture
 def ranks(monkeypatch):
     scripted = ScriptedRanks()
-    monkeypatch.setattr(train, "run_ranks", scripted)
+    monkeypatch.setattr(place, "run_ranks", scripted)
     return scripted
 
 
@@ -174,7 +174,7 @@ def test_options_reach_every_step(deg, folder, tmp_path):
     assert status == 0
     for stage in ("flow_generator", "feature_extractor", "sequence"):
         plan = RunDir(folder / "models" / f"try_{stage}_train").load_training_plan()
-        assert plan.config["train"]["num_epochs"] == 7 and plan.config["train"]["patience"] == 2
+        assert plan.config.train.num_epochs == 7 and plan.config.train.patience == 2
 
 
 # ---------------------------------------------------------------------------------------------------- going wrong
@@ -200,7 +200,7 @@ def test_without_labels_nothing_is_begun(deg, folder, ranks):
     for path in folder.glob("DATA/*/*_labels.csv"):
         path.unlink()
     status, _, said = deg()
-    assert status == 2 and ranks.calls == [] and "two recordings at least" in said
+    assert status == 2 and ranks.calls == [] and "at least two recordings" in said
 
 
 def test_a_bad_video_without_labels_is_named_and_the_chain_goes_on(deg, folder):

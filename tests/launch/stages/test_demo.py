@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from deg.launch import cli
+from deg.launch.on.local.place import LOCAL
 from deg.launch.stages import demo
 from deg.launch.stages.chain import ChainReport
 from deg.projects.project import create_project
@@ -39,8 +40,8 @@ def test_the_demo_trains_infers_and_reports(tmp_path):
 def test_a_demo_that_was_made_goes_on_where_it_was_and_ends_with_the_step_that_fails(tmp_path, monkeypatch, capsys):
     create_project(tmp_path / "demo", BEHAVIORS)
     (tmp_path / "demo" / "demo.json").write_text("{}")
-    monkeypatch.setattr(demo, "run_chain", lambda request: ChainReport((), 4))
-    assert demo.run_demo(tmp_path / "demo")["exit_status"] == 4
+    monkeypatch.setattr(demo, "run_chain", lambda request, workers: ChainReport((), 4))
+    assert demo.run_demo(tmp_path / "demo", LOCAL)["exit_status"] == 4
     said = [line.split()[2] for line in capsys.readouterr().err.splitlines() if line.startswith("$ deg")]
     assert said == ["check", "run"]
 
@@ -50,8 +51,8 @@ def test_a_demo_whose_check_finds_a_fault_ends_there(tmp_path, monkeypatch, caps
     (tmp_path / "demo" / "demo.json").write_text("{}")
     found = SimpleNamespace(ok=False, issues=[Issue("shapes_0", "error", "it cannot be read")])
     monkeypatch.setattr("deg.projects.check.check_project", lambda *_: found)
-    monkeypatch.setattr(demo, "run_chain", lambda request: pytest.fail("the chain was begun"))
-    assert demo.run_demo(tmp_path / "demo")["exit_status"] == 1
+    monkeypatch.setattr(demo, "run_chain", lambda request, workers: pytest.fail("the chain was begun"))
+    assert demo.run_demo(tmp_path / "demo", LOCAL)["exit_status"] == 1
     assert "error: shapes_0: it cannot be read" in capsys.readouterr().err
 
 

@@ -13,7 +13,7 @@ from scripted_training import ScriptedRanks
 
 from deg.errors import DegError, LaunchError
 from deg.launch import cli
-from deg.launch.stages import train
+from deg.launch.on.local import place
 from deg.runs.networks import scan
 from deg.runs.rundir import RunDir
 
@@ -28,7 +28,7 @@ def folder(tmp_path):
 @pytest.fixture
 def ranks(monkeypatch):
     scripted = ScriptedRanks()
-    monkeypatch.setattr(train, "run_ranks", scripted)
+    monkeypatch.setattr(place, "run_ranks", scripted)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     return scripted
 

@@ -12,7 +12,7 @@ from scenes.run import make_plan, make_run
 
 from deg.errors import RunError
 from deg.launch import cli
-from deg.launch.on.slurm.launches import Verdict
+from deg.launch.scheduler.launches import Verdict
 from deg.launch.watch.logs import Chosen, follow, in_words, last_lines, merged, moments, sources, stamp
 from deg.launch.watch.target import find_watched
 
@@ -56,7 +56,7 @@ def test_lines_of_all_sources_are_merged_by_time(launch):
 
 
 def test_what_stands_in_two_files_is_shown_once(launch):
-    run = find_watched(launch.path).launches[0].run_of(launch.load().stages[0])
+    run = launch.load().run_of(0)
     run.unit_folder(0).mkdir(parents=True)
     run.log_file(0).write_text(line("the same"))
     output(launch, "10_0", errors=line("the same") + "twice\ntwice\n")
@@ -77,7 +77,7 @@ def test_what_workers_tell_programs_is_put_in_words_or_left_out(launch):
 
 
 def test_the_last_lines_of_what_failed_come_first(launch):
-    run = find_watched(launch.path).launches[0].run_of(launch.load().stages[0])
+    run = launch.load().run_of(0)
     for unit in (0, 1):
         started(run, unit, f"10_{unit}")
         output(launch, f"10_{unit}", errors=line(f"unit {unit}"))
@@ -101,7 +101,7 @@ def test_only_so_many_lines(launch):
 
 
 def test_of_a_unit_what_its_jobs_wrote_while_they_were_at_it(launch):
-    run = find_watched(launch.path).launches[0].run_of(launch.load().stages[0])
+    run = launch.load().run_of(0)
     started(run, 0, "10_0", at=BEGAN)
     ended(run, 0, at=BEGAN + 100)
     started(run, 2, "10_0", at=BEGAN + 1000)

@@ -14,8 +14,8 @@ from scenes.training import leave_trained
 from shims import Shims
 
 from deg.launch import cli
-from deg.launch.on.slurm.launches import Verdict
-from deg.launch.on.slurm.queue import parse_squeue
+from deg.launch.scheduler.launches import Verdict
+from deg.launch.scheduler.queue import parse_squeue
 from deg.launch.watch.status import read_launch
 from deg.launch.watch.target import Queue
 from deg.runs.merge import finish, merge

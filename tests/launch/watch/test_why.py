@@ -13,8 +13,8 @@ from scenes.training import leave_trained
 from shims import Shims
 
 from deg.launch import cli
-from deg.launch.on.slurm.launches import Verdict
-from deg.launch.on.slurm.queue import JobState, parse_squeue
+from deg.launch.scheduler.launches import Verdict
+from deg.launch.scheduler.queue import JobState, parse_squeue
 from deg.launch.watch.causes import in_hours, state_at, why_it_died
 from deg.launch.watch.symptoms import WAITS, symptom_of, wait_in_words, waits_in_vain
 from deg.launch.watch.target import Queue
@@ -45,7 +45,7 @@ def launch(project, shims):
 
 
 def run_of(launch, index=0):
-    return launch.run_of(launch.load().stages[index])
+    return launch.load().run_of(index)
 
 
 def ask(launch, *lines, problem=""):
@@ -325,7 +325,7 @@ def test_of_a_job_that_was_put_back_each_time_is_told_apart():
 
 
 def test_a_harmless_line_is_no_symptom():
-    assert symptom_of(["WARNING out of memory: going on with batches of 8"]) is None
+    assert symptom_of(["WARNING out of memory: continuing with batches of 8"]) is None
     assert symptom_of([]) is None
 
 

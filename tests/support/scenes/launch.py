@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deg.launch.on.slurm.launches import Job, Launch, LaunchDir, Stage
-from deg.options.load import as_dict, load_config, overlay, to_yaml
+from deg.launch.scheduler.launches import Launch, LaunchDir, Stage, SubmittedJob
+from deg.options.load import load_config, overlay, to_yaml
 from deg.options.schema import Cluster, Config
 from deg.runs.attempts import note, read_attempts
 from deg.runs.plans import InferencePlan
@@ -49,15 +49,15 @@ def make_launch(
     launch = LaunchDir(project / "models" / name)
     launch.jobs_folder.mkdir(parents=True)
     made = [_stage(project, stage, index) if isinstance(stage, str) else stage for index, stage in enumerate(stages)]
-    options = as_dict(overlay(Cluster(), cluster, source="in a test"))
-    launch.launch_file.write_text(Launch(project, tuple(made), report, deg, image, options, array_size).to_json())
+    options = overlay(Cluster(), cluster, source="in a test")
+    Launch(launch, project, tuple(made), report, deg, image, options, array_size).write()
     for index, stage in enumerate(made):
         launch.stage_folder(index).mkdir(parents=True)
         launch.config_file(index).write_text(to_yaml(_options(project, stage)))
     for index, stage in enumerate(made if submitted else ()):
         elements = tuple(range(stage.elements)) if stage.verb == "infer" else None
-        launch.add_job(Job(f"{index + 1}0", index, "execute", elements, time=BEGAN - 60))
-        launch.add_job(Job(f"{index + 1}1", index, "merge", time=BEGAN - 60))
+        launch.add_job(SubmittedJob(f"{index + 1}0", index, "execute", elements, time=BEGAN - 60))
+        launch.add_job(SubmittedJob(f"{index + 1}1", index, "merge", time=BEGAN - 60))
     return launch
 
 
@@ -125,7 +125,7 @@ def queued(job: str, state: str = "RUNNING", reason: str = "None", *, start: flo
 
 
 def add_job(launch: LaunchDir, job: str, stage: int = 0, role: str = "execute", **more: Any) -> None:
-    launch.add_job(Job(job, stage, role, **more))  # type: ignore[arg-type]
+    launch.add_job(SubmittedJob(job, stage, role, **more))  # type: ignore[arg-type]
 
 
 def started(run: RunDir, unit: int, job: str, host: str = "n1", *, restart: int = 0, at: float = BEGAN, **more) -> None:

@@ -39,7 +39,7 @@ def make_training_plan(folder: Path, **changes: object) -> TrainingPlan:
         labels={},
         inputs={},
         weights={},
-        config=as_dict(Config()),
+        config=Config(),
         cache=None,
         devices=1,
     )
@@ -155,7 +155,7 @@ def _create(folder: Path, stage: str, config: Any, keys: list[str], test: bool, 
         phases=("spatial", "flow", "both") if curriculum else ("both",),
         class_names=CLASSES,
         parts=parts,
-        config=as_dict(config),
+        config=config,
         **plan,
     )
     return create_run(

@@ -302,7 +302,7 @@ def test_a_builder_elsewhere_that_gets_no_further_is_not_waited_for_for_ever(tmp
     videos = make_videos(tmp_path, 20)
     make_foreign_part(tmp_path / "cache", videos)
     monkeypatch.setattr(making, "PATIENCE", 0.2)
-    with pytest.raises(CacheError, match=r"process 4711 on node7 makes the frames of .*v0\.mp4"):
+    with pytest.raises(CacheError, match=r"process 4711 on node7 is making the frames of .*v0\.mp4"):
         FrameCache(tmp_path / "cache", "raw", PLENTY).ensure(videos, SMALL)
 
 

@@ -381,7 +381,7 @@ def test_dangling_link(tmp_path):
 def test_link_in_a_circle(tmp_path):
     (tmp_path / "a.mp4").symlink_to(tmp_path / "b.mp4")
     (tmp_path / "b.mp4").symlink_to(tmp_path / "a.mp4")
-    with pytest.raises(VideoError, match="round in a circle"):
+    with pytest.raises(VideoError, match="leads back to itself"):
         probe(tmp_path / "a.mp4")
 
 

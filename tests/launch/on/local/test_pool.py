@@ -18,7 +18,8 @@ from scenes.run import do_units, frame_numbers, make_plan, make_run, scripted_wo
 
 from deg.errors import DegError, LaunchError
 from deg.launch.devices import Device, devices
-from deg.launch.on.local.pool import LocalPool, describe_exit
+from deg.launch.on.local.pool import LocalPool
+from deg.launch.on.local.workers import describe_exit
 from deg.runs.merge import merge
 
 pytestmark = pytest.mark.slow
@@ -228,8 +229,7 @@ def test_a_signal_stops_at_the_next_batch_and_leaves_what_is_whole(run, plan, pa
 
 def test_a_pool_can_be_stopped_from_within(run, plan, script):
     script(pause=0.05)
-    pool = LocalPool(run, plan.units, shares(2), lambda frames, finished: pool.stop())
-    assert pool.execute().stopped
+    assert execute(run, plan, progress=lambda frames, finished: True).stopped
     assert run.finished_units() == set()
 
 

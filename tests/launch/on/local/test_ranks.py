@@ -19,7 +19,8 @@ from scenes.training import make_training_plan
 from deg.errors import ConfigError, DegError, LaunchError
 from deg.launch.devices import Device
 from deg.launch.on.local import ranks
-from deg.launch.on.local.ranks import Outcome, rank_devices, run_ranks
+from deg.launch.on.local.ranks import rank_devices, run_ranks
+from deg.launch.stages.place import Outcome
 from deg.options import schema
 from deg.runs.rundir import create_run
 from deg.work import available_cores

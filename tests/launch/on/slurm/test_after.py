@@ -14,7 +14,7 @@ from scenes.launch import inference, make_launch, submitted, training
 from shims import Shims
 
 from deg.launch.on.slurm.jobs import ask_again
-from deg.launch.on.slurm.launches import LaunchDir
+from deg.launch.scheduler.launches import LaunchDir
 from deg.runs.attempts import read_attempts, read_exit
 
 AFTER = Path(str(files("deg.launch.on.slurm") / "after.sh"))

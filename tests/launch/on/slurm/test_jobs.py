@@ -18,9 +18,10 @@ from scripted_engine import FeatureSpans, SequenceSpans
 from deg import execute as door
 from deg.launch import cli
 from deg.launch.on.slurm import jobs
-from deg.launch.on.slurm.jobs import ask_again, bad_hosts, execute, merge, this_job, units_left, work
-from deg.launch.on.slurm.launches import LaunchDir
-from deg.runs.attempts import read_attempts
+from deg.launch.on.slurm.jobs import this_job, units_left, work
+from deg.launch.scheduler.launches import LaunchDir
+from deg.options.schema import Cluster
+from deg.runs.attempts import bad_hosts, read_attempts
 from deg.runs.rundir import RunDir, create_run, read_error
 from deg.work import StopFlag, Stopped
 
@@ -111,52 +112,52 @@ def outputs(project, key: str):
 )
 def test_an_element_does_every_so_many_units(project, run, script, environment, elements, first, index, done):
     environment(7, index)
-    assert execute(launch_of(project, elements), 0, first, StopFlag()) == 0
+    assert jobs.execute(launch_of(project, elements).load(), 0, first, StopFlag()) == 0
     assert run.finished_units() == done
 
 
 def test_a_job_without_elements_does_all(project, run, script):
-    assert execute(launch_of(project, 1), 0, 0, StopFlag()) == 0
+    assert jobs.execute(launch_of(project, 1).load(), 0, 0, StopFlag()) == 0
     assert run.finished_units() == {0, 1, 2}
 
 
 def test_units_that_are_done_are_not_done_again(project, run, script):
     do_units(run, run.load_plan(), [0, 2])
     before = {unit: run.result_file(unit).stat().st_mtime_ns for unit in (0, 2)}
-    execute(launch_of(project, 1), 0, 0, StopFlag())
+    jobs.execute(launch_of(project, 1).load(), 0, 0, StopFlag())
     assert {unit: run.result_file(unit).stat().st_mtime_ns for unit in (0, 2)} == before
     assert [len(read_attempts(run.unit_folder(unit))) for unit in (0, 1, 2)] == [0, 1, 0]
 
 
 def test_elements_that_come_late_do_nothing_again(done, project, run, script):
-    merge(done, 0, StopFlag())
-    assert execute(done, 0, 0, StopFlag()) == 0
+    jobs.merge(done.load(), 0, StopFlag())
+    assert jobs.execute(done.load(), 0, 0, StopFlag()) == 0
     assert not run.finished_units() and read_attempts(run.unit_folder(0)) == []
 
 
 def test_where_an_element_is_can_be_read_from_its_host(project, run, script, environment):
     launch = launch_of(project, 2)
     environment(7, 0)
-    execute(launch, 0, 0, StopFlag())
+    jobs.execute(launch.load(), 0, 0, StopFlag())
     assert (launch.stage_folder(0) / "at-0").read_text() == "2"
 
 
 def test_attempts_are_noted_with_their_job(project, run, script, environment):
     environment(7, 1, SLURM_RESTART_COUNT=4)
-    execute(launch_of(project), 0, 0, StopFlag())
+    jobs.execute(launch_of(project).load(), 0, 0, StopFlag())
     (attempt,) = read_attempts(run.unit_folder(1))
     assert (attempt.job, attempt.restart, attempt.end) == ("7_1", 4, "done")
 
 
 def test_a_stage_that_was_not_planned_has_nothing_to_do(project, run, script):
-    assert execute(launch_of(project), 1, 0, StopFlag()) == 0
+    assert jobs.execute(launch_of(project).load(), 1, 0, StopFlag()) == 0
 
 
 def test_a_stopped_element_says_so_and_leaves_the_rest(project, run, script, environment):
     stop = StopFlag()
     stop.is_set = True
     environment(7, 0)
-    assert execute(launch_of(project, 1), 0, 0, stop) == 75
+    assert jobs.execute(launch_of(project, 1).load(), 0, 0, stop) == 75
     assert run.finished_units() == set() and not read_attempts(run.unit_folder(1))
 
 
@@ -169,27 +170,27 @@ def test_a_fault_of_a_unit_does_not_end_the_others(project, run, script, environ
         real(run, plan, unit, *rest)
 
     monkeypatch.setattr(door, "run_unit", fail)
-    assert execute(launch_of(project, 1), 0, 0, StopFlag()) == 0
+    assert jobs.execute(launch_of(project, 1).load(), 0, 0, StopFlag()) == 0
     assert run.finished_units() == {1, 2} and "No space left" in read_error(run, 0)
 
 
 def test_a_worker_that_cannot_begin_ends_the_job(project, run, script):
     script["refuse"] = "the weights are damaged"
-    assert execute(launch_of(project, 1), 0, 0, StopFlag()) == 2
+    assert jobs.execute(launch_of(project, 1).load(), 0, 0, StopFlag()) == 2
     assert run.finished_units() == set()
 
 
 def test_a_job_by_its_environment():
     given = {"SLURM_JOB_ID": "41", "SLURM_ARRAY_JOB_ID": "40", "SLURM_ARRAY_TASK_ID": "3"}
-    job = this_job({"restarts": 5}, {**given, "DEG_JOB_END": "2000", "DEG_STOP_AHEAD": "120"})
+    job = this_job(Cluster(restarts=5), {**given, "DEG_JOB_END": "2000", "DEG_STOP_AHEAD": "120"})
     assert (job.name, job.restart, job.most, job.ends) == ("40_3", 0, 5, 1880.0)
-    job = this_job({"restarts": 5}, {"SLURM_JOB_ID": "41", "SLURM_RESTART_COUNT": "2"})
+    job = this_job(Cluster(restarts=5), {"SLURM_JOB_ID": "41", "SLURM_RESTART_COUNT": "2"})
     assert (job.name, job.restart, job.ends) == ("41", 2, None)
 
 
 @pytest.mark.parametrize("told", [{"DEG_JOB_END": "N/A", "DEG_STOP_AHEAD": "120"}, {"DEG_JOB_END": "2000"}])
 def test_a_job_that_does_not_know_its_end(told):
-    assert this_job({"restarts": 5}, {"SLURM_JOB_ID": "41", **told}).ends is None
+    assert this_job(Cluster(restarts=5), {"SLURM_JOB_ID": "41", **told}).ends is None
 
 
 @pytest.fixture
@@ -243,7 +244,7 @@ def again(launch: LaunchDir, stage: int = 0) -> list[str] | None:
 
 
 def test_a_stage_is_merged_and_the_next_one_planned(done, project, run):
-    assert merge(done, 0, StopFlag()) == 0
+    assert jobs.merge(done.load(), 0, StopFlag()) == 0
     assert done.verdict(0).state == "done" and run.is_merged() and again(done) is None
     for key, frames in LENGTHS.items():
         assert frame_numbers(outputs(project, key)).tolist() == list(range(frames))
@@ -257,21 +258,23 @@ def test_after_the_last_stage_a_report_is_written_if_it_is_wanted(project, run, 
     do_units(run, run.load_plan())
     stage = inference(project, RUN, 3, "feature_extractor", *FIXED)
     for report in (False, True):
-        assert merge(make_launch(project, [stage], name=f"launch_{report}", report=report), 0, StopFlag()) == 0
+        assert (
+            jobs.merge(make_launch(project, [stage], name=f"launch_{report}", report=report).load(), 0, StopFlag()) == 0
+        )
         assert written == [project] * report
 
 
 def test_merging_a_second_time_does_no_harm(done, project):
-    merge(done, 0, StopFlag())
+    jobs.merge(done.load(), 0, StopFlag())
     before = outputs(project, "mouse_1").read_bytes()
-    assert merge(done, 0, StopFlag()) == 0
+    assert jobs.merge(done.load(), 0, StopFlag()) == 0
     assert done.verdict(0).state == "done" and outputs(project, "mouse_1").read_bytes() == before
 
 
 def test_a_merge_job_that_was_killed_when_all_that_was_left_was_to_say_so(done, project, run):
-    merge(done, 0, StopFlag())
+    jobs.merge(done.load(), 0, StopFlag())
     run.done_file.unlink()
-    assert merge(done, 0, StopFlag()) == 0
+    assert jobs.merge(done.load(), 0, StopFlag()) == 0
     assert run.is_merged() and done.verdict(0).state == "done"
 
 
@@ -279,20 +282,20 @@ def test_a_stage_that_was_not_planned_only_leads_to_the_next(project, run):
     launch = make_launch(
         project, [inference(project, "nothing"), inference(project, "other", 3, "feature_extractor", *FIXED)]
     )
-    assert merge(launch, 0, StopFlag()) == 0 and launch.verdict(0).state == "done"
+    assert jobs.merge(launch.load(), 0, StopFlag()) == 0 and launch.verdict(0).state == "done"
     assert (project / "models" / "other" / "plan.json").exists()
 
 
 def test_a_stage_whose_forerunner_failed_is_not_merged(project, run):
     launch = launch_of(project)
-    assert merge(launch, 1, StopFlag()) == 1
+    assert jobs.merge(launch.load(), 1, StopFlag()) == 1
     assert launch.verdict(1).state == "failed" and "infer feature_extractor is not done" in launch.verdict(1).message
 
 
 def test_what_is_missing_is_asked_for(project, run):
     do_units(run, run.load_plan(), [0])
     launch = launch_of(project, array_size=2)
-    assert merge(launch, 0, StopFlag()) == 75
+    assert jobs.merge(launch.load(), 0, StopFlag()) == 75
     assert launch.verdict(0).state == "again" and "2 of its units" in launch.verdict(0).message
     assert again(launch) == ["0 1 - 1", "1 0 - 1"]
     assert not (project / "models" / "next").exists() and not run.is_merged()
@@ -301,17 +304,17 @@ def test_what_is_missing_is_asked_for(project, run):
 def test_elements_are_asked_for_by_the_units_that_they_do(project, run):
     do_units(run, run.load_plan(), [1])
     launch = launch_of(project, 2)
-    assert merge(launch, 0, StopFlag()) == 75 and again(launch) == ["0 0 - 1"]  # units 0 and 2
+    assert jobs.merge(launch.load(), 0, StopFlag()) == 75 and again(launch) == ["0 0 - 1"]  # units 0 and 2
 
 
 def test_each_time_is_a_round_and_their_number_is_limited(project, run):
     do_units(run, run.load_plan(), [0, 1])
     launch = launch_of(project, restarts=3)
     for round in (1, 2, 3):
-        assert merge(launch, 0, StopFlag()) == 75
+        assert jobs.merge(launch.load(), 0, StopFlag()) == 75
         assert again(launch) == [f"0 2 - {round}"]
         add_job(launch, str(round), 0, "execute", round=round)
-    assert merge(launch, 0, StopFlag()) == 0
+    assert jobs.merge(launch.load(), 0, StopFlag()) == 0
     assert launch.verdict(0).state == "partly" and not run.is_merged()
     assert frame_numbers(outputs(project, "mouse_1")).tolist() == list(range(LENGTHS["mouse_1"]))
 
@@ -321,14 +324,14 @@ def test_a_launch_that_was_resumed_has_its_rounds_again(project, run):
     launch = launch_of(project, restarts=3)
     add_job(launch, "1", 0, "execute", round=3)
     add_job(launch, "2", 0, "execute", round=0)
-    assert merge(launch, 0, StopFlag()) == 75
+    assert jobs.merge(launch.load(), 0, StopFlag()) == 75
     assert again(launch) == ["0 2 - 1"]
 
 
 def test_rounds_of_another_stage_do_not_count(project, run):
     launch = launch_of(project, restarts=1)
     add_job(launch, "1", 1, "execute", round=9)
-    assert merge(launch, 0, StopFlag()) == 75
+    assert jobs.merge(launch.load(), 0, StopFlag()) == 75
 
 
 DONE, STOP, FAIL = {"event": "done"}, {"event": "stopped", "why": "signal"}, {"event": "failed", "message": "no GPU"}
@@ -349,7 +352,7 @@ def test_hosts_that_fail_what_others_can_do_are_excluded(project, run):
     died(run, 2, "1", host="dead")
     do_units(run, run.load_plan(), [0])
     launch = launch_of(project)
-    assert merge(launch, 0, StopFlag()) == 75
+    assert jobs.merge(launch.load(), 0, StopFlag()) == 75
     assert again(launch) == ["0 1,2 bad,dead 1"]
 
 
@@ -368,7 +371,7 @@ def test_hosts_that_fail_what_others_can_do_are_excluded(project, run):
 def test_a_bad_host_did_nothing_well_where_others_did(project, run, units, excluded):
     for unit, (host, end) in enumerate(units):
         attempted(run, unit, host, end)
-    assert bad_hosts(run) == excluded
+    assert bad_hosts(run.path) == excluded
 
 
 def test_a_unit_that_kills_its_workers_is_put_aside_and_the_rest_goes_on(project, run):
@@ -377,7 +380,7 @@ def test_a_unit_that_kills_its_workers_is_put_aside_and_the_rest_goes_on(project
         started(run, 2, job, f"n{job}")
         exited(run, 2, job, 137)
     launch = launch_of(project)
-    assert merge(launch, 0, StopFlag()) == 0
+    assert jobs.merge(launch.load(), 0, StopFlag()) == 0
     verdict = launch.verdict(0)
     assert verdict.state == "partly" and "mouse_2" in verdict.message and "3 times" in verdict.message
     assert "3 times (on n1, n2, n3)" in read_error(run, 2)
@@ -388,7 +391,7 @@ def test_a_unit_that_kills_its_workers_is_put_aside_and_the_rest_goes_on(project
 def test_two_deaths_are_not_enough(project, run):
     do_units(run, run.load_plan(), [0, 1])
     died(run, 2, "1", "2")
-    assert merge(launch_of(project), 0, StopFlag()) == 75
+    assert jobs.merge(launch_of(project).load(), 0, StopFlag()) == 75
     assert read_error(run, 2) is None and units_left(run, 10) == [2]
 
 
@@ -405,7 +408,7 @@ def test_a_labelled_recording_without_features_ends_the_launch(project, run):
     (project / "DATA" / "mouse_2" / "mouse_2_labels.csv").write_text("\n".join(lines) + "\n")
     do_units(run, run.load_plan(), faults={"mouse_2": "the file is damaged"})
     launch = launch_of(project)
-    assert merge(launch, 0, StopFlag()) == 1
+    assert jobs.merge(launch.load(), 0, StopFlag()) == 1
     assert launch.verdict(0).state == "failed" and "the file is damaged" in launch.verdict(0).message
     assert not (project / "models" / "next").exists()
 
@@ -413,14 +416,14 @@ def test_a_labelled_recording_without_features_ends_the_launch(project, run):
 def test_a_damaged_video_without_labels_is_named_and_the_chain_goes_on(project, run):
     do_units(run, run.load_plan(), faults={"mouse_2": "the file is damaged"})
     launch = launch_of(project)
-    assert merge(launch, 0, StopFlag()) == 0
+    assert jobs.merge(launch.load(), 0, StopFlag()) == 0
     assert launch.verdict(0).state == "partly" and "the file is damaged" in launch.verdict(0).message
 
 
 def test_a_next_stage_that_cannot_be_planned_is_said(done, project):
     for weights in project.glob("models/*sequence*/checkpoint.pt"):
         weights.unlink()
-    assert merge(done, 0, StopFlag()) == 2
+    assert jobs.merge(done.load(), 0, StopFlag()) == 2
     assert done.verdict(0).state == "failed" and "sequence" in done.verdict(0).message
     assert RunDir(project / "models" / RUN).is_merged()
 
@@ -429,16 +432,16 @@ def test_a_stopped_merge_job_leaves_no_verdict(done):
     stop = StopFlag()
     stop.is_set = True
     with pytest.raises(Stopped):
-        merge(done, 0, stop)
+        jobs.merge(done.load(), 0, stop)
     assert done.verdict(0) is None and again(done) is None
 
 
 def test_all_that_a_merge_job_decides_is_in_the_events(project, run):
     do_units(run, run.load_plan(), [0])
     launch = launch_of(project)
-    merge(launch, 0, StopFlag())
+    jobs.merge(launch.load(), 0, StopFlag())
     do_units(run, run.load_plan(), [1, 2])
-    merge(launch, 0, StopFlag())
+    jobs.merge(launch.load(), 0, StopFlag())
     events = [json.loads(line) for line in (launch.path / "events.jsonl").read_text().splitlines()]
     assert [(event["event"], event.get("units"), event.get("state")) for event in events] == [
         ("again", [1, 2], None),
@@ -464,14 +467,14 @@ def test_a_training_is_asked_for_until_all_phases_are_done(trained):
     run, launch = trained
     leave_trained(run, 0)
     assert units_left(run, 10) == [1]
-    assert merge(launch, 0, StopFlag()) == 75 and again(launch) == ["0 - - 1"]
+    assert jobs.merge(launch.load(), 0, StopFlag()) == 75 and again(launch) == ["0 - - 1"]
 
 
 def test_a_training_that_gets_no_further_ends_the_launch_with_the_reason(trained):
     run, launch = trained
     died(run, 0, "1", "2", "3")
     assert units_left(run, 10) == []
-    assert merge(launch, 0, StopFlag()) != 0
+    assert jobs.merge(launch.load(), 0, StopFlag()) != 0
     assert launch.verdict(0).state == "failed" and "3 times" in launch.verdict(0).message
 
 
@@ -487,7 +490,7 @@ def test_a_training_that_is_done_is_closed_and_the_next_stage_planned(tmp_path):
     following = training(project, "features", "feature_extractor", *more)
     launch = make_launch(project, [training(project, "flow", "flow_generator", *words), following])
     leave_trained(run, 0)
-    assert merge(launch, 0, StopFlag()) == 0
+    assert jobs.merge(launch.load(), 0, StopFlag()) == 0
     assert run.done_file.exists() and launch.verdict(0).state == "done"
     weights = RunDir(project / "models" / "features").load_training_plan().weights
     assert weights["flow_generator"]["path"].startswith(str(run.path))
@@ -504,8 +507,8 @@ def test_ranks_do_all_phases_that_are_left(trained, monkeypatch, environment):
 
     monkeypatch.setattr(door, "main", train)
     environment(7, SLURM_PROCID=0)
-    assert execute(launch, 0, 0, StopFlag()) == 0 and did == [0, 1]
-    assert execute(launch, 0, 0, StopFlag()) == 0 and did == [0, 1]
+    assert jobs.execute(launch.load(), 0, 0, StopFlag()) == 0 and did == [0, 1]
+    assert jobs.execute(launch.load(), 0, 0, StopFlag()) == 0 and did == [0, 1]
     assert (launch.stage_folder(0) / "at-0").read_text() == "1"
 
 
@@ -515,7 +518,7 @@ def test_ranks_that_are_not_the_first_wait_for_it(trained, monkeypatch, environm
     monkeypatch.setattr(door, "main", lambda words, stop: seen.append(words[1]) or 0)
     monkeypatch.setattr(jobs.time, "sleep", lambda seconds: leave_trained(run, int(seen[-1])))
     environment(7, SLURM_PROCID=1, SLURM_LOCALID=1)
-    assert execute(launch, 0, 0, StopFlag()) == 0 and seen == ["0", "1"]
+    assert jobs.execute(launch.load(), 0, 0, StopFlag()) == 0 and seen == ["0", "1"]
     assert not (launch.stage_folder(0) / "at-0").exists()
 
 
@@ -523,7 +526,7 @@ def test_ranks_that_are_not_the_first_wait_for_it(trained, monkeypatch, environm
 def test_a_rank_that_ends_ends_its_job(trained, monkeypatch, status):
     run, launch = trained
     monkeypatch.setattr(door, "main", lambda words, stop: status)
-    assert execute(launch, 0, 0, StopFlag()) == status and not run.phase_done_file(0).exists()
+    assert jobs.execute(launch.load(), 0, 0, StopFlag()) == status and not run.phase_done_file(0).exists()
 
 
 # ---------------------------------------------------------------------------------------------------- asking
@@ -540,5 +543,5 @@ def test_a_rank_that_ends_ends_its_job(trained, monkeypatch, status):
 def test_elements_are_asked_for_by_array_and_index(tmp_path, size, elements, lines):
     launch = make_launch(tmp_path, [inference(tmp_path, RUN, 12)], array_size=size)
     launch.stage_folder(0).mkdir(parents=True, exist_ok=True)
-    ask_again(launch, 0, elements, [], 2)
+    jobs.ask_again(launch.load(), 0, elements, [], 2)
     assert again(launch) == lines

@@ -17,9 +17,9 @@ from scripted_training import ScriptedRanks
 
 from deg import execute as door
 from deg.launch import cli
+from deg.launch.on.local import place
 from deg.launch.on.slurm import jobs
-from deg.launch.on.slurm.queue import NEVER, array_of
-from deg.launch.stages import train
+from deg.launch.scheduler.queue import NEVER, array_of
 from deg.runs.attempts import read_attempts
 from deg.runs.rundir import RunDir
 from deg.work import StopFlag
@@ -80,7 +80,7 @@ def test_an_interrupted_inference_is_gone_on_with(deg, folder, script):
 @pytest.fixture
 def ranks(monkeypatch):
     scripted = ScriptedRanks()
-    monkeypatch.setattr(train, "run_ranks", scripted)
+    monkeypatch.setattr(place, "run_ranks", scripted)
     return scripted
 
 
@@ -91,7 +91,7 @@ def test_an_interrupted_training_is_gone_on_with(deg, tmp_path, ranks):
     status, report, _ = deg("resume", project)
     assert status == 0 and Path(report["best"]["weights"]).exists()
     (run,) = [RunDir(file.parent) for file in project.glob("models/*/plan.json")]
-    assert run.done_file.exists() and run.load_training_plan().config["train"]["num_epochs"] == 7
+    assert run.done_file.exists() and run.load_training_plan().config.train.num_epochs == 7
     assert [name for name, _, _ in ranks.calls] == [run.name] * 2
 
 
@@ -188,7 +188,7 @@ def test_a_cancelled_launch_is_submitted_again_with_other_options(fake_slurm, la
     asked = [job["options"] for job in fake_slurm.jobs() if str(job["array_id"]) in new]
     assert {(options["account"], options["time"]) for options in asked} >= {("other", "20:00")}
     assert state_of(launch, 0) == state_of(launch, 1) == "done"
-    assert launch.load().cluster["account"] == "other"
+    assert launch.load().cluster.account == "other"
     with h5py.File(outputs(folder, "mouse_2")) as file:
         assert sorted(file) == ["resnet18", "tgmj"]
 
@@ -209,7 +209,7 @@ def test_jobs_that_are_alive_are_not_disturbed(recorder, launched, deg, folder):
     launch = launched()
     before = launch.jobs()
     status, report, _ = deg("resume", folder)
-    assert status == 2 and "still at it" in report["error"] and "deg cancel" in report["error"]
+    assert status == 2 and "running or queued" in report["error"] and "deg cancel" in report["error"]
     assert launch.jobs() == before and {*recorder.states().values()} == {"PENDING"}
 
 
@@ -235,7 +235,7 @@ def test_jobs_that_wait_in_vain_are_taken_out_of_the_queue(recorder, launched, f
 
 def test_what_was_put_aside_gets_a_new_chance(recorder, launched, finish, deg, folder):
     launch = launched()
-    run = launch.run_of(launch.load().stages[0])
+    run = launch.load().run_of(0)
     recorder.tell("CANCELLED")
     put_aside(run, 1)
     word = launch.stage_folder(0) / "again"
@@ -251,7 +251,7 @@ def test_what_was_put_aside_gets_a_new_chance(recorder, launched, finish, deg, f
 
 def test_a_unit_that_was_put_aside_is_done_in_all_stages(recorder, launched, finish, deg, folder):
     launch = launched()
-    run = launch.run_of(launch.load().stages[0])
+    run = launch.load().run_of(0)
     put_aside(run, 2)
     finish(launch, 0, 1)
     assert state_of(launch, 0) == "partly" and not outputs(folder, "mouse_2").exists()

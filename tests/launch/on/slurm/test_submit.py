@@ -16,7 +16,7 @@ from scenes.run import scripted_workers
 
 from deg.launch import cli
 from deg.launch.on.slurm import submit
-from deg.launch.on.slurm.orders import request_of
+from deg.launch.on.slurm.orders import request_of, workers_on
 from deg.launch.stages import infer as inference
 from deg.launch.stages import train
 from deg.launch.stages.request import StageRequest
@@ -99,7 +99,7 @@ def test_an_inference_is_an_array_and_a_job_that_merges(recorder, infer, folder)
     [("sbatch: Job 7 to start at 2026-11-22T12:00:00", False), ("allocation failure: More processors requested", True)],
 )
 def test_what_the_scheduler_says_it_will_never_begin_is_told(recorder, infer, monkeypatch, words, told):
-    monkeypatch.setattr("deg.launch.on.slurm.script.test_only", lambda text: words)
+    monkeypatch.setattr("deg.launch.scheduler.script.test_only", lambda text: words)
     status, _, said = infer("feature_extractor")
     assert status == 0 and ("may never begin" in said and words in said) is told
 
@@ -116,8 +116,8 @@ def test_the_run_is_planned_at_once_and_its_units_are_shared_out(recorder, infer
 def test_only_the_first_stage_is_planned_and_the_others_wait_for_each_other(recorder, infer, folder):
     assert infer("all")[0] == 0
     launch = only_launch(folder)
-    features, sequence = launch.load().stages
-    assert launch.run_of(features).plan_file.exists() and not launch.run_of(sequence).path.exists()
+    loaded = launch.load()
+    assert loaded.run_of(0).plan_file.exists() and not loaded.run_of(1).path.exists()
     assert [(role, stage) for stage, role, _, _ in submitted(launch)] == [
         ("execute", 0), ("merge", 0), ("execute", 1), ("merge", 1),
     ]  # fmt: skip
@@ -132,22 +132,22 @@ def test_the_whole_chain_is_submitted_at_once(recorder, deg, tmp_path):
     project = make_labelled_project(tmp_path / "mice")
     status, report, _ = deg("run", project, "feature_extractor.weights=random", "cluster.nodes=2")
     launch = only_launch(project)
-    spec = launch.load()
-    assert status == 0 and spec.report
-    assert [stage.name for stage in spec.stages] == [stage["stage"] for stage in report["stages"]]
-    assert [stage.name for stage in spec.stages] == [
+    loaded = launch.load()
+    assert status == 0 and loaded.report
+    assert [stage.name for stage in loaded.stages] == [stage["stage"] for stage in report["stages"]]
+    assert [stage.name for stage in loaded.stages] == [
         "train flow_generator",
         "train feature_extractor",
         "infer feature_extractor",
         "train sequence",
         "infer sequence",
     ]
-    assert [launch.run_of(stage).plan_file.exists() for stage in spec.stages] == [True, False, False, False, False]
-    assert "flow_generator.weights=latest" in spec.stages[1].command
+    assert [loaded.run_of(index).plan_file.exists() for index in range(5)] == [True, False, False, False, False]
+    assert "flow_generator.weights=latest" in loaded.stages[1].command
     assert [role for _, role, _, _ in submitted(launch)] == ["execute", "merge"] * 5
     jobs = [recorder.waiting()[job.job] for job in launch.jobs()]
     assert [job.options["nodes"] for job in jobs] == ["2", "1", "2", "1", "1", "1", "1", "1", "1", "1"]
-    assert launch.run_of(spec.stages[0]).load_training_plan().devices == 2
+    assert loaded.run_of(0).load_training_plan().devices == 2
 
 
 def test_what_is_trained_is_left_out_of_the_chain(recorder, deg, folder):
@@ -168,12 +168,11 @@ def test_a_training_is_one_job_of_all_ranks(recorder, deg, tmp_path):
     project = make_labelled_project(tmp_path / "mice")
     status, _, _ = deg("train", "flow_generator", project, "cluster.nodes=2", "cluster.tasks_per_node=2")
     launch = only_launch(project)
-    (stage,) = launch.load().stages
     job, merging = (recorder.waiting()[job.job] for job in launch.jobs())
     assert status == 0 and submitted(launch) == [(0, "execute", None, 0), (0, "merge", None, 0)]
     assert (job.options["nodes"], job.options["ntasks-per-node"]) == ("2", "2")
     assert merging.dependency == f"afterany:{launch.jobs()[0].job}"
-    assert launch.run_of(stage).load_training_plan().devices == 4
+    assert launch.load().run_of(0).load_training_plan().devices == 4
 
 
 @pytest.mark.parametrize(("max_array_size", "arrays"), [(10, [3]), (3, [3]), (2, [2, 1]), (1, [1, 1, 1])])
@@ -213,9 +212,8 @@ def test_a_name_that_is_given(recorder, infer, folder):
 
 def requests(folder: Path) -> list[StageRequest]:
     """What the launch of a project holds of its stages."""
-    launch = only_launch(folder)
-    spec = launch.load()
-    return [request_of(launch, spec, index) for index in range(len(spec.stages))]
+    launch = only_launch(folder).load()
+    return [request_of(launch, index) for index in range(len(launch.stages))]
 
 
 def test_options_hold_as_they_were_when_it_was_submitted(recorder, infer, folder, tmp_path):
@@ -231,7 +229,7 @@ def test_options_hold_as_they_were_when_it_was_submitted(recorder, infer, folder
     for request in requests(folder):
         config = request.config
         assert (config.inference.units_per_device, config.notes) == (7, "first")
-        assert (config.cluster.account, config.cluster.qos, request.workers) == ("lab", "high", 4)
+        assert (config.cluster.account, config.cluster.qos, workers_on(config.cluster, request)) == ("lab", "high", 4)
     text = only_launch(folder).config_file(1).read_text()
     assert text.startswith(f"# deg infer sequence {folder} ") and "units_per_device: 7" in text
 
@@ -324,7 +322,7 @@ def test_the_same_command_again_is_refused_while_jobs_are_alive(recorder, infer,
     infer("feature_extractor")
     before = listed(folder)
     status, report, _ = infer("feature_extractor")
-    assert status == 2 and "work on this run, or wait to" in report["error"]
+    assert status == 2 and "are running or queued for it" in report["error"]
     assert listed(folder) == before and len(recorder.waiting()) == 2
 
 
@@ -334,7 +332,7 @@ def test_a_training_that_jobs_are_at_is_left_to_them(recorder, deg, tmp_path, on
     words = ("train", "flow_generator", project, "compute.devices=1")
     deg(*words)
     status, report, _ = deg(*words, on=on)
-    assert status == 2 and "work on this run, or wait to" in report["error"] and len(recorder.waiting()) == 2
+    assert status == 2 and "are running or queued for it" in report["error"] and len(recorder.waiting()) == 2
 
 
 def test_after_the_jobs_are_gone_the_run_is_gone_on_with(recorder, infer, folder):

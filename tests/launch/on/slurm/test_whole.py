@@ -16,7 +16,7 @@ from scenes.project import make_labelled_project, make_project
 from scenes.run import frame_numbers, scripted_workers
 
 from deg.launch import cli
-from deg.launch.on.slurm.launches import LaunchDir
+from deg.launch.scheduler.launches import LaunchDir
 from deg.runs.attempts import read_attempts
 from deg.runs.rundir import RunDir
 
@@ -112,7 +112,7 @@ def until(test: Callable[[], bool], seconds: float = PATIENCE) -> None:
 
 def begun(launch: LaunchDir, *units: int) -> bool:
     """Whether workers are in the midst of these units of the first stage."""
-    run = launch.run_of(launch.load().stages[0])
+    run = launch.load().run_of(0)
     return all(attempts_at(run, unit) and attempts_at(run, unit)[-1].end is None for unit in units)
 
 
@@ -122,12 +122,12 @@ def attempts_at(run: RunDir, unit: int):
 
 def ends(launch: LaunchDir, unit: int) -> list[tuple[str | None, int | None]]:
     """How the attempts at a unit of the first stage ended: by its own word, and as its host saw it."""
-    run = launch.run_of(launch.load().stages[0])
+    run = launch.load().run_of(0)
     return [(attempt.end, attempt.status) for attempt in attempts_at(run, unit)]
 
 
 def units_done(launch: LaunchDir, index: int = 0) -> list[int]:
-    run = launch.run_of(launch.load().stages[index])
+    run = launch.load().run_of(index)
     return sorted(event["unit"] for event in run.events() if event["event"] == "unit_done")
 
 
@@ -139,8 +139,7 @@ def test_results_are_those_of_one_machine(fake_slurm, infer, folder, undisturbed
     assert set(fake_slurm.wait(seconds=PATIENCE).values()) == {"COMPLETED"}
     assert same(datasets(folder), undisturbed) and states(launch) == ["done", "done"]
     assert units_done(launch) == [0, 1, 2]
-    for stage in launch.load().stages:
-        assert launch.run_of(stage).is_merged()
+    assert all(launch.load().run_of(index).is_merged() for index in range(2))
 
 
 def test_arrays_cut_short_do_all_the_units(fake_slurm, infer, folder, undisturbed):
@@ -213,7 +212,7 @@ def test_a_unit_that_kills_its_worker_three_times_is_put_aside(fake_slurm, infer
     assert states(launch) == ["partly", "done"] and "mouse_2" in launch.verdict(0).message
     assert [status for _, status in ends(launch, 2)] == [137] * 3
     assert same(datasets(folder), {name: v for name, v in undisturbed.items() if name.startswith("mouse_1")})
-    assert "3 times" in json.loads(launch.run_of(launch.load().stages[0]).error_file(2).read_text())["message"]
+    assert "3 times" in json.loads(launch.load().run_of(0).error_file(2).read_text())["message"]
     assert [entry[3] for entry in submitted(launch) if entry[:2] == (0, "execute")] == [0, 1, 2]
 
 

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +24,8 @@ from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmiss
 from submitit.helpers import clean_env
 
 from deg.errors import LaunchError
-from deg.launch.on.slurm.queue import run_scheduler
+from deg.launch.scheduler.queue import run_scheduler
 from deg.options.forms import sbatch_flag, time_limit_minutes
-from deg.options.load import restore
 from deg.options.schema import Cluster
 
 SBATCH_SECONDS = 180
@@ -293,8 +292,3 @@ def gpu_hours(needs: Sequence[tuple[Need, int]]) -> float | None:
             return None
         total += count * need.nodes * need.gpus_per_node * time_limit_minutes(need.time or "1") / 60
     return total
-
-
-def options_of(cluster: Mapping[str, Any]) -> Cluster:
-    """The options as launch.json holds them."""
-    return restore({"cluster": cluster}).cluster

@@ -17,10 +17,10 @@ from shims import Shims
 from deg.data.json_lines import read_lines
 from deg.errors import LaunchError
 from deg.launch import cli
-from deg.launch.on.slurm import cancel
-from deg.launch.on.slurm.cancel import cancel_launch, cancel_run
-from deg.launch.on.slurm.launches import Job
-from deg.launch.on.slurm.queue import alive
+from deg.launch.scheduler.launches import SubmittedJob
+from deg.launch.scheduler.queue import alive
+from deg.launch.watch import cancel
+from deg.launch.watch.cancel import cancel_launch, cancel_run
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def submit(tmp_path, *flags: str) -> str:
 def launch_of(project, *jobs: str):
     launch = make_launch(project, submitted=False)
     for job in jobs:
-        launch.add_job(Job(job, 0, "execute"))
+        launch.add_job(SubmittedJob(job, 0, "execute"))
     return launch
 
 
@@ -78,7 +78,7 @@ def test_jobs_that_were_submitted_meanwhile_are_ended_too(project, tmp_path, mon
 
     def wait(_):
         if len(launch.jobs()) == 1:
-            launch.add_job(Job("6", 0, "merge"))
+            launch.add_job(SubmittedJob("6", 0, "merge"))
             shims("squeue", "5|CANCELLED||N/A|0:01|1:00|None\n6|PENDING||N/A|0:01|1:00|None\n")
         else:
             shims("squeue", "5|CANCELLED||N/A|0:01|1:00|None\n6|CANCELLED||N/A|0:01|1:00|None\n")

@@ -10,9 +10,9 @@ from scenes.run import NOW, do_units, make_plan, make_run
 from scenes.training import leave_trained, make_training_plan
 
 from deg.launch import cli
-from deg.launch.watch.runs import read_status
 from deg.runs.merge import finish, merge
 from deg.runs.rundir import RunDir, create_run
+from deg.runs.state import open_run
 
 LENGTHS = {"a": 600, "b": 40, "c": 1500}
 
@@ -28,7 +28,7 @@ def run(tmp_path, plan):
 
 
 def test_a_run_that_has_not_begun(run):
-    found = read_status(run)
+    found = open_run(run).status()
     assert (found.state, found.units, found.units_done, found.recordings, found.recordings_done) == (
         "interrupted",
         3,
@@ -43,7 +43,7 @@ def test_a_run_at_work(run, plan):
     do_units(run, plan, [0])
     merge(run, plan)
     with run.claimed():
-        found = read_status(run)
+        found = open_run(run).status()
     assert (found.state, found.units_done, found.recordings_done, found.frames_done) == ("running", 1, 2, 640)
     assert found.frames_per_second > 0
 
@@ -51,16 +51,16 @@ def test_a_run_at_work(run, plan):
 def test_a_unit_that_failed_counts_until_it_is_done(run, plan):
     run.unit_folder(1).mkdir(parents=True)
     run.error_file(1).write_text("{}")
-    found = read_status(run)
+    found = open_run(run).status()
     assert (found.units_failed, found.recordings_failed) == (1, len({span.key for span in plan.units[1].spans}))
     do_units(run, plan, [1])
-    assert (read_status(run).units_failed, read_status(run).recordings_failed) == (0, 0)
+    assert (open_run(run).status().units_failed, open_run(run).status().recordings_failed) == (0, 0)
 
 
 def test_a_finished_run(run, plan):
     do_units(run, plan, faults={"b": "the file is damaged"})
     finish(run, merge(run, plan))
-    found = read_status(run)
+    found = open_run(run).status()
     assert (found.state, found.units_done, found.recordings_done, found.recordings_failed) == ("finished", 3, 2, 1)
     assert found.frames_done == found.frames
 
@@ -70,13 +70,13 @@ def test_a_recording_merged_twice_is_one_recording(run, plan):
     merge(run, plan)
     plan.outputs["a"].unlink()
     merge(run, plan)
-    assert read_status(run).recordings_done == 3
+    assert open_run(run).status().recordings_done == 3
 
 
 def test_looking_does_not_disturb(run, plan):
     do_units(run, plan, [0])
     before = sorted((path, path.stat().st_mtime_ns) for path in run.path.rglob("*"))
-    read_status(run)
+    open_run(run).status()
     assert sorted((path, path.stat().st_mtime_ns) for path in run.path.rglob("*")) == before
 
 
@@ -107,7 +107,7 @@ def make_training(folder, **changes) -> RunDir:
 
 
 def test_a_training_that_has_not_begun(tmp_path):
-    found = read_status(make_training(tmp_path))
+    found = open_run(make_training(tmp_path)).status()
     assert (found.stage, found.arch, found.state, found.phases_done) == ("sequence", "tgmj", "interrupted", 0)
     assert (found.epochs_done, found.epochs, found.loss, found.value) == (0, 100, None, None)
 
@@ -119,23 +119,23 @@ def test_a_training_at_work_tells_its_last_epoch(tmp_path):
     with (run.path / "metrics.jsonl").open("a") as lines:
         lines.write('{"epoch": 3, "tra')  # being written at this moment
     with run.claimed():
-        found = read_status(run)
+        found = open_run(run).status()
     assert (found.state, found.epochs_done, found.figure) == ("running", 3, "f1_class_mean")
     assert found.value == pytest.approx(0.7) and found.loss == pytest.approx(1 / 3)
 
 
 def test_a_curriculum_tells_of_the_phase_at_work(tmp_path):
     run = make_training(tmp_path, stage="feature_extractor", phases=("spatial", "flow", "both"))
-    assert read_status(run).phase == "spatial"
+    assert open_run(run).status().phase == "spatial"
     leave_trained(run, 0)
     leave_trained(run, 1)
     run.phase_done_file(1).unlink()
-    found = read_status(run)
+    found = open_run(run).status()
     assert (found.phase, found.phases_done, found.phases, found.epochs_done) == ("flow", 1, 3, 2)
     leave_trained(run, 1)
     leave_trained(run, 2)
     run.done_file.write_text("{}")
-    found = read_status(run)
+    found = open_run(run).status()
     assert (found.phase, found.phases_done, found.state) == ("both", 3, "finished")
 
 

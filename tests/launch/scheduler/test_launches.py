@@ -17,18 +17,17 @@ from shims import Shims
 from deg.data.json_lines import append_line
 from deg.errors import LaunchError, RunError
 from deg.launch import cli
-from deg.launch.on.slurm import queue
-from deg.launch.on.slurm.launches import (
-    Job,
+from deg.launch.scheduler import queue
+from deg.launch.scheduler.launches import (
     Launch,
     LaunchDir,
     Stage,
+    SubmittedJob,
     Verdict,
     find_launches,
     launch_of,
     require_free,
 )
-from deg.options.load import as_dict
 from deg.options.schema import Cluster
 from deg.projects.project import create_project
 from deg.runs.rundir import RunDir
@@ -44,23 +43,24 @@ stages = st.builds(
     command=st.lists(words, max_size=4).map(tuple),
 )
 clusters = st.builds(
-    Cluster, account=words | st.none(), binds=st.lists(words, max_size=3).map(list), jobs=st.integers(1, 9)
+    Cluster, account=words | st.none(), binds=st.lists(words, max_size=3).map(tuple), jobs=st.integers(1, 9)
 )
 launches = st.builds(
     Launch,
+    folder=paths.map(LaunchDir),
     project=paths,
     stages=st.lists(stages, max_size=4).map(tuple),
     report=st.booleans(),
     deg=words,
     image=paths | st.none(),
-    cluster=clusters.map(as_dict),
+    cluster=clusters,
     array_size=st.integers(1, 10**6),
 )
 
 
 @given(launches)
 def test_a_launch_comes_back_as_it_was_written(launch):
-    assert Launch.from_json(launch.to_json()) == launch
+    assert Launch.from_json(launch.to_json(), launch.folder) == launch
 
 
 @pytest.fixture
@@ -69,9 +69,9 @@ def launch(tmp_path) -> LaunchDir:
 
 
 def test_a_launch_is_loaded(launch, tmp_path):
-    spec = launch.load()
-    assert [stage.name for stage in spec.stages] == ["infer feature_extractor", "train flow_generator"]
-    assert launch.run_of(spec.stages[1]) == RunDir(tmp_path / "models" / "two")
+    loaded = launch.load()
+    assert [stage.name for stage in loaded.stages] == ["infer feature_extractor", "train flow_generator"]
+    assert loaded.run_of(1) == RunDir(tmp_path / "models" / "two")
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_folder_that_is_no_launch_is_said(tmp_path):
 # ---------------------------------------------------------------------------------------------------- jobs
 
 jobs = st.builds(
-    Job,
+    SubmittedJob,
     job=st.integers(1, 10**9).map(str),
     stage=st.integers(0, 9),
     role=st.sampled_from(["execute", "merge"]),
@@ -110,7 +110,7 @@ def test_jobs_come_back_in_their_order(tmp_path_factory, submitted):
 
 
 def test_a_job_is_noted_with_the_time_of_its_submission(launch):
-    launch.add_job(Job("7", 0, "merge"))
+    launch.add_job(SubmittedJob("7", 0, "merge"))
     (job,) = launch.jobs()
     assert abs(job.time - launch.jobs_file.stat().st_mtime) < 60
 
@@ -206,7 +206,7 @@ def line(job: str, state: str) -> str:
 def test_a_run_is_left_to_the_jobs_that_are_at_it(launch, shims):
     shims("squeue", line("7_0", "RUNNING") + line("7_1", "PENDING") + line("7_2", "COMPLETED"))
     add_job(launch, "7", elements=(0, 1, 2))
-    run = launch.run_of(launch.load().stages[0])
+    run = launch.load().run_of(0)
     with pytest.raises(RunError, match=f"2 jobs of {launch.name}"):
         require_free(run)
     require_free(RunDir(launch.path.parent / "another"))
@@ -216,7 +216,7 @@ def test_a_run_is_left_to_the_jobs_that_are_at_it(launch, shims):
 def test_jobs_that_have_ended_hold_nobody_up(launch, shims, state):
     shims("squeue", line("7", state))
     add_job(launch, "7")
-    require_free(launch.run_of(launch.load().stages[0]))
+    require_free(launch.load().run_of(0))
 
 
 def test_jobs_of_others_hold_nobody_up(launch, recorder, tmp_path):
@@ -224,14 +224,14 @@ def test_jobs_of_others_hold_nobody_up(launch, recorder, tmp_path):
     subprocess.run(["sbatch", str(tmp_path / "other.sh")], check=True)
     recorder.tell("RUNNING")
     add_job(launch, "999")
-    require_free(launch.run_of(launch.load().stages[0]))
+    require_free(launch.load().run_of(0))
 
 
 def test_jobs_of_the_launch_itself_do_not_hold_each_other_up(launch, shims, monkeypatch):
     shims("squeue", line("7", "PENDING") + line("8", "RUNNING"))
     for job in ("7", "8"):
         add_job(launch, job)
-    run = launch.run_of(launch.load().stages[0])
+    run = launch.load().run_of(0)
     monkeypatch.setenv("SLURM_JOB_ID", "9")
     with pytest.raises(RunError):
         require_free(run)
@@ -243,7 +243,7 @@ def test_where_there_is_no_scheduler_nobody_is_held_up(launch, shims):
     add_job(launch, "7")
     with pytest.raises(LaunchError):
         queue.alive(["7"])
-    require_free(launch.run_of(launch.load().stages[0]))
+    require_free(launch.load().run_of(0))
 
 
 # ---------------------------------------------------------------------------------------------------- under way
@@ -288,7 +288,7 @@ def under_way(tmp_path):
     launch = LaunchDir(project / "models" / "261122_120000_launch")
     launch.jobs_folder.mkdir(parents=True)
     launch.launch_file.write_text(OF_VERSION_1)
-    launch.add_job(Job("10", 0, "execute", (0, 1, 2)))
+    launch.add_job(SubmittedJob("10", 0, "execute", (0, 1, 2)))
     return launch
 
 
@@ -310,7 +310,7 @@ def test_a_launch_of_the_version_before_can_be_cancelled(under_way, recorder, tm
     script = tmp_path / "job.sh"
     script.write_text("#!/bin/bash\n#SBATCH --array=0-2\nsleep 300\n")
     number = subprocess.run(["sbatch", str(script)], check=True, capture_output=True, text=True).stdout.split()[-1]
-    under_way.add_job(Job(number, 0, "execute", (0, 1, 2)))
+    under_way.add_job(SubmittedJob(number, 0, "execute", (0, 1, 2)))
     assert cli.run(["cancel", str(under_way.path)]) == 0
     assert set(recorder.jobs()[number].states.values()) == {"CANCELLED"}
 

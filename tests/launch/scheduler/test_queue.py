@@ -6,8 +6,17 @@ import pytest
 from shims import Shims
 
 from deg.errors import LaunchError
-from deg.launch.on.slurm import queue
-from deg.launch.on.slurm.queue import JobState, alive, elements, in_accounts, parse_sacct, parse_squeue, seconds, states
+from deg.launch.scheduler import queue
+from deg.launch.scheduler.queue import (
+    JobState,
+    alive,
+    elements,
+    in_accounts,
+    parse_sacct,
+    parse_squeue,
+    seconds,
+    states,
+)
 
 SQUEUE = """\
 12_0|RUNNING|n1|1795354200|5:01|4:00:00|None

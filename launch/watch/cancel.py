@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deg.errors import LaunchError
-from deg.launch.on.slurm.launches import LaunchDir
-from deg.launch.on.slurm.queue import alive, array_of, in_queue, run_scheduler
+from deg.launch.scheduler.launches import LaunchDir
+from deg.launch.scheduler.queue import alive, array_of, in_queue, run_scheduler
 from deg.runs.rundir import RunDir
 
 PATIENCE_SECONDS = 90.0
@@ -32,30 +32,30 @@ class Cancelled:
     note: str = ""
 
 
-def cancel_launch(launch: LaunchDir, wait: Callable[[float], None] = time.sleep) -> Cancelled:
+def cancel_launch(folder: LaunchDir, wait: Callable[[float], None] = time.sleep) -> Cancelled:
     """Cancel all jobs that run or wait. LaunchError if the scheduler refuses.
 
     A job that was stopped while it could put itself into the queue again, or could submit another one, may do so: what
     is found alive afterwards is cancelled too.
     """
     asked: set[str] = set()
-    left = _alive(launch)
+    left = _alive(folder)
     if not left:
-        return Cancelled(launch.name)
-    launch.log_event("cancelled", jobs=sorted(left))
+        return Cancelled(folder.name)
+    folder.log_event("cancelled", jobs=sorted(left))
     deadline = time.monotonic() + PATIENCE_SECONDS
     while left and time.monotonic() < deadline:
         if going_on := {job for job, state in left.items() if state != "COMPLETING"}:
             asked |= going_on
             _scancel(going_on)
         wait(LOOK_SECONDS)
-        left = _alive(launch)
-    return Cancelled(launch.name, tuple(sorted(asked - left.keys())), tuple(sorted(left)))
+        left = _alive(folder)
+    return Cancelled(folder.name, tuple(sorted(asked - left.keys())), tuple(sorted(left)))
 
 
-def _alive(launch: LaunchDir) -> dict[str, str]:
+def _alive(folder: LaunchDir) -> dict[str, str]:
     """The jobs that run, wait or are ending, each with its state."""
-    found = in_queue([job.job for job in launch.jobs()])
+    found = in_queue([job.job for job in folder.jobs()])
     return {name: job.state for name, job in found.items() if job.is_alive}
 
 
@@ -71,7 +71,7 @@ def _scancel(jobs: set[str]) -> None:
 
 def cancel_run(run: RunDir, wait: Callable[[float], None] = time.sleep) -> Cancelled:
     """Ask the process that works on a run to stop, if it is of this machine. It stops at the end of a batch."""
-    holder = find_holder(run) if run.is_claimed() else None
+    holder = run.holder() if run.is_claimed() else None
     if holder is None:
         return Cancelled(run.name)
     host, pid = holder
@@ -83,12 +83,6 @@ def cancel_run(run: RunDir, wait: Callable[[float], None] = time.sleep) -> Cance
         wait(LOOK_SECONDS / 10)
     process = (f"process {pid}",)
     return Cancelled(run.name, left=process) if run.is_claimed() else Cancelled(run.name, ended=process)
-
-
-def find_holder(run: RunDir) -> tuple[str, int] | None:
-    """Host and number of the process that claimed a run last."""
-    claims = [event for event in run.events() if event["event"] == "claimed"]
-    return (str(claims[-1]["host"]), int(claims[-1]["pid"])) if claims else None
 
 
 def _holds(pid: int, folder: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -15,9 +14,9 @@ from hypothesis import strategies as st
 from shims import Shims
 
 from deg.errors import LaunchError
-from deg.launch.on.slurm import script as slurm
 from deg.launch.on.slurm.jobs import work
-from deg.launch.on.slurm.script import (
+from deg.launch.scheduler import script as slurm
+from deg.launch.scheduler.script import (
     Need,
     Script,
     Submitter,
@@ -25,12 +24,10 @@ from deg.launch.on.slurm.script import (
     for_again,
     gpu_hours,
     merge_need,
-    options_of,
     training_need,
     worker_need,
 )
 from deg.options.forms import time_limit_minutes
-from deg.options.load import as_dict
 from deg.options.schema import Cluster
 
 SITE = Cluster(
@@ -470,8 +467,3 @@ def test_a_training_asks_for_as_many_gpus_as_it_has_ranks(cluster):
     assert math.isclose(
         gpu_hours([(need, 1)]) or 0, need.nodes * need.gpus_per_node * time_limit_minutes(cluster.time or "") / 60
     )
-
-
-def test_options_come_back_from_json():
-    cluster = Cluster(binds=("/a b", "/c"), sbatch=("mail-type=END",), jobs=3)
-    assert options_of(json.loads(json.dumps(as_dict(cluster)))) == cluster

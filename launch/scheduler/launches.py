@@ -14,15 +14,17 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from deg.data.atomic import write_atomically
 from deg.data.json_lines import append_line, read_lines
-from deg.errors import LaunchError, RunError, show_path
-from deg.launch.on.slurm.queue import alive
+from deg.errors import ConfigError, LaunchError, RunError, show_path
+from deg.launch.scheduler.queue import alive
+from deg.options.load import as_dict, restore
+from deg.options.schema import Cluster
 from deg.runs.rundir import RunDir
 
 LAUNCH_VERSION = 2
@@ -56,6 +58,7 @@ class Stage:
 class Launch:
     """What was asked, as launch.json holds it."""
 
+    folder: LaunchDir
     project: Path
     stages: tuple[Stage, ...]
     report: bool
@@ -63,43 +66,55 @@ class Launch:
     deg: str
     """Version of deg that submitted; the image must have the same."""
     image: Path | None
-    cluster: Mapping[str, Any]
+    cluster: Cluster
     """The options `cluster.*` that held."""
     array_size: int
     """Most elements of an array here: element 2 * array_size is the first of the third array."""
 
+    def run_of(self, index: int) -> RunDir:
+        """The run of a stage; its folder is there once it is planned."""
+        return RunDir(self.folder.path.parent / self.stages[index].run)
+
+    def write(self) -> None:
+        """Write launch.json: from now on there is a launch."""
+        write_atomically(self.folder.launch_file, self.to_json())
+
     def to_json(self) -> str:
-        document = asdict(self) | {"version": LAUNCH_VERSION, "project": str(self.project)}
+        document = asdict(self) | {"cluster": as_dict(self.cluster)}
+        del document["folder"]
+        document["version"], document["project"] = LAUNCH_VERSION, str(self.project)
         document["image"] = None if self.image is None else str(self.image)
         return json.dumps(document, indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> Launch:
+    def from_json(cls, text: str, folder: LaunchDir) -> Launch:
         document = json.loads(text)
         if document.pop("version") != LAUNCH_VERSION:
             raise ValueError("it was submitted by another version")
+        document["cluster"] = restore({"cluster": document["cluster"]}).cluster
         document["project"] = Path(document["project"])
         document["image"] = None if document["image"] is None else Path(document["image"])
         document["stages"] = tuple(
             Stage(**(stage | {name: tuple(stage[name]) for name in ("command", "videos")}))
             for stage in document["stages"]
         )
-        return cls(**document)
+        return cls(folder, **document)
 
 
 @dataclass(frozen=True)
-class Job:
+class SubmittedJob:
     """One job that was submitted: a line of jobs.jsonl, which a job's script may have written too."""
 
     job: str
-    """As the scheduler names it; an array by its own number."""
+    """Name of the job in the scheduler; the number of an array."""
     stage: int
     role: Role
     elements: tuple[int, ...] | None = None
     """Task indices of an array job, such as (1, 3). None if the job is not an array."""
     round: int = 0
-    """How many times the merge job had submitted the stage again before."""
+    """Number of times that the merge job had submitted the stage again before."""
     time: float = 0.0
+    """Time of submission, in seconds since 1970."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +122,7 @@ class Verdict:
     """What a merge job found, as merge.json holds it."""
 
     state: Literal["done", "partly", "again", "failed"]
-    """partly: done but for some recordings, or with units put aside; again: execute jobs were submitted once more."""
+    """partly: done but for some recordings, or with units given up; again: execute jobs were submitted once more."""
     message: str = ""
     exit_status: int = 0
 
@@ -148,29 +163,25 @@ class LaunchDir:
     def load(self) -> Launch:
         """What was asked. RunError if there is no launch here, or none that this version can read."""
         try:
-            return Launch.from_json(self.launch_file.read_text(encoding="utf-8"))
+            return Launch.from_json(self.launch_file.read_text(encoding="utf-8"), self)
         except FileNotFoundError:
             raise RunError(f"{show_path(self.path)}: expected a launch.json, found none.") from None
-        except (ValueError, TypeError, KeyError) as error:
+        except (ConfigError, ValueError, TypeError, KeyError) as error:
             raise RunError(
                 f"{show_path(self.launch_file)}: not a launch that this version of deg can read ({error}). End it with "
                 f"`deg cancel {show_path(self.path)}`, then give the command again that submitted it: what is done "
                 "stays done."
             ) from None
 
-    def run_of(self, stage: Stage) -> RunDir:
-        """The run of a stage; its folder is there once it is planned."""
-        return RunDir(self.path.parent / stage.run)
-
-    def jobs(self) -> list[Job]:
+    def jobs(self) -> list[SubmittedJob]:
         """All jobs that were submitted, oldest first."""
         found = []
         for line in read_lines(self.jobs_file):
             elements = line.get("elements")
-            found.append(Job(**(line | {"elements": None if elements is None else tuple(elements)})))
+            found.append(SubmittedJob(**(line | {"elements": None if elements is None else tuple(elements)})))
         return found
 
-    def add_job(self, job: Job) -> None:
+    def add_job(self, job: SubmittedJob) -> None:
         """Note a job that was submitted."""
         append_line(self.jobs_file, asdict(job) | {"time": job.time or round(time.time(), 3)})
 
@@ -226,6 +237,6 @@ def require_free(run: RunDir) -> None:
         return  # no scheduler here: in an image, where the launch itself asks, or elsewhere
     if jobs:
         raise RunError(
-            f"{run.name}: {len(jobs)} jobs of {launch.name} work on this run, or wait to. Watch with `deg status`, "
-            "or end them first with `deg cancel`."
+            f"{run.name} is in use: {len(jobs)} jobs of {launch.name} are running or queued for it. Wait for them "
+            "(`deg status`), or stop them with `deg cancel`, then run this again."
         )

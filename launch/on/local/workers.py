@@ -1,0 +1,192 @@
+"""Supervises child processes that do units: starts them, hears them, stops them, and tells their ends in words.
+
+A worker is `python -m deg.execute RUN WHAT`. It says in lines of JSON on its standard output what it does, and writes
+all else into a log. Its standard input ends when this process does, killed or not; then it stops by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deg.errors import DegError, show_path
+from deg.runs.rundir import RunDir, tail
+
+LOOK_SECONDS = 0.05
+"""Seconds between two looks at who has ended."""
+LATE_WORDS_SECONDS = 2.0
+"""Seconds that the last lines of a process that has ended may take to arrive."""
+KILL_SECONDS = 10.0
+"""Seconds after which a killed process that does not end is left to the kernel: a disk or a GPU does not answer."""
+
+
+@dataclass(eq=False)
+class Worker:
+    """One child process."""
+
+    index: int
+    process: subprocess.Popen[str]
+    log: Path
+    log_start: int
+    """Position in the log where the lines of this process begin, in bytes."""
+    listener: threading.Thread = field(init=False)
+    heard: float = field(default_factory=time.monotonic)
+    """Time of its last line, by the monotonic clock."""
+    error: DegError | None = None
+    """Error that it told of before it gave up."""
+    status: int | None = None
+    """Exit status, negative for a signal; None while it runs."""
+
+    def say(self, line: str) -> None:
+        """Write a line to its standard input; one that has just died does not hear it."""
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.write(f"{line}\n")
+            self.process.stdin.flush()
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the process itself."""
+        os.kill(self.process.pid, number)
+
+    def kill(self) -> None:
+        """Kill the process and all that it has started. It is reaped by `Workers` alone, so its number is still its."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+
+    def has_ended(self) -> bool:
+        """Whether the process has ended. It stays a zombie, so that its number means it and its group alone."""
+        return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def last_words(self) -> str:
+        """The last lines of its log, under the name of the log."""
+        with self.log.open("rb") as log:
+            log.seek(self.log_start)
+            lines = tail(log.read().decode("utf-8", "replace"), lines=8)
+        return "\n  ".join([f"The last lines of {show_path(self.log)}:", *(lines or ["(none)"])])
+
+
+class Workers:
+    """The child processes of one run."""
+
+    def __init__(self, run: RunDir):
+        self._run = run
+        self._lines: queue.SimpleQueue[tuple[Worker, dict[str, Any]]] = queue.SimpleQueue()
+        self.all: list[Worker] = []
+        """Workers in the order in which they were started."""
+
+    @property
+    def running(self) -> list[Worker]:
+        return [worker for worker in self.all if worker.status is None]
+
+    def start(self, index: int, what: str, log_name: str, environment: Mapping[str, str]) -> Worker:
+        """Start a worker for `what`: a unit, or `-` for those that it will be told."""
+        folder = self._run.path / "jobs"
+        folder.mkdir(exist_ok=True)
+        log = folder / log_name
+        with log.open("a", encoding="utf-8") as errors:
+            process = subprocess.Popen(
+                [sys.executable, "-u", "-m", "deg.execute", str(self._run.path), what],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=dict(environment),
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+                start_new_session=True,  # Ctrl-C goes to this process, which passes it on in its own way
+            )
+            worker = Worker(index, process, log, errors.tell())
+        worker.listener = threading.Thread(target=self._listen, args=(worker,), daemon=True)
+        worker.listener.start()
+        self.all.append(worker)
+        return worker
+
+    def events(self, seconds: float = LOOK_SECONDS) -> Iterator[tuple[Worker, dict[str, Any] | None]]:
+        """What workers have said, and None for each that has ended since; waits at most `seconds` for the first line.
+
+        The last lines of a worker come before its end.
+        """
+        yield from self._said(seconds)
+        for worker in self.running:
+            if worker.has_ended():
+                self._close(worker)
+                yield from self._said(0.0)
+                yield worker, None
+
+    def end(self, seconds: float = 0.0) -> list[Worker]:
+        """Wait `seconds` for the workers that still run, then kill them; returns those that were killed."""
+        deadline = time.monotonic() + seconds
+        while self.running and time.monotonic() < deadline:
+            for worker in self.running:
+                if worker.has_ended():
+                    self._close(worker)
+            time.sleep(LOOK_SECONDS)
+        killed = self.running
+        for worker in killed:
+            worker.kill()
+        for worker in killed:
+            with suppress(subprocess.TimeoutExpired):
+                worker.status = worker.process.wait(KILL_SECONDS)
+        return killed
+
+    def _listen(self, worker: Worker) -> None:
+        assert worker.process.stdout is not None
+        with worker.process.stdout as lines:
+            for line in lines:
+                with suppress(ValueError):  # a library wrote to standard output
+                    if isinstance(event := json.loads(line), dict) and "event" in event:
+                        self._lines.put((worker, event))
+
+    def _said(self, seconds: float) -> Iterator[tuple[Worker, dict[str, Any]]]:
+        while True:
+            try:
+                worker, event = self._lines.get(timeout=seconds) if seconds else self._lines.get_nowait()
+            except queue.Empty:
+                return
+            seconds, worker.heard = 0.0, time.monotonic()
+            if event["event"] == "failed":
+                worker.error = DegError(event["message"])
+                worker.error.exit_status = event["status"]
+            yield worker, event
+
+    def _close(self, worker: Worker) -> None:
+        """Take the last words and the exit status of a worker that has ended, and end what it has left behind."""
+        worker.kill()  # loaders of data keep the pipe open
+        worker.listener.join(LATE_WORDS_SECONDS)
+        worker.status = worker.process.wait()
+        assert worker.process.stdin is not None
+        with suppress(BrokenPipeError):
+            worker.process.stdin.close()
+
+
+@contextmanager
+def signals_to(heard: Callable[[int], None]) -> Iterator[None]:
+    """Have SIGINT, SIGTERM and SIGUSR2 call `heard` with their number; nothing changes outside the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+    former = {number: signal.signal(number, lambda number, _: heard(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def describe_exit(status: int) -> str:
+    """Tell an exit status of a process in words."""
+    if status >= 0:
+        return f"ended with exit status {status}"
+    name = signal.Signals(-status).name
+    return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
