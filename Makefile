@@ -1,10 +1,10 @@
 # Everything runs from .venv, which is made here from python3 (3.11 or newer) and what setup.cfg asks for.
 #
-#   make demo        a small project with moving shapes: made, trained, inferred and reported on, in 4 minutes
-#   make test        style, types and the test suite, side by side; tests of the test tools if these have changed
-#   make test-all    style, types and all tests, one after another
-#   make test-tools  the tests of the test tools: the imitated Slurm and the small cluster
-#   make test-fast   the tests that start no real commands and take no more than some seconds
+#   make demo        make a small project with moving shapes, train and infer on it, and write a report: 4 minutes
+#   make test        check style and types, and run the test suite side by side; test the test tools if they changed
+#   make test-all    check style and types, and run all tests, one after another
+#   make test-tools  test the test tools: the fake Slurm and the small cluster
+#   make test-fast   run the tests that start no real commands and take a few seconds at most
 #   make lint | types | format
 
 PYTHON := python3
@@ -45,7 +45,7 @@ types: $(VENV)/.test
 	cd build/types/deg && ln -s ../../../deg/* ../../../launch ../../../configs ../../../containers .
 	cd build/types && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
 
-# The stamps are written last, so an installation that was interrupted is taken up again.
+# The stamps are written last, so that an interrupted installation is repeated.
 $(VENV)/.train: setup.cfg pyproject.toml $(VENV)/.made
 	$(PIP) install --editable '.[train]'
 	@touch $@

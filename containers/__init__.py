@@ -1,8 +1,8 @@
-"""The container image: one definition for Apptainer, and the wheels that go into it, locked, in two flavours.
+"""The container image: one definition for Apptainer, and the locked wheels that go into it, in two flavours.
 
-Flavours differ in the version of CUDA, and so in the oldest driver and the oldest GPU that they run with. All of their
-wheels are on PyPI. `cu13.in` says what a flavour asks for, `cu13.txt` what it gets, with hashes; docs/image.md tells
-how the one is made from the other.
+Flavours differ in the version of CUDA, and therefore in the oldest driver and the oldest GPU that they run with. All of
+their wheels are on PyPI. `cu13.in` says what a flavour asks for, `cu13.txt` what it gets, with hashes; docs/image.md
+tells how the second is made from the first.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class Flavour:
 
     name: str
     cuda: str
-    """As torch.version.cuda tells it."""
+    """CUDA version of the wheels, as `torch.version.cuda` gives it."""
     min_driver: int
-    """Major version of the NVIDIA driver (docs.nvidia.com/deploy/cuda-compatibility, minor version compatibility)."""
+    """Oldest driver, as major version (docs.nvidia.com/deploy/cuda-compatibility, minor version compatibility)."""
     compute_capability: str
-    """Of the oldest GPU that the wheels of torch have code for."""
+    """Compute capability of the oldest GPU that the wheels of torch have code for."""
 
     @property
     def lock(self) -> str:
@@ -40,7 +40,7 @@ class Flavour:
 
     @property
     def torch(self) -> str:
-        """Version of torch, as locked."""
+        """Version of torch in the lock."""
         found = re.search(r"^torch==(\S+)", self.lock, re.MULTILINE)
         assert found is not None
         return found[1]
@@ -53,12 +53,12 @@ FLAVOURS = {
 
 
 def flavour(name: str) -> Flavour:
-    """The flavour of that name. ConfigError if there is none."""
+    """Return the flavour of that name. Raise ConfigError if there is none."""
     if name not in FLAVOURS:
         raise ConfigError(f"There is no image of flavour {name!r}. Choose one of {', '.join(FLAVOURS)}.")
     return FLAVOURS[name]
 
 
 def definition() -> str:
-    """The text of Apptainer's definition file; its arguments are filled in by `apptainer build --build-arg`."""
+    """Return the text of Apptainer's definition file, whose arguments `apptainer build --build-arg` fills in."""
     return (files(__name__) / "deg.def").read_text(encoding="utf-8")

@@ -1,9 +1,8 @@
 """The command `deg`.
 
-To add a command: write a click command in the module of its kind (`project_commands`, `training_commands`,
-`inference_commands`, `report_commands`, `watch_commands`, `look_commands`...), name it in COMMANDS below with its one
-line of help, import what is heavy inside the function, and show it in README.md or docs/: tests check that it is there
-and that `deg --help` stays light.
+To add a command: write a click command in the module of launch/commands/ for its family, name it in COMMANDS below with
+one line of help, import what is heavy inside the function, and show it in README.md or docs/. Tests check that it is
+shown there and that `deg --help` stays light.
 """
 
 from __future__ import annotations
@@ -22,22 +21,22 @@ from deg.version import __version__
 
 COMMANDS = {
     "new": ("deg.launch.commands.project", "Make a new project."),
-    "add": ("deg.launch.commands.project", "Put recordings and labels into a project."),
-    "check": ("deg.launch.commands.project", "Look for faults in a project, and say what to do about them."),
+    "add": ("deg.launch.commands.project", "Add recordings and labels to a project."),
+    "check": ("deg.launch.commands.project", "Find faults in a project, and say what to do about them."),
     "train": ("deg.launch.commands.train", "Train one network."),
-    "run": ("deg.launch.commands.train", "Everything that is missing: train, infer, report."),
-    "resume": ("deg.launch.commands.train", "Go on with what was interrupted."),
-    "infer": ("deg.launch.commands.infer", "Features and probabilities of every video."),
-    "report": ("deg.launch.commands.report", "A page that shows training and predictions."),
-    "export": ("deg.launch.commands.infer", "Predictions as CSV or Parquet."),
-    "status": ("deg.launch.commands.watch", "How far are the runs?"),
-    "logs": ("deg.launch.commands.watch", "What the processes of a run wrote."),
-    "why": ("deg.launch.commands.watch", "Why is it not done, and what to do?"),
-    "cancel": ("deg.launch.commands.watch", "End what runs or waits."),
-    "cluster": ("deg.launch.commands.cluster", "Profiles of clusters: make one, list and show them."),
-    "doctor": ("deg.launch.commands.doctor", "Is this machine, this cluster, this image fit for it?"),
-    "image": ("deg.launch.commands.image", "The container image: build, pull, check."),
-    "bench": ("deg.launch.commands.look", "Frames per second of each part on this machine."),
+    "run": ("deg.launch.commands.train", "Do everything that is missing: train, infer, report."),
+    "resume": ("deg.launch.commands.train", "Resume what was interrupted."),
+    "infer": ("deg.launch.commands.infer", "Compute features and probabilities of every video."),
+    "report": ("deg.launch.commands.report", "Write a page that shows training and predictions."),
+    "export": ("deg.launch.commands.infer", "Write predictions as CSV or Parquet."),
+    "status": ("deg.launch.commands.watch", "Show how far the runs are."),
+    "logs": ("deg.launch.commands.watch", "Show what the processes of a run wrote."),
+    "why": ("deg.launch.commands.watch", "Say why a run is not done, and what to do."),
+    "cancel": ("deg.launch.commands.watch", "Stop what runs or waits."),
+    "cluster": ("deg.launch.commands.cluster", "Write, list and show profiles of clusters."),
+    "doctor": ("deg.launch.commands.doctor", "Check whether this machine, cluster and image are fit for the work."),
+    "image": ("deg.launch.commands.image", "Build, fetch and check the container image."),
+    "bench": ("deg.launch.commands.look", "Measure frames per second of each part on this machine."),
     "demo": ("deg.launch.commands.look", "Make a small project and run everything on it."),
 }
 
@@ -45,7 +44,7 @@ USAGE, DEFECT = 2, 70
 
 
 class Commands(click.Group):
-    """Finds a command's module only when it is called: `deg --help` loads none of them."""
+    """The commands of `deg`. A command's module is imported only when it is called: `deg --help` imports none."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -79,8 +78,8 @@ def main_group(debug: bool) -> None:
     """DeepEthogram at cluster scale: the same projects, weights and numbers, on every GPU.
 
     A PROJECT is a project folder or its project_config.yaml; options of the configuration follow as key=value
-    (docs/options.md). Exit status: 0 all done; 1 done but for some recordings, each named with its reason; 2 usage,
-    configuration or input; 3 scheduler or container; 75 stopped by a signal: run it again to go on.
+    (docs/options.md). Exit status: 0 all done; 1 done except for some recordings, each named with its reason; 2 usage,
+    configuration or input; 3 scheduler or container; 75 stopped by a signal: run it again to resume.
     """
 
 
@@ -106,7 +105,7 @@ def run(arguments: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         sys.stderr.write("Stopped.\n")
         return 130
-    except SystemExit:  # click's answer to a closed pipe: whoever read our output has gone
+    except SystemExit:  # click's answer to a closed pipe: the reader of our output has gone
         return 0
     except DegError as error:
         if "--debug" in arguments:

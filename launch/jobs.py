@@ -1,4 +1,4 @@
-"""Answers jobs that an earlier version of deg submitted: their files name the function below."""
+"""The answer to jobs that an earlier version of deg submitted: their files name the function below."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from deg.launch.say import say
 def work(*words: str) -> None:
     """Say what to do, and end the job."""
     say(
-        "Error: another version of deg submitted this job. End its launch with `deg cancel`, then give the command "
-        "again that submitted it: what is done stays done."
+        "Error: another version of deg submitted this job. Stop its launch with `deg cancel`, then repeat the command "
+        "that submitted it. Finished work is kept."
     )
     sys.exit(2)

@@ -1,4 +1,4 @@
-"""What is said to people while work goes on."""
+"""Messages to people during the work."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import sys
 
 
 def say(message: str = "") -> None:
-    """A line for people, on standard error, so that standard output is data only."""
+    """Write a line for people to standard error, so that standard output holds data only."""
     sys.stderr.write(message.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") + "\n")
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""What all tests share: where golden numbers and test data lie, and scenes that several test files use."""
+"""Shared by all tests: where golden numbers and test data lie, and scenes that several test files use."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import pytest
 from fake_slurm import FakeSlurm
 
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
-    # a core for each process and all that it starts: threads that share cores with other tests' wait for each other
+    # one core for each process and its children: threads that share cores with other tests wait for each other
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
-hypothesis.settings.register_profile("deg", deadline=None)  # other tests run beside these: time tells nothing
+hypothesis.settings.register_profile("deg", deadline=None)  # other tests run beside these, so times mean nothing
 hypothesis.settings.load_profile("deg")
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,14 +26,14 @@ SHARED = ROOT.parent / "shared"
 """Large test data beside the checkout; not part of the project, and absent on a user's machine."""
 
 
-@pytest.hookimpl(tryfirst=True)  # those of the real cluster are sorted last
+@pytest.hookimpl(tryfirst=True)  # tests of the real cluster are sorted last
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest, so that no process is left alone with one of them in the end."""
+    """Start with the longest tests, so that no process is left alone with one of them at the end."""
     items.sort(key=lambda item: (item.get_closest_marker("timeout") is None, item.get_closest_marker("slow") is None))
 
 
 def golden_folder() -> Path:
-    """The folder named by DEG_GOLDEN, else the full set beside the checkout, else the small files of the project."""
+    """Return the folder named by DEG_GOLDEN, else the full set beside the checkout, else the project's small files."""
     if named := os.environ.get("DEG_GOLDEN"):
         return Path(named)
     full = SHARED / "golden"
@@ -42,7 +42,7 @@ def golden_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def golden():
-    """`golden("tgmj")` gives the arrays of that file and its description, or skips where the file is not at hand."""
+    """`golden("tgmj")` returns the arrays of that file and its description, or skips the test if the file is absent."""
 
     def load(name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         path = golden_folder() / f"{name}.npz"
@@ -57,7 +57,7 @@ def golden():
 
 @pytest.fixture(scope="session")
 def shared_data():
-    """`shared_data("real_videos")` gives a folder of test data, or skips where it is not at hand."""
+    """`shared_data("real_videos")` returns a folder of test data, or skips the test if the folder is absent."""
 
     def folder(name: str) -> Path:
         path = SHARED / name
@@ -70,7 +70,7 @@ def shared_data():
 
 @pytest.fixture
 def one_thread():
-    """torch computes in this thread alone, for tests whose work is too small to be shared."""
+    """torch computes in this thread alone, for tests whose work is too small to be shared among threads."""
     import torch
 
     before = torch.get_num_threads()
@@ -92,7 +92,7 @@ def fake_slurm(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def usual_numbers():
-    """Networks that ran in this process have it take the smallest numbers for 0; other tests want them."""
+    """Restore denormal numbers, which networks that ran in this process flush to 0; other tests need them."""
     yield
     if torch := sys.modules.get("torch"):
         torch.set_flush_denormal(False)
@@ -106,7 +106,7 @@ cluster:
 
 @pytest.fixture
 def mysite(tmp_path, monkeypatch) -> None:
-    """The cluster profile that the pages name: a site without GPUs, and without the image."""
+    """The cluster profile that the pages name, for a site without GPUs and without the image."""
     profiles = tmp_path / "profiles"
     profiles.mkdir()
     (profiles / "mysite.yaml").write_text(MYSITE)

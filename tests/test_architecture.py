@@ -1,8 +1,8 @@
-"""The layers of deg: who may import whom, which libraries each layer may use, and what must stay light.
+"""The layers of deg: which modules may import which, which libraries each layer may use, and what must stay light.
 
-The table in docs/development.md is the design. It is held by reading the source (every import counts, also those inside
-functions, under TYPE_CHECKING, and by the name of a module in a string) and by importing the light modules in a process
-where the GPU stack cannot be imported.
+The table in docs/development.md is the design. It is enforced by reading the source (every import counts, also those
+inside functions, under TYPE_CHECKING, and by the name of a module in a string) and by importing the light modules in a
+process where the GPU stack cannot be imported.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 FOLDERS = {"deg.launch": "launch", "deg.configs": "configs", "deg.containers": "containers", "deg": "deg"}
-"""Where packages lie; longest names first."""
+"""Folder of each package; longest names first."""
 
 GPU_STACK = {"torch", "torchvision", "pytorch_lightning", "lightning", "kornia", "ray"}
-"""What a login node need not have."""
+"""Libraries that a login node need not have."""
 
 
 class Row(NamedTuple):
     name: str
     modules: str
-    """Names within deg; `data.*` is a package and all in it."""
+    """Names within deg; `data.*` is a package and everything in it."""
     libraries: set[str]
-    """Beyond the standard library."""
+    """Libraries beyond the standard library."""
 
 
 def table() -> list[Row]:
-    """The rows of the page's table, lowest first: a module imports only from its own row and those above it."""
+    """Return the rows of the page's table, lowest first: a module imports only from its own row and those above it."""
     page = (ROOT / "docs" / "development.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\w+) \| `([^`]+)` \| (?:`([^`]+)`)? *\|", page, re.MULTILINE)
     return [Row(name, modules, set(libraries.split())) for name, modules, libraries in rows]
@@ -44,15 +44,15 @@ def table() -> list[Row]:
 
 LAYERS = table()
 ROW_OF_DEG = 0
-"""The package itself, `import deg`, is of the words."""
+"""Row of the package itself: `import deg` belongs to the words."""
 
 ARITHMETIC = "arithmetic.*"
 
 WITHOUT_GPU_STACK = "runs.* projects.* plan.* report.*"
-"""What a login node does: it never uses the GPU stack, not even late, nor the layers that stand on it."""
+"""Modules for a login node: they never use the GPU stack, not even late, nor the layers that depend on it."""
 
 LATE_GPU_STACK = "execute launch.*"
-"""These use it when work starts, and import without it."""
+"""Modules that use the GPU stack when work starts, but can be imported without it."""
 
 PURE = {
     "os",
@@ -68,11 +68,11 @@ PURE = {
     "secrets",
     "uuid",
 }
-"""What arithmetic may not touch: files, clocks, other processes, global random numbers."""
+"""What arithmetic must not use: files, clocks, other processes, global random numbers."""
 
 
 def source_files() -> dict[str, Path]:
-    """{module: file} of everything that is installed as part of deg."""
+    """Return {module: file} for everything that is installed as part of deg."""
     found = {}
     for package, folder in FOLDERS.items():
         for path in (ROOT / folder).rglob("*.py"):
@@ -85,7 +85,7 @@ MODULES = source_files()
 
 
 def matches(module: str, patterns: str) -> bool:
-    """Is it one of these: `data` is a module, `data.*` a package and all in it."""
+    """Whether a module is one of these; `data` is a module, `data.*` a package and everything in it."""
     for pattern in patterns.split():
         name = f"deg.{pattern.removesuffix('.*')}"
         if module == name or (pattern.endswith(".*") and module.startswith(f"{name}.")):
@@ -106,13 +106,13 @@ def tree(module: str) -> ast.Module:
 
 @cache
 def imports(module: str) -> list[tuple[int, str]]:
-    """(line, name) of everything that a module imports, wherever in the file; names of deg's own modules in full."""
+    """Return (line, name) of everything that a module imports anywhere in the file; deg's own modules in full."""
     package = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
     return [found for node in ast.walk(tree(module)) for found in imported(node, package)]
 
 
 def imported(node: ast.AST, package: str) -> Iterator[tuple[int, str]]:
-    """(line, name) of what one statement or call in a module of `package` imports."""
+    """Yield (line, name) of what one statement or call in a module of `package` imports."""
     if isinstance(node, ast.Import):
         yield from ((node.lineno, alias.name) for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
@@ -153,7 +153,7 @@ def place(module: str, line: int) -> str:
 
 
 def all_imports(patterns: str | None = None) -> Iterator[Import]:
-    """Every import of the modules that match, or of all; modules without a row are left to their own test."""
+    """Yield every import of the modules that match, or of all; modules without a row have their own test."""
     for module in sorted(MODULES):
         row = row_of(module)
         if row is not None and (patterns is None or matches(module, patterns)):
@@ -162,13 +162,13 @@ def all_imports(patterns: str | None = None) -> Iterator[Import]:
 
 
 def assert_none(offences: Iterable[str], rule: str) -> None:
-    """Fail with all offences, one a line."""
+    """Fail with all offences, one per line."""
     listed = list(offences)
     assert not listed, f"{rule}:\n" + "\n".join(listed)
 
 
 def test_the_layers_are_found():
-    """Guards the tests below against a moved folder: they would be content with nothing."""
+    """Guards the tests below against a moved folder: they would pass if they found nothing."""
     assert {"deg", "deg.errors", "deg.arithmetic.windows", "deg.data", "deg.launch", "deg.configs"} <= MODULES.keys()
     assert len(LAYERS) > 10 and {"torch"} <= LAYERS[-1].libraries | LAYERS[7].libraries
     assert {"cv2", "deg.errors"} <= {found.name for found in all_imports("data.*")}
@@ -241,7 +241,7 @@ def test_verbs_of_the_login_node_never_use_the_gpu_stack():
 
 
 def test_inference_does_not_import_torchvision():
-    """It brings PyTorch's compiler along, which doubles the time until a worker begins."""
+    """torchvision imports PyTorch's compiler, which doubles the time until a worker begins."""
     allowed = "models.imagenet launch.selftest launch.doctor.gpu"
     assert_none(
         (
@@ -281,7 +281,7 @@ def python(code: str, *arguments: str, cwd: Path = ROOT) -> subprocess.Completed
 
 @pytest.fixture(scope="module")
 def light_process():
-    """What a process without the GPU stack says that imports each light module in turn, and loads all it can."""
+    """Return the output of a process without the GPU stack that imports each light module and loads all it can."""
     code = FORBID_GPU_STACK + (
         "import traceback\n"
         "from collections import Counter\n"
@@ -329,5 +329,5 @@ def test_help_imports_nothing_heavy():
 
 
 def test_every_file_is_loaded_as_one_module(light_process):
-    """Two modules of one file would have two of every class, and `except DegError` would miss half of them."""
+    """Two modules of one file would have two copies of every class, and `except DegError` would miss half of them."""
     assert light_process.endswith("twice: []\n"), light_process

@@ -1,6 +1,6 @@
-"""Which mirror tests/cluster/debian_mirror takes from apt's lists, in both of their forms, with other vendors beside.
+"""Which mirror tests/cluster/debian_mirror finds in apt's lists, in both of their forms, among lists of other vendors.
 
-The real apt is asked, with folders and archives of the test, which lie on this disk: no network, and not as root.
+The real apt is used, with folders and archives that the test makes on this disk: without a network, and not as root.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ SHA256:
 
 @dataclass
 class Machine:
-    """One with its own apt, as it is right after its installation: with nothing fetched yet."""
+    """A machine with its own apt, just installed: nothing was fetched yet."""
 
     folder: Path
 
@@ -71,7 +71,7 @@ class Machine:
         self.conf.write_text(APT_CONF.format(self.folder))
 
     def archive(self, name: str, origin: str, label: str) -> str:
-        """The address of a new archive."""
+        """Make a new archive and return its address."""
         release = self.folder / name / "dists" / "stable"
         packages = release / "main" / "binary-amd64" / "Packages"
         packages.parent.mkdir(parents=True)
@@ -92,7 +92,7 @@ class Machine:
         (self.folder / "apt" / "etc" / "sources.list.d" / name).write_text(text)
 
     def list_main(self, address: str) -> None:
-        """In sources.list itself, as older installations have it."""
+        """Name Debian in sources.list itself, as older installations do."""
         text = f"# deb {address}/commented stable main\ndeb [trusted=yes] {address} stable main\n"
         (self.folder / "apt" / "etc" / "sources.list").write_text(text)
 
@@ -114,7 +114,7 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path):
-    """One with the lists of two other vendors, the first and the last by name, in both forms."""
+    """A machine with the lists of two other vendors, the first and the last by name, in both forms."""
     machine = Machine(tmp_path)
     machine.list_in_lines("a-vendor", machine.archive("a-vendor", "A Vendor", "Debian"))
     machine.list_in_stanzas("z-vendor", machine.archive("z-vendor", "Z Vendor", "Z Vendor"))
@@ -150,7 +150,7 @@ def test_both_forms_on_one_machine(machine, debian):
 
 
 def test_files_that_were_fetched_before_are_enough(machine, debian):
-    copied = debian.replace("file:", "copy:")  # of the other, apt would keep links only
+    copied = debian.replace("file:", "copy:")  # otherwise apt would keep only links
     machine.list_in_stanzas("debian", copied)
     machine.update()
     shutil.rmtree(machine.folder / "debian")

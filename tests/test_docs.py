@@ -1,4 +1,4 @@
-"""The documentation is true: its links lead somewhere, its commands exist, and it names no private machine."""
+"""The documentation is correct: its links lead somewhere, its commands exist, and it names no private machine."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ LINK = re.compile(r"\[[^\]]*\]\(\s*<?(?P<target>[^)\s>]+)[^)]*\)|^\[[^\]]+\]:\s*
 HEADING = re.compile(r"^#+\s+(?P<text>.+?)\s*#*$", re.MULTILINE)
 
 PRIVATE = re.compile(
-    r"(?<![\w.])/wor[k]\b"  # where deg is written
-    r"|\.\./shared\b"  # test data beside the checkout: only tests/conftest.py knows where it lies
-    # where packages come from is for each machine to say
+    r"(?<![\w.])/wor[k]\b"  # where deg is developed
+    r"|\.\./shared\b"  # test data beside the checkout: only tests/conftest.py knows its place
+    # each machine sets its own package index
     r"|\bpypi(?:\.org|/)|\bpythonhosted\.org|\bdeb\.debian\.org|\bnpmjs\.org|--(?:extra-)?index-ur[l]|--find-link[s]"
 )
 
 
 def links(text: str) -> list[str]:
-    """Targets of the links of a page, leaving out code."""
+    """Return the targets of the links of a page, except those in code."""
     prose = re.sub(r"`[^`\n]*`", "", FENCE.sub("", text))
     return [found["target"] or found["reference"] for found in LINK.finditer(prose)]
 
 
 def anchors(text: str) -> set[str]:
-    """What `#...` can name in a page: its headings as code hosts spell them."""
+    """Return what `#...` can name in a page: its headings, as code hosts spell them."""
     titles = [found["text"].lower() for found in HEADING.finditer(FENCE.sub("", text))]
     return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in titles}
 
@@ -78,7 +78,7 @@ def test_commands_are_found():
 
 
 def dead_links(page: Path) -> Iterator[str]:
-    """The relative links of a page that lead nowhere, each with what is missing."""
+    """Yield the relative links of a page that lead nowhere, each with what is missing."""
     for link in links(read(page)):
         if re.match(r"[a-z]+:", link):
             continue
@@ -91,12 +91,12 @@ def dead_links(page: Path) -> Iterator[str]:
 
 
 def shown() -> list[tuple[str, list[str]]]:
-    """Every command that a page shows: where, as it is written; and its words."""
+    """Return every command that the pages show: its place and text, and its words."""
     return [(f"{page}: deg {shlex.join(words)}", words) for page in pages() for words in commands(read(page))]
 
 
 def test_pages_and_commands_are_there():
-    """Guards the tests below, that would be content with nothing."""
+    """Guards the tests below: they would pass if they found nothing."""
     assert {Path("README.md"), Path("docs/training.md")} <= set(pages())
     assert len(shown()) > 20
 
@@ -107,7 +107,7 @@ def test_relative_links_lead_somewhere():
 
 
 def test_shown_commands_are_understood(capsys):
-    """Parsed by the real command line with --help added, which does nothing and still refuses what is unknown."""
+    """The real command line parses them with --help added: it then does nothing, but still refuses unknown words."""
     refused = []
     for where, words in shown():
         status = cli.run([*words, "--help"])
@@ -133,7 +133,7 @@ def test_every_command_is_documented():
 
 
 def test_private_places_are_recognised():
-    """Assembled here, for this file is searched too."""
+    """The names are assembled here, because this file is searched too."""
     for text in ("/".join(["", "work", "main"]), "/".join(["..", "shared", "golden"]), "https://pypi" + ".org/simple"):
         assert PRIVATE.search(text), text
     for text in ("network/main", "/workspace", "a/work/b", "PyPI", "shared/"):

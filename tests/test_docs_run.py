@@ -1,6 +1,6 @@
-"""Every `deg` command that the pages show runs, word for word, in a project like the one that they speak of.
+"""Every `deg` command that the pages show runs, word for word, in a project like the one that they describe.
 
-Where they submit jobs, an imitated Slurm runs these, and a profile `mysite` does without the image.
+The fake Slurm runs the jobs that they submit, with a profile `mysite` that needs no image.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ ADDED = {
     "train": SHORT,
     "run": SHORT,
 }
-"""What is added so that measuring and training take seconds, where the last word for an option wins."""
+"""Words added at the end, where the last word for an option wins, so that measuring and training take seconds."""
 ELSEWHERE = {("demo", "small_demo")}
-"""Run by tests/launch/stages/test_demo.py, word for word."""
+"""Command that tests/launch/stages/test_demo.py runs, word for word."""
 ONCE = {"bench", "demo", "doctor", "infer", "train"}
-"""Commands that take long: where a second page shows the same words, they are not run again."""
+"""Slow commands: if a second page shows the same words, they are not run again."""
 
 
 @pytest.fixture
@@ -67,10 +67,10 @@ def test_all_shown_commands_run_in_the_order_of_their_page(folder, mysite, fake_
             status = run([*words, *ADDED.get(words[0], [])])
             assert status == 0, f"{page}: deg {' '.join(words)} ended with {status}:\n{capsys.readouterr().err}"
         if alive := [job for job, state in fake_slurm.states().items() if state in ("PENDING", "RUNNING")]:
-            fake_slurm.run("scancel", *alive)  # of a page on which the last word is to go on
+            fake_slurm.run("scancel", *alive)  # jobs of a page whose last command resumes a launch
 
 
 def leave_work(project: Path) -> None:
-    """Without results there is something to submit."""
+    """Remove the results, so that there is something to submit."""
     for outputs in project.glob("DATA/*/*_outputs.h5"):
         outputs.unlink()

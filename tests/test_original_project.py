@@ -1,7 +1,8 @@
-"""A finished project of DeepEthogram 0.5.0, inferred again by the commands that users type: the same numbers.
+"""The commands that users type give the same numbers for a finished project of DeepEthogram 0.5.0.
 
-`filled_outputs/` holds what the original gave, whole pipeline from video to HDF5, with weights that `fill` draws again
-from names and shapes; the group `tgmj` of the recordings' own outputs what it gave with its own sequence network.
+`filled_outputs/` holds the original's results for its whole pipeline, from video to HDF5, with weights that `fill`
+draws again from names and shapes. The group `tgmj` of the recordings' own outputs holds the results of the original's
+own sequence network.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ LIMITS = {"P": 1e-4, "logits": 5e-4, "spatial_features": 2e-3, "flow_features": 
 
 @pytest.fixture
 def project(tmp_path, shared_data) -> Path:
-    """A copy to write to: the recordings that are short enough, and the runs."""
+    """A copy to write to, with the runs and those recordings that are short enough."""
     source = shared_data("data/deg_project_original")
     copy = tmp_path / "field deepethogram"
     shutil.copytree(source, copy, copy_function=shutil.copyfile)
@@ -67,7 +68,7 @@ def make_filled_runs(project: Path, preset: str, salt: int) -> tuple[Path, Path]
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("preset", "salt", "group"), [("deg_f", 1, "resnet18"), ("deg_s", 3, "resnet3d_34")])
 def test_feature_inference_equals_the_original(project, preset, salt, group):
-    """Frames stacked in channels, and clips; deg_m differs from deg_f in its networks alone, which have goldens."""
+    """One preset stacks frames in channels, the other uses clips. deg_m differs from deg_f only in tested networks."""
     extractor, flow = make_filled_runs(project, preset, salt)
     outputs = project / "DATA" / "field_4" / "field_4_outputs.h5"
     with h5py.File(outputs) as before:

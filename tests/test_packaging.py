@@ -1,4 +1,4 @@
-"""What is shipped: what sdist and wheel hold, what they require, and that they work where they land."""
+"""Packaging: what sdist and wheel contain and require, and that they work where they are installed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 pytestmark = pytest.mark.slow
 
 PACKAGES = {"deg": "deg", "deg.launch": "launch", "deg.configs": "configs", "deg.containers": "containers"}
-"""Where the top-level packages lie in the checkout."""
+"""Folders of the top-level packages in the checkout."""
 
 
 class Built(NamedTuple):
@@ -29,18 +29,18 @@ class Built(NamedTuple):
     wheel: Path
 
     def names(self) -> set[str]:
-        """What the wheel holds."""
+        """Return the names of the files in the wheel."""
         with zipfile.ZipFile(self.wheel) as archive:
             return set(archive.namelist())
 
     def source_names(self) -> set[str]:
-        """What the sdist holds, without its leading folder."""
+        """Return the names of the files in the sdist, without its leading folder."""
         with tarfile.open(self.sdist) as archive:
             return {name.partition("/")[2] for name in archive.getnames()}
 
 
 def run(*command: object, cwd: Path, **environment: str) -> str:
-    """Standard output of a command that must succeed, in an otherwise empty environment."""
+    """Run a command that must succeed, in an otherwise empty environment, and return its standard output."""
     done = subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
@@ -56,7 +56,7 @@ def run(*command: object, cwd: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Built:
-    """Built from a copy, so that the checkout stays as it is: the wheel from the sdist, which so proves complete."""
+    """Built from a copy, to leave the checkout alone. The wheel is built from the sdist, which proves it complete."""
     copy = tmp_path_factory.mktemp("checkout")
     for path in files():
         (copy / path).parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def built(tmp_path_factory) -> Built:
 
 @pytest.fixture(scope="module")
 def installed(built, tmp_path_factory) -> Path:
-    """A folder that holds deg as the wheel installs it, without what it requires."""
+    """A folder with deg as the wheel installs it, without its requirements."""
     target = tmp_path_factory.mktemp("installed")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     run(*pip, "--no-deps", "--no-index", "--target", target, built.wheel, cwd=target)
@@ -76,7 +76,7 @@ def installed(built, tmp_path_factory) -> Path:
 
 
 def shipped_sources() -> set[str]:
-    """Every module and data file of the packages, by its name in the wheel."""
+    """Return the name in the wheel of every module and data file of the packages."""
     names = set()
     for package, folder in PACKAGES.items():
         for path in files():
@@ -92,7 +92,7 @@ def metadata(wheel: Path) -> email.message.Message:
 
 
 def requirements(wheel: Path, extra: str | None = None) -> dict[str, Requirement]:
-    """{name: requirement} of the base installation, or of what an extra adds."""
+    """Return {name: requirement} of the base installation, or of what an extra adds."""
     found = {}
     for text in metadata(wheel).get_all("Requires-Dist", []):
         requirement = Requirement(text)
@@ -103,7 +103,7 @@ def requirements(wheel: Path, extra: str | None = None) -> dict[str, Requirement
 
 
 def test_wheel_holds_every_file_of_the_packages(built):
-    """Modules, YAML, container definitions, py.typed: what setup.cfg forgets is missing here."""
+    """Modules, YAML, container definitions, py.typed: anything that setup.cfg forgets is missing here."""
     inside = built.names()
     assert shipped_sources() - inside == set()
     assert {"deg/py.typed", "deg/launch/__init__.py", "deg/configs/__init__.py", "deg/containers/__init__.py"} <= inside
@@ -120,7 +120,7 @@ def test_licence_is_shipped(built):
 
 
 def test_sdist_builds_without_the_tests(built):
-    """setuptools would take tests/test*.py and leave the rest of tests/ behind: a suite that cannot run."""
+    """setuptools would take tests/test*.py and leave out the rest of tests/: such a suite cannot run."""
     inside = built.source_names()
     assert not [name for name in inside if name.startswith("tests")]
     assert {"setup.cfg", "pyproject.toml", "README.md", "launch/__init__.py"} <= inside
@@ -177,11 +177,11 @@ def test_installed_packages_are_found_under_deg_from_anywhere(installed, tmp_pat
     assert [str(Path(file).parent.relative_to(installed)) for file in found] == [
         *("deg", "deg/configs", "deg/containers", "deg/data", "deg/launch")
     ]
-    assert stray == [], "the wheel would fill the world's namespace with names that everybody uses"
+    assert stray == [], "the wheel would install top-level names that other packages use"
 
 
 def test_installed_yaml_is_read_as_package_data(installed, tmp_path):
-    """Presets and profiles are found through importlib.resources, wherever the package lies."""
+    """Presets and profiles are found through importlib.resources, wherever the package is installed."""
     code = (
         "import importlib.resources, json\n"
         "def walk(folder):\n"
@@ -196,7 +196,7 @@ def test_installed_yaml_is_read_as_package_data(installed, tmp_path):
 
 
 def test_installed_command_answers(installed, tmp_path):
-    """The console script, from another folder, with nothing of the checkout in sight."""
+    """The console script runs in another folder, without access to the checkout."""
     told = run(sys.executable, installed / "bin" / "deg", "--help", cwd=tmp_path, PYTHONPATH=str(installed))
     assert told.startswith("Usage: deg")
 
@@ -218,7 +218,7 @@ def test_installed_errors_are_one_class(installed, tmp_path):
 
 
 def test_editable_installation_finds_the_folders_of_this_checkout(tmp_path):
-    """What `make test` installs; here a top-level folder X is deg.X only thanks to setup.cfg."""
+    """This is what `make test` installs; a top-level folder X is deg.X only because of setup.cfg."""
     origin = json.loads(distribution("deg-hpc").read_text("direct_url.json") or "{}")
     if not origin.get("dir_info", {}).get("editable") or origin["url"] != ROOT.as_uri():
         pytest.skip("deg is not installed editable from this checkout")

@@ -1,10 +1,11 @@
-"""Plans training: which recordings, split how, with which weights to begin; what cannot work is told before a GPU is.
+"""Plans training: which recordings are used, how they are split, and which weights to begin with.
 
-Nothing is computed here and torch is not loaded: a plan can be made on a login node. `prepare` only reads; `commit`
-writes the split, which all stages of a project share. `deg.execute` does the phases of the plan.
+What cannot work is reported here, before a GPU is asked for. Nothing is computed and torch is not loaded, so a plan can
+be made on a login node. `prepare` only reads; `commit` writes the split, which all stages of a project share.
+`deg.execute` does the phases of the plan.
 
-    deg.plan.recordings      which recordings can be used, and why not the others
-    deg.plan.weights  which weights to begin with
+    deg.plan.recordings   which recordings can be used, and why the others cannot
+    deg.plan.weights      which weights to begin with
 """
 
 from __future__ import annotations
@@ -35,14 +36,16 @@ from deg.types import Record, VideoInfo
 STAGES = ("flow_generator", "feature_extractor", "sequence")
 CURRICULUM = ("spatial", "flow", "both")
 LOCK_SECONDS = 30.0
+"""Seconds to wait for another process that is writing the split file."""
 
 SHAPING = {
     "flow_generator": ("augs", "train", "flow_generator"),
     "feature_extractor": ("augs", "train", "flow_generator", "feature_extractor"),
     "sequence": ("train", "sequence"),
 }
-"""Sections of the configuration that a stage's network depends on; of `compute`, the next ones."""
+"""Sections of the configuration that a stage's network depends on."""
 SHAPING_COMPUTE = ("batch_size", "min_batch_size", "max_batch_size", "fp16", "cache_format")
+"""Options of the section `compute` that it depends on."""
 HARMLESS = {"compile", "checkpoint_every", "viz_metrics", "viz_examples"}
 """Options of those sections that do not change the network."""
 
@@ -53,27 +56,27 @@ class Prepared:
 
     plan: TrainingPlan
     split: Parts
-    """What the split file should say: also recordings that cannot be used now, which keep their places."""
+    """Content that the split file should have. Recordings that cannot be used now keep their places in it."""
     fractions: tuple[float, float, float]
-    """Shares by which recordings added later are drawn."""
+    """Shares of the parts, by which recordings added later are divided."""
     split_file: Path
     split_found: Parts | None
-    """What the split file said when the plan was made; None if there was none."""
+    """Content of the split file when the plan was made; None if there was none."""
     records: Mapping[str, Record]
-    """Those of the plan."""
+    """Recordings of the plan, by key."""
     positives: Mapping[str, tuple[int, ...]]
-    """By labelled recording of the plan: positive frames of each class."""
+    """Number of positive frames of each class, by labelled recording of the plan."""
     notices: tuple[str, ...] = ()
-    """What was chosen where there was a choice, and what to look at."""
+    """Sentences on what was chosen where there was a choice, and on what to check."""
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Recordings that cannot be used, each with its reason."""
 
 
 def prepare(stage: str, project: Project, config: Config, *, devices: int) -> Prepared:
-    """Plan one stage of training on `devices` ranks; nothing is written.
+    """Plan one stage of training on `devices` ranks. Nothing is written.
 
-    ConfigError, WeightsError, ProjectError or ResultError if the stage cannot be trained. A recording that cannot be
-    used is left out; two at least must be left.
+    A recording that cannot be used is left out; at least two must remain. Raises ConfigError, WeightsError,
+    ProjectError or ResultError if the stage cannot be trained.
     """
     notices = list(_judge_options(stage, config, devices))
     weights, said = find_weights(stage, project, config)
@@ -120,10 +123,11 @@ def prepare(stage: str, project: Project, config: Config, *, devices: int) -> Pr
 
 
 def commit(prepared: Prepared, run: RunDir | None) -> None:
-    """Write the project's split file where it must change and, of a run, its split.yaml as DeepEthogram has it.
+    """Write the project's split file if it must change and, given a run, its split.yaml as DeepEthogram has it.
 
-    ProjectError if another job has put a recording of the plan into another part since `prepare`, or the disk refuses;
-    what stood there stays. Best called without a run before the run is made, then with it: twice is harmless.
+    Call it without a run before the run is made, then again with the run: twice is harmless. Raises ProjectError if
+    another job has put a recording of the plan into another part since `prepare`, or if the disk refuses; then what was
+    there stays.
     """
     path = prepared.split_file
     busy = ProjectError(
@@ -145,7 +149,7 @@ def same_training(one: TrainingPlan, other: TrainingPlan) -> bool:
 
 
 def describe(prepared: Prepared) -> list[str]:
-    """The plan as lines to read: what would be learned from what, in how many steps."""
+    """Return the plan as lines to read: what would be learned, from what, and in how many steps."""
     plan = prepared.plan
     devices = "1 device" if plan.devices == 1 else f"{plan.devices} devices"
     return [
@@ -163,7 +167,10 @@ def describe(prepared: Prepared) -> list[str]:
 
 
 def _judge_options(stage: str, config: Config, devices: int) -> Iterator[str]:
-    """What should be said about options that need no data. ConfigError for a batch that cannot be shared out."""
+    """Yield remarks on options that can be judged without data.
+
+    Raises ConfigError if a batch cannot be divided between the devices.
+    """
     compute, train = config.compute, config.train
     pieces = devices * train.accumulate
     if compute.batch_size != "auto" and compute.batch_size < pieces:
@@ -176,8 +183,8 @@ def _judge_options(stage: str, config: Config, devices: int) -> Iterator[str]:
         yield f"train.oversampling_exp has no effect on the {stage}."
     elif train.oversampling_exp > 0 and train.loss_weight_exp > 0:
         yield (
-            f"Warning: rare behaviours count more twice, by train.oversampling_exp={train.oversampling_exp:g} and by "
-            f"train.loss_weight_exp={train.loss_weight_exp:g}: expect false alarms. Set one of them to 0."
+            f"Warning: rare behaviours get extra weight twice, by train.oversampling_exp={train.oversampling_exp:g} "
+            f"and by train.loss_weight_exp={train.loss_weight_exp:g}: expect false alarms. Set one of them to 0."
         )
 
 
@@ -192,9 +199,9 @@ def _cache_folder(value: str, project: Project) -> str | None:
 
 
 def _resolved(stage: str, project: Project, config: Config, weights: Mapping[str, Mapping[str, str]]) -> Config:
-    """The options with absolute paths of the project and of the weights that were found.
+    """Return the options with absolute paths of the project and of the weights that were found.
 
-    They tell later which flow generator a feature extractor was trained with, whatever is `latest` then.
+    They record which flow generator a feature extractor was trained with, whatever `latest` is later.
     """
     pretrained = config.project.pretrained_path if project.pretrained_path is None else str(project.pretrained_path)
     config = replace(
@@ -216,7 +223,7 @@ def _resolved(stage: str, project: Project, config: Config, weights: Mapping[str
 
 
 def _hashed(labels: Path | None) -> dict[str, str]:
-    assert labels is not None  # the recording would not be trainable
+    assert labels is not None  # else the recording would not be trainable
     return {"path": str(labels), "sha256": sha256(labels)}
 
 
@@ -226,7 +233,7 @@ def _hashed(labels: Path | None) -> dict[str, str]:
 def _divide(
     stage: str, project: Project, config: Config, trainable: Trainable
 ) -> tuple[Parts | None, Parts, tuple[float, float, float], list[str]]:
-    """What the split file says, what it should say, its shares, and what should be said about it."""
+    """Return what the split file says, what it should say, its shares, and remarks on it."""
     path, keys = project.split_file(config.split.file), set(trainable.videos)
     if config.split.file is not None and not path.exists():
         raise ProjectError(
@@ -242,23 +249,23 @@ def _divide(
             return found, split, part_fractions(wanted, len(keys)), [_sentence(note) for note in notes]
     except ValueError as error:
         raise ConfigError(f"split.train_val_test: {error}. Correct it.") from error
-    # with the seed alone recordings added one at a time would all be drawn alike
+    # with the seed alone, recordings added one at a time would all get the same draw
     rng = np.random.default_rng([config.train.seed, sum(map(len, found.values()))])
     split, notes = update_split(found, keys, fractions, rng, positives or None)
-    if len(positives) < len(keys):  # the flow generator is also judged by recordings without labels
+    if len(positives) < len(keys):  # the flow generator also uses recordings without labels
         split, more = update_split(split, keys, fractions, rng)
         notes += more
     notices = [_sentence(note) for note in notes]
     if gone := sorted({key for part in found.values() for key in part} - set(project.records)):
         notices.append(
-            f"{show_path(path)} names recordings that the project does not have ({named(gone)}): passed over, they "
-            "keep their places."
+            f"{show_path(path)} names recordings that the project does not have ({named(gone)}). They are not "
+            "used and keep their places."
         )
     return found, split, fractions, notices
 
 
 def _classes_of(trainable: Trainable, class_names: Sequence[str]) -> dict[str, set[str]]:
-    """For each labelled recording the classes that it has a positive frame of."""
+    """Return, by labelled recording, the classes that have a positive frame in it."""
     return {
         key: {name for name, count in zip(class_names, counts, strict=True) if count}
         for key, counts in trainable.positives.items()
@@ -273,14 +280,17 @@ def _require_train_and_val(parts: Parts, config: Config) -> None:
     if not parts["train"] or not parts["val"]:
         raise ConfigError(
             f"split.train_val_test is {list(config.split.train_val_test)}: expected recordings for training and for "
-            f"validation, found {len(parts['train'])} and {len(parts['val'])}. Ask for one of each at least."
+            f"validation, found {len(parts['train'])} and {len(parts['val'])}. Ask for at least one of each."
         )
 
 
 def _judge_classes(
     parts: Parts, videos: Mapping[str, VideoInfo], positives: Mapping[str, Sequence[int]], class_names: Sequence[str]
 ) -> Iterator[str]:
-    """What cannot be learned from the labels. ProjectError if nothing can: every frame has the same ones."""
+    """Yield warnings of what cannot be learned from the labels.
+
+    Raises ProjectError if nothing can be, because every frame has the same labels.
+    """
     frames = sum(videos[key].num_frames for key in parts["train"])
     train_K = np.sum([positives[key] for key in parts["train"]], axis=0)
     total_K = np.sum(list(positives.values()), axis=0)
@@ -298,11 +308,14 @@ def _judge_classes(
                 "or take it out of the project's behaviours."
             )
         elif count == frames:
-            yield f"Warning: every frame of the training recordings is `{name}`: what it is not cannot be learned."
+            yield (
+                f"Warning: every frame of the training recordings is `{name}`: it cannot be learned from them. Add "
+                "training recordings with frames that are not."
+            )
 
 
 def _require_one_size(videos: Mapping[str, VideoInfo], config: Config) -> None:
-    """ConfigError that names two recordings if their frames do not come out at one size."""
+    """Raise ConfigError, with the names of two recordings, if frames do not all come out at one size."""
     augs = config.augs
     transform = FrameTransform(augs.crop_size, augs.resize, augs.pad)
     sizes: dict[tuple[int, int], str] = {}
@@ -325,7 +338,10 @@ def _yaml(size: int | Sequence[int] | None) -> str:
 
 
 def _agreed(prepared: Prepared, there: tuple[Parts, Any] | None) -> tuple[Parts, tuple[float, float, float]]:
-    """What to write when the file says `there` by now. ProjectError if that contradicts the plan."""
+    """Return what to write into the split file, which says `there` now.
+
+    Raises ProjectError if that contradicts the plan.
+    """
     if there is None or there[0] == prepared.split_found:
         return prepared.split, prepared.fractions
     parts, fractions = there
@@ -342,7 +358,7 @@ def _agreed(prepared: Prepared, there: tuple[Parts, Any] | None) -> tuple[Parts,
 
 
 def _run_split(prepared: Prepared) -> dict[str, Any]:
-    """The recordings of each part and their files, as a run of DeepEthogram keeps them."""
+    """Return the recordings of each part and their files, as a run of DeepEthogram keeps them."""
 
     def files(record: Record) -> dict[str, str | None]:
         kinds = {"rgb": record.video, "label": record.labels, "output": record.outputs, "keypoint": record.keypoints}
@@ -356,7 +372,7 @@ def _run_split(prepared: Prepared) -> dict[str, Any]:
 
 
 def _fingerprint(plan: TrainingPlan) -> dict[str, Any]:
-    """All that the network depends on: not where frames are kept, nor how many devices share the work."""
+    """Return all that the network depends on. Where frames are kept and how many devices share the work is left out."""
     content = json.loads(plan.to_json())
     config = content.pop("config")
     del content["cache"], content["devices"]
@@ -365,12 +381,12 @@ def _fingerprint(plan: TrainingPlan) -> dict[str, Any]:
         for section in SHAPING[plan.stage]
     }
     options["compute"] = {key: config["compute"].get(key) for key in SHAPING_COMPUTE}
-    options["activation"] = config["feature_extractor"]["final_activation"]  # which a sequence network takes over
+    options["activation"] = config["feature_extractor"]["final_activation"]  # a sequence network uses it as well
     return content | {"options": options}
 
 
 def _table(prepared: Prepared) -> Iterator[str]:
-    """Recordings and frames of each part, and positive frames of each class."""
+    """Yield the lines of a table: recordings, frames and positive frames of each class, by part."""
     plan = prepared.plan
     names = plan.class_names if prepared.positives else ()
     rows = [("part", "recordings", "frames", *names)]
@@ -384,7 +400,7 @@ def _table(prepared: Prepared) -> Iterator[str]:
 
 
 def _steps(plan: TrainingPlan) -> Iterator[str]:
-    """Batches of an epoch in each part that has recordings."""
+    """Yield the batches of an epoch, as text, for each part that has recordings."""
     batch = plan.config.compute.batch_size
     for part, keys in plan.parts.items():
         limit, samples = getattr(plan.config.train.steps_per_epoch, part), _samples(plan, part)
@@ -398,7 +414,10 @@ def _steps(plan: TrainingPlan) -> Iterator[str]:
 
 
 def _samples(plan: TrainingPlan, part: str) -> int:
-    """Clips or, for a sequence network, stretches of video: without overlap, but for the mlp and on demand."""
+    """Count the clips of a part or, for a sequence network, its stretches of video.
+
+    Stretches overlap with the mlp, and in training if `sequence.nonoverlapping` is false.
+    """
     lengths = [plan.videos[key].num_frames for key in plan.parts[part]]
     options = plan.config.sequence
     overlap = options.arch == "mlp" or (part == "train" and not options.nonoverlapping)

@@ -1,5 +1,6 @@
-"""A run of inference, which answers for itself. Its units may be done in any order by any number of workers; then they
-are merged.
+"""A run of inference, which can be asked what is done, what is undone, how far it has come, and why no further.
+
+Any number of workers may do its units, in any order. Then they are merged.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from deg.runs.working import AtWork, OutputOf, Working, told_frames
 
 @dataclass(frozen=True)
 class InferenceStatus:
-    """A run of inference at this moment."""
+    """State of a run of inference at this moment."""
 
     name: str
     stage: str
@@ -37,7 +38,7 @@ class InferenceStatus:
     frames: int
     frames_done: int
     frames_per_second: float | None
-    """Speed over the units done, each by its own process, in frames/s; None before the first."""
+    """Average speed of one worker over the units that are done, in frames/s; None before the first."""
 
     headings: ClassVar[tuple[str, ...]] = (
         "inference", "state", "units", "recordings", "failed", "frames", "frames/s",
@@ -60,7 +61,7 @@ class InferenceStatus:
         )
 
     def cells(self, working: Working) -> dict[str, str]:
-        """Cells of the table of a launch, by heading."""
+        """Return cells for the table of a launch, by heading."""
         failed = f", {self.recordings_failed} failed" if self.recordings_failed else ""
         return {
             "done": f"{self.units_done}/{self.units} units",
@@ -72,7 +73,7 @@ class InferenceStatus:
 
     @property
     def how_far(self) -> str:
-        """How far the run has come, in words."""
+        """Progress of the run, in words."""
         return f"{self.units_done} of {self.units} units done"
 
 
@@ -94,26 +95,29 @@ class InferenceRun:
         return self.folder.result_file(index).exists()
 
     def undone(self) -> list[int]:
-        """Indices of the units that are still to be done; none of a closed run, whose results may be cleared away."""
+        """Return the indices of the units that are still to be done.
+
+        A closed run has none, though its results may have been cleared away.
+        """
         if self.folder.done_file.exists():
             return []
         done = self.folder.finished_units()
         return [unit.index for unit in self.plan.units if unit.index not in done]
 
     def share(self, element: int, elements: int) -> Sequence[int]:
-        """Indices of the units that one of several workers does."""
+        """Return the indices of the units that one of several workers does."""
         return range(element, len(self.plan.units), elements)
 
     def progress(self) -> int:
-        """How far the run has come, as a number that grows: units done."""
+        """Return the progress as a number that grows: the number of units done."""
         return len(self.folder.finished_units())
 
     def why_undone(self) -> str | None:
-        """Why the run cannot be closed: None, for an inference is merged without the units that are not done."""
+        """Return why the run cannot be closed: None, because an inference is merged without its undone units."""
         return None
 
     def close_if_complete(self) -> bool:
-        """Close the run if all that is left to do is to say so; whether it is closed now."""
+        """Close the run if everything is merged. Return whether it is closed now."""
         return self.folder.is_merged() or close_if_merged(self.folder, self.plan)
 
     def has_gaps(self) -> bool:
@@ -121,11 +125,11 @@ class InferenceRun:
         return not self.folder.is_merged()
 
     def units_of(self, recording: str) -> list[int]:
-        """Indices of the units that a recording is in."""
+        """Return the indices of the units that a recording is in."""
         return [unit.index for unit in self.plan.units if any(span.key == recording for span in unit.spans)]
 
     def failed_recordings(self) -> dict[str, str]:
-        """Recordings that cannot be done, each with its reason."""
+        """Return the recordings that cannot be done, each with its reason."""
         if self.folder.done_file.exists():
             told = json.loads(self.folder.done_file.read_text())["failed"]
             return {str(key): str(reason) for key, reason in told.items()}
@@ -140,7 +144,7 @@ class InferenceRun:
         return found
 
     def smaller_batch(self) -> str | None:
-        """Option with which the run would need less memory of a GPU: none is known."""
+        """Return an option with which the run would need less GPU memory: None, because none is known."""
         return None
 
     def status(self) -> InferenceStatus:
@@ -170,7 +174,7 @@ class InferenceRun:
         )
 
     def working(self, now: AtWork, output_of: OutputOf) -> Working:
-        """What the workers are doing at this moment."""
+        """Return what the workers are doing at this moment."""
         run, plan = self.folder, self.plan
         finished = run.finished_units()
         timed = [event for event in run.events() if event["event"] == "unit_done"]
@@ -193,7 +197,10 @@ class InferenceRun:
 
 
 def _error_of(result: Path, position: int) -> str | None:
-    """Why a span of a result could not be done; None if it could, or the file cannot be read: the merge finds out."""
+    """Return why a span of a result could not be done; None if it could.
+
+    Also None if the file cannot be read: merging reports that.
+    """
     import h5py
 
     try:

@@ -1,4 +1,4 @@
-"""Plans: all that the units of a run need to be done anywhere, written by planners, read by workers and mergers."""
+"""Plans: all that is needed to do the units of a run anywhere. Planners write them, workers and mergers read them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from deg.types import NUM_FEATURES, Span, Unit, VideoInfo
 
 PLAN_VERSION = 1
 SCRATCH = "scratch"
-"""Stands in a plan for a folder on the disk of whatever node works."""
+"""Stands in a plan for a folder on the local disk of the node that does the work."""
 ASIDE = {"numbers": False}
-"""Metadata of a task's field that changes no number: another value leaves finished results valid."""
+"""Metadata of a task's field that changes no numbers: with another value, finished results are still valid."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class FeatureTask:
     frame_count: str = "claimed"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as plan.json holds them."""
+        """Return plain values, as plan.json holds them."""
         plain = {each.name: getattr(self, each.name) for each in fields(self)}
         return plain | {name: as_dict(plain[name]) for name in ("feature_extractor", "flow_generator")}
 
@@ -66,14 +66,14 @@ class SequenceTask:
     num_classes: int
     weights: str = field(metadata=ASIDE)
     latent_name: str
-    """Group of the outputs files that features are read from; of no use with keypoints."""
+    """Group of the outputs files that features are read from; not used with keypoints."""
     num_features: int = NUM_FEATURES
     """Number of features of one frame, spatial and flow together, or of its keypoints."""
     activation: Literal["sigmoid", "softmax"] = "sigmoid"
     threads: int | str = field(default="auto", metadata=ASIDE)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as plan.json holds them: the usual number of features is not told, as it never was."""
+        """Return plain values, as plan.json holds them. The usual number of features is left out, as in older plans."""
         plain = {each.name: getattr(self, each.name) for each in fields(self)} | {"sequence": as_dict(self.sequence)}
         width = plain.pop("num_features")
         return plain if width == NUM_FEATURES else plain | {"num_features": width}
@@ -88,7 +88,7 @@ TASKS: dict[str, type[FeatureTask] | type[SequenceTask]] = {"feature_extractor":
 
 
 def settings_of(task: Task, class_names: Sequence[str], thresholds: Sequence[float]) -> str:
-    """Compute the sha256 of everything that changes the numbers: results with another one are outdated."""
+    """Return the sha256 of everything that changes the numbers. Results with another one are outdated."""
     aside = {each.name for each in fields(task) if not each.metadata.get("numbers", True)}
     numbers = {name: value for name, value in task.as_dict().items() if name not in aside}
     text = json.dumps([numbers, list(class_names), list(thresholds)], sort_keys=True, default=list)
@@ -97,7 +97,7 @@ def settings_of(task: Task, class_names: Sequence[str], thresholds: Sequence[flo
 
 @dataclass(frozen=True)
 class InferencePlan:
-    """All that the units of a run need to be done anywhere: no project, no configuration, no command line."""
+    """All that is needed to do the units of an inference anywhere, without project, configuration or command line."""
 
     stage: str
     """`feature_extractor` or `sequence`."""
@@ -107,18 +107,18 @@ class InferencePlan:
     thresholds: tuple[float, ...]
     videos: Mapping[str, VideoInfo]
     outputs: Mapping[str, Path]
-    """Where the results of each recording go."""
+    """Outputs file of each recording, which its results go into."""
     weights: Mapping[str, Mapping[str, str]]
-    """By role (`feature_extractor`, `flow_generator`, `sequence`): `path` and `sha256`."""
+    """Weight files by role (`feature_extractor`, `flow_generator`, `sequence`): `path` and `sha256`."""
     settings: str
-    """sha256 of all that changes the numbers, see `settings_of`."""
+    """sha256 of everything that changes the numbers, see `settings_of`."""
     task: Task
-    """What the stage's engine is built from."""
+    """Values that the engine of the stage is built from."""
     units: tuple[Unit, ...]
     overwrite: bool = False
-    """Results that are there already are made anew."""
+    """Whether results that exist are computed again."""
     sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """By recording: what else its result is made from (for a sequence network, the mark of the features)."""
+    """What else the result of each recording is made from (for a sequence network, the mark of the features)."""
 
     def to_json(self) -> str:
         plan = asdict(self) | {"task": self.task.as_dict()}
@@ -134,7 +134,7 @@ class InferencePlan:
 
     @classmethod
     def from_document(cls, document: dict[str, Any]) -> InferencePlan:
-        """The plan that a parsed plan.json holds."""
+        """Return the plan that a parsed plan.json holds."""
         plan = _checked(document, "inference")
         plan["task"] = TASKS[plan["stage"]].from_dict(plan["task"])
         plan["class_names"], plan["thresholds"] = tuple(plan["class_names"]), tuple(plan["thresholds"])
@@ -150,7 +150,7 @@ class InferencePlan:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """All that training one network needs to be done anywhere: no project, no command line.
+    """All that is needed to train one network anywhere, without project or command line.
 
     A unit is a phase; every rank does the same unit.
     """
@@ -158,27 +158,27 @@ class TrainingPlan:
     stage: str
     """`flow_generator`, `feature_extractor` or `sequence`."""
     phases: tuple[str, ...]
-    """What is trained, one after the other: a curriculum is `spatial`, `flow`, `both`; all else is just `both`."""
+    """Phases in the order in which they are trained: `spatial`, `flow`, `both` in a curriculum, else just `both`."""
     class_names: tuple[str, ...]
     parts: Mapping[str, Sequence[str]]
     """Recordings of `train`, `val` and `test`, in the order in which their frames are counted."""
     videos: Mapping[str, VideoInfo]
-    """By recording. For a sequence network, of which the features (or keypoints) are the input, the video is not read:
+    """Video of each recording. A sequence network learns from features (or keypoints) and does not read the video: only
     its number of frames counts."""
     labels: Mapping[str, Mapping[str, str]]
-    """By recording: `path` and `sha256` of its label file. Empty for the flow generator."""
+    """Label file of each recording: `path` and `sha256`. Empty for the flow generator."""
     inputs: Mapping[str, Mapping[str, str]]
     """Inputs of a sequence network by recording: `path` of the outputs file (keypoints: the CSV), its `group`, and the
     `mark` that the group had, as `describe_mark` writes it."""
     weights: Mapping[str, Mapping[str, str]]
-    """By role, `path` and `sha256`: `start` is what the network begins with, `flow_generator` its own for a feature
-    extractor, `pretrained` what L2-SP pulls to. A role that is not there has no weights."""
+    """Weight files by role: `path` and `sha256`. The network begins with `start`, a feature extractor has the flow
+    generator `flow_generator`, and L2-SP pulls towards `pretrained`. A role that is missing has no weights."""
     config: Config
     """All options, with absolute paths."""
     cache: str | None
-    """Folder of the frame cache; `scratch` on the disk of whatever node works; None without one."""
+    """Folder of the frame cache; `scratch`: on the local disk of the node that does the work; None: no cache."""
     devices: int
-    """Ranks, on all nodes together."""
+    """Number of ranks, on all nodes together."""
 
     @property
     def units(self) -> tuple[Unit, ...]:
@@ -196,7 +196,7 @@ class TrainingPlan:
 
     @classmethod
     def from_document(cls, document: dict[str, Any]) -> TrainingPlan:
-        """The plan that a parsed plan.json holds. Options that it does not name have their defaults."""
+        """Return the plan that a parsed plan.json holds. Options that it does not name have their defaults."""
         plan = _checked(document, "train")
         plan["config"] = restore(plan["config"])
         plan["phases"], plan["class_names"] = tuple(plan["phases"]), tuple(plan["class_names"])
@@ -208,7 +208,7 @@ class TrainingPlan:
 
 
 def plan_from_json(text: str) -> InferencePlan | TrainingPlan:
-    """The plan of whichever kind plan.json holds."""
+    """Return the plan that the text of a plan.json holds, of either kind."""
     document = json.loads(text)
     return (TrainingPlan if document.get("kind") == "train" else InferencePlan).from_document(document)
 

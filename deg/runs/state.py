@@ -1,6 +1,6 @@
-"""A run of whichever kind, which answers for itself: what is undone, what is done, how far it has come, and why not.
+"""A run of any kind, which can be asked what is done, what is undone, how far it has come, and why no further.
 
-A new kind of run is a module like `deg.runs.inference`, and an arm of `open_run`.
+A new kind of run is a module like `deg.runs.inference`, and a branch of `open_run`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,6 @@ Status = InferenceStatus | TrainingStatus
 
 
 def open_run(folder: RunDir) -> Run:
-    """Open the run in a folder, of whichever kind it is. RunError without a plan that this version can read."""
+    """Open the run in a folder. Raises RunError if it has no plan that this version can read."""
     plan = folder.load_either_plan()
     return TrainingRun(folder, plan) if isinstance(plan, TrainingPlan) else InferenceRun(folder, plan)

@@ -1,5 +1,6 @@
-"""A run of training, which answers for itself. Its units are phases, each begun when the one before it is done; all
-ranks do the same unit.
+"""A run of training, which can be asked what is done, what is undone, how far it has come, and why no further.
+
+Its units are phases. Each begins when the one before it is done, and all ranks do the same one.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from deg.runs.rundir import RunDir, read_error, steps_done
 from deg.runs.working import AtWork, OutputOf, Working
 
 PHASE = 10**9
-"""What a phase counts for in the progress of a training: more than it can have steps."""
+"""Number that a finished phase adds to the progress of a training: more than it can have steps."""
 SMALLEST_TRIED = 16
-"""Batch size that is proposed where the size was `auto`."""
+"""Batch size that is proposed if the size was `auto`."""
 FIGURES = {
     "loss": "loss",
     "f1_class_mean_nobg": "F1 without background",
@@ -26,14 +27,14 @@ FIGURES = {
     "accuracy_overall": "accuracy",
     "SSIM": "1-SSIM",
 }
-"""Names, for people, of the metrics of an epoch that are told where they are known."""
+"""Metrics of an epoch that are shown if they are known, each with its name for people."""
 KEY_FIGURES = ("f1_class_mean_nobg", "f1_class_mean", "SSIM")
 """Metrics that tell how good a network is: the first that is known counts."""
 
 
 @dataclass(frozen=True)
 class TrainingStatus:
-    """A run of training at this moment."""
+    """State of a run of training at this moment."""
 
     name: str
     stage: str
@@ -53,7 +54,7 @@ class TrainingStatus:
     figure: str | None
     """Name of the key figure of the stage."""
     value: float | None
-    """The figure in the last epoch, on the validation recordings."""
+    """Value of the figure in the last epoch, on the validation recordings."""
 
     headings: ClassVar[tuple[str, ...]] = ("training", "state", "phase", "epochs", "loss", "validation")
 
@@ -73,7 +74,7 @@ class TrainingStatus:
         )
 
     def cells(self, working: Working) -> dict[str, str]:
-        """Cells of the table of a launch, by heading."""
+        """Return cells for the table of a launch, by heading."""
         phase = f"{self.phase}: " if self.phases > 1 else ""
         loss = "" if self.loss is None else f"loss {self.loss:.3f}"
         return {
@@ -84,7 +85,7 @@ class TrainingStatus:
 
     @property
     def how_far(self) -> str:
-        """How far the run has come, in words."""
+        """Progress of the run, in words."""
         return f"{self.epochs_done} of at most {self.epochs} epochs"
 
     @property
@@ -108,51 +109,51 @@ class TrainingRun:
         return self.folder.phase_done_file(index).exists()
 
     def undone(self) -> list[int]:
-        """Indices of the phases that are still to be trained."""
+        """Return the indices of the phases that are still to be trained."""
         if self.folder.done_file.exists():
             return []
         return [unit.index for unit in self.plan.units if not self.is_unit_done(unit.index)]
 
     def share(self, element: int, elements: int) -> Sequence[int]:
-        """Indices of the phases that a rank does: all."""
+        """Return the indices of the phases that a rank does: all of them."""
         return range(len(self.plan.units))
 
     def progress(self) -> int:
-        """How far the run has come, as a number that grows: phases done, then steps of the next one."""
+        """Return the progress as a number that grows: phases done, then steps of the next one."""
         done = sum(self.is_unit_done(unit.index) for unit in self.plan.units)
         steps = steps_done(self.folder.unit_folder(done) / "state") if done < len(self.plan.units) else 0
         return done * PHASE + steps
 
     def why_undone(self) -> str | None:
-        """Why the training is not done; None if it is."""
+        """Return why the training is not done; None if it is."""
         for unit in self.plan.units:
             if not self.is_unit_done(unit.index):
                 return read_error(self.folder, unit.index) or "its jobs ended before it was done"
         return None
 
     def close_if_complete(self) -> bool:
-        """Whether the run is closed: with what was learned, by whoever merges."""
+        """Return whether the run is closed. Only merging closes a training, because it records what was learned."""
         return self.folder.done_file.exists()
 
     def has_gaps(self) -> bool:
-        """Whether something is missing of a training whose stage is done: never."""
+        """Whether anything is missing in a training whose stage is done: never."""
         return False
 
     def units_of(self, recording: str) -> list[int]:
-        """Indices of the units that a recording is in: none, for all are in every phase."""
+        """Return the indices of the units that a recording is in: none, because every phase uses all recordings."""
         return []
 
     def failed_recordings(self) -> dict[str, str]:
-        """Recordings that cannot be done: none, for they are left out when a training is planned."""
+        """Return the recordings that cannot be done: none, because planning has left them out."""
         return {}
 
     def smaller_batch(self) -> str:
-        """Option with which another training would need less memory of a GPU. This one could not be resumed with it."""
+        """Return an option with which a new training would need less GPU memory. This one cannot be resumed with it."""
         batch = self.plan.config.compute.batch_size
         return f"compute.batch_size={max(batch // 2, 1) if isinstance(batch, int) else SMALLEST_TRIED}"
 
     def phase_folder(self, index: int) -> Path:
-        """Where a phase leaves its networks and metrics: the last one in the run directory itself."""
+        """Return where a phase leaves its networks and metrics: for the last one, the run directory itself."""
         phases = self.plan.phases
         return self.folder.path if index == len(phases) - 1 else self.folder.path / "curriculum" / phases[index]
 
@@ -181,7 +182,7 @@ class TrainingRun:
         )
 
     def working(self, now: AtWork, output_of: OutputOf) -> Working:
-        """What the ranks are doing at this moment."""
+        """Return what the ranks are doing at this moment."""
         if not now:
             return Working()
         (index, attempt), *_ = now.items()
@@ -200,7 +201,10 @@ class TrainingRun:
 
 
 def _epoch_seconds(clock: Sequence[float]) -> Iterator[float]:
-    """How long epochs took, in seconds, from a clock at their ends that begins anew with each attempt."""
+    """Yield how long each epoch took, in seconds.
+
+    `clock` holds the time at the end of each, counted from the start of its attempt.
+    """
     before = 0.0
     for now in clock:
         yield now - before if now > before else now

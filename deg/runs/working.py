@@ -1,4 +1,4 @@
-"""What is being worked on at this moment, as the processes at work tell in lines of JSON."""
+"""What is being worked on at this moment, as the processes at work report it in JSON lines."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from deg.data.json_lines import read_lines
 from deg.runs.attempts import Attempt
 
 AtWork = Mapping[int, Attempt]
-"""The attempts that still run, by unit."""
+"""Attempts that still run, by unit."""
 OutputOf = Callable[[Attempt], Path]
-"""Finds the file in which the process of an attempt tells of its work."""
+"""Function that finds the file in which the process of an attempt reports its work."""
 
 
 @dataclass(frozen=True)
@@ -22,15 +22,15 @@ class Working:
     units: tuple[int, ...] = ()
     recordings: int = 0
     frames: int = 0
-    """Number of frames of these units that their workers have told of."""
+    """Number of frames of these units that their workers have reported as done."""
     speed: float | None = None
-    """Speed of all workers together, in frames/s; of a training, in samples/s."""
+    """Speed of all workers together, in frames/s; for a training, in samples/s."""
     ends: float | None = None
-    """When the run is done at this speed, in seconds since 1970; of a training, at the latest."""
+    """Time when the run will be done at this speed, in seconds since 1970; for a training, the latest time."""
 
 
 def told_frames(output: Path, attempt: Attempt) -> tuple[int, float | None]:
-    """Frames of its unit that a worker has told of, and its speed in frames/s."""
+    """Return the number of frames of its unit that a worker has reported as done, and its speed in frames/s."""
     frames = 0
     for line in read_lines(output):
         if line.get("event") == "progress":

@@ -24,7 +24,7 @@ KEY_VALUE = re.compile(r"[A-Za-z_][\w.]*=")
 
 
 class SurrogatePath(click.ParamType):
-    """A path of any bytes; also one whose name is not UTF-8."""
+    """A path made of any bytes, even if they are not UTF-8."""
 
     name = "path"
 
@@ -36,12 +36,12 @@ ANY_PATH = SurrogatePath()
 
 
 def json_option(function: Function) -> Function:
-    """`--json`: one JSON document on standard output and nothing else there."""
+    """Add `--json`, which prints one JSON document on standard output and nothing else there."""
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(function)
 
 
 def work_options(function: Function) -> Function:
-    """What `train`, `infer` and `run` share: options from files, a name, where to run, and whether at all."""
+    """Add the options that `train`, `infer` and `run` share: files of options, a name, where to run, and a dry run."""
     for option in reversed(
         (
             click.option(
@@ -65,16 +65,16 @@ def work_options(function: Function) -> Function:
 
 
 def only_option(function: Function) -> Function:
-    """`--only plan|merge`: the parts of a stage around its units, which somebody else does."""
+    """Add `--only plan|merge`, which does the first or last part of a stage whose units another program does."""
     return click.option(
         "--only",
         type=click.Choice(["plan", "merge"]),
-        help="Only make the run directory, or only put together what `python -m deg.execute RUN UNIT` has done.",
+        help="Only make the run directory, or only put together the results of `python -m deg.execute RUN UNIT`.",
     )(function)
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Separate `key=value` from the rest; a word that names an existing file is a file, `=` or not."""
+    """Separate `key=value` from other words. A word that names an existing file is a file, even with a `=`."""
     plain: list[str] = []
     overrides: list[str] = []
     for word in words:
@@ -83,7 +83,7 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def one_project(words: Sequence[str]) -> str:
-    """The only plain word, which names the project."""
+    """Return the only plain word, which names the project."""
     if len(words) != 1:
         found = ", ".join(words) or "nothing"
         raise click.UsageError(f"Expected one PROJECT, a folder or its project_config.yaml; found {found}.")
@@ -91,25 +91,25 @@ def one_project(words: Sequence[str]) -> str:
 
 
 def console() -> Console:
-    """Standard output for tables; wide where no terminal sets a width, so that names are not broken in logs."""
+    """Return standard output for tables. It is wide if no terminal sets a width: names are not broken in logs."""
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 160)
 
 
 def options_as_words(files: Sequence[Path], videos: Sequence[str] = ()) -> list[str]:
-    """Options as a user gives them, of a command that may be typed in any folder."""
+    """Return `--config` and `--videos` as words of a command line, with paths that hold in any folder."""
     named = [("--config", str(file.resolve())) for file in files] + [("--videos", video) for video in videos]
     return [word for pair in named for word in pair]
 
 
 def finish(report: Report, as_json: bool) -> int:
-    """Print the report of a command if it is asked for, and return the exit status."""
+    """Print the report of a command as JSON if asked to, and return its exit status."""
     if as_json:
         print_json(report.as_dict())
     return report.exit_status
 
 
 def print_json(document: Any) -> None:
-    """Write a document to standard output."""
+    """Write a document to standard output as JSON."""
     sys.stdout.write(json.dumps(document, indent=1, default=str) + "\n")

@@ -1,4 +1,4 @@
-"""`deg cluster`: profiles of clusters, made from what Slurm says, listed and shown."""
+"""`deg cluster`: writes profiles of clusters from what Slurm says, lists and shows them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deg.launch.say import say
 
 @click.group()
 def cluster() -> None:
-    """Profiles of clusters: what sites want told with every job. docs/cluster.md says more.
+    """Write, list and show profiles of clusters: what a site needs to know for every job (docs/cluster.md).
 
     \b
     Example: deg cluster init mysite
@@ -25,13 +25,13 @@ def cluster() -> None:
 @cluster.command()
 @click.argument("name", required=False)
 @click.option("--to", "target", type=ANY_PATH, help="File to write. Default: ~/.config/deg/clusters/NAME.yaml.")
-@click.option("--overwrite", is_flag=True, help="Replace a profile that is there.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing profile.")
 @click.option("--dry-run", is_flag=True, help="Print the profile and write nothing.")
 @json_option
 def init(name: str | None, target: Path | None, overwrite: bool, dry_run: bool, as_json: bool) -> int:
-    """Write a profile of this cluster from what sinfo, scontrol and sacctmgr say. NAME: default is the cluster's own.
+    """Write a profile of this cluster from what sinfo, scontrol and sacctmgr say. NAME is the cluster's by default.
 
-    It is a beginning: read it, change what the site's documentation tells you to, and try it with `deg doctor`.
+    It is only a start: read it, change what the site's documentation tells you to, and try it with `deg doctor`.
 
     \b
     Example: deg cluster init mysite --dry-run
@@ -46,7 +46,7 @@ def init(name: str | None, target: Path | None, overwrite: bool, dry_run: bool, 
     if name is not None:
         _check_name(name)
     site = ask_site()
-    # a name of the site's own making may hold anything
+    # the site may have given its cluster a name with any characters
     name = name or re.sub(r"[^\w.-]", "_", site.settings.get("clustername", "")).lstrip(".-") or "cluster"
     choice = choose(site)
     text = profile_text(choice, str(target) if target else name)
@@ -57,14 +57,14 @@ def init(name: str | None, target: Path | None, overwrite: bool, dry_run: bool, 
     else:
         if path.exists() and not overwrite:
             raise ConfigError(
-                f"{show_path(path)}: there is a profile already. Say --overwrite, or another NAME or --to."
+                f"{show_path(path)}: this file exists. Replace it with --overwrite, or give another NAME or --to."
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part:
             part.write_text(text, encoding="utf-8")
             load_config(None, files=[part])
         wanted = target or name
-        say(f"Written: {path}. Read it; then: deg cluster show {wanted}, deg doctor --on slurm cluster={wanted}")
+        say(f"Wrote {path}. Read it, then try: deg cluster show {wanted}; deg doctor --on slurm cluster={wanted}")
     if as_json:
         print_json(
             {
@@ -79,13 +79,13 @@ def init(name: str | None, target: Path | None, overwrite: bool, dry_run: bool, 
 
 def _check_name(name: str) -> None:
     if not re.fullmatch(r"\w[\w.-]*", name) or name.endswith(".yaml"):
-        raise click.UsageError(f"Expected a NAME of letters, digits, - and _; found {name!r}. A file goes after --to.")
+        raise click.UsageError(f"Expected a NAME of letters, digits, - and _; found {name!r}. Use --to for a file.")
 
 
 @cluster.command("list")
 @json_option
 def list_profiles(as_json: bool) -> int:
-    """The profiles that can be named, and their files.
+    """List the profiles that can be named, and their files.
 
     \b
     Example: deg cluster list
@@ -114,7 +114,7 @@ def list_profiles(as_json: bool) -> int:
 @click.argument("words", nargs=-1, required=True, metavar="NAME|FILE [KEY=VALUE]...")
 @json_option
 def show(words: Sequence[str], as_json: bool) -> int:
-    """All options of a profile, its own and the defaults, and the flags of sbatch that a training has from them.
+    """Show all options of a profile, with defaults, and the flags of sbatch that a training gets from them.
 
     \b
     Example: deg cluster show example cluster.gpu_flag=gres
@@ -125,7 +125,9 @@ def show(words: Sequence[str], as_json: bool) -> int:
 
     plain, overrides = split_words(words)
     if len(plain) != 1:
-        raise click.UsageError(f"Expected one profile, found {', '.join(plain) or 'none'}.")
+        raise click.UsageError(
+            f"Expected one profile, found {', '.join(plain) or 'none'}. `deg cluster list` lists them."
+        )
     config = load_config(None, [f"cluster.profile={plain[0]}", *overrides])
     if as_json:
         print_json({"cluster": as_dict(config.cluster)})

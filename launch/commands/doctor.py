@@ -28,15 +28,15 @@ COLOURS = {"ok": "green", "warning": "yellow", "fault": "red", "not tried": "bri
     type=click.IntRange(min=0),
     default=600,
     show_default=True,
-    help="Seconds to wait for the job, which is cancelled then. 0: submit it, and look with --job later.",
+    help="Seconds to wait for the job before it is cancelled. 0: only submit it; read its findings later with --job.",
 )
-@click.option("--job", "job", type=ANY_PATH, help="Folder of a doctor's job that was submitted before: its findings.")
+@click.option("--job", "job", type=ANY_PATH, help="Folder of an earlier job of deg doctor: show its findings.")
 @json_option
 def doctor(words: Sequence[str], on: str, files: Sequence[Path], wait: int, job: Path | None, as_json: bool) -> int:
-    """Is this machine, this cluster, this image fit for the work? One verdict for each check.
+    """Check whether this machine, this cluster and this image are fit for the work. Print a verdict for each.
 
-    --on slurm submits one job of at most five minutes, in the image and with the options that real work has. FOLDER,
-    the current one by default, is where projects are to lie. Exit status 3 if something is at fault.
+    --on slurm submits one job of at most five minutes, in the image and with the options of real work. FOLDER, the
+    current one by default, is where projects will lie. The exit status is 3 if something is at fault.
 
     \b
     Example: deg doctor my_project
@@ -74,7 +74,7 @@ def doctor(words: Sequence[str], on: str, files: Sequence[Path], wait: int, job:
 
 
 def _folder(path: Path) -> tuple[Path, Path | None]:
-    """The folder to examine, and the configuration of the project if it is one."""
+    """Return the folder to examine, and the configuration of the project if it is one."""
     from deg.errors import ProjectError, show_path
     from deg.projects.project import CONFIG_FILES
 

@@ -10,12 +10,12 @@ import click
 from deg.launch.commands.arguments import ANY_PATH, json_option, print_json
 from deg.launch.say import say
 
-apptainer_option = click.option("--apptainer", default="apptainer", show_default=True, help="The program that is used.")
+apptainer_option = click.option("--apptainer", default="apptainer", show_default=True, help="The program to use.")
 
 
 @click.group()
 def image() -> None:
-    """The Apptainer image that jobs on a cluster run in: make it, fetch it, check it.
+    """Build, fetch and check the Apptainer image that jobs on a cluster run in.
 
     \b
     Example: deg image build --dry-run
@@ -27,9 +27,9 @@ def image() -> None:
     "--flavour", type=click.Choice(["cu13", "cu12"]), default="cu13", show_default=True, help="CUDA 13 or 12."
 )
 @click.option(
-    "--base", help="What to build upon: an address such as docker://NAME@sha256:..., an image file, a folder."
+    "--base", help="What to build on: an address such as docker://NAME@sha256:..., an image file or a folder."
 )
-@click.option("--to", "target", type=ANY_PATH, help="The file. Default: deg-VERSION-FLAVOUR.sif, here.")
+@click.option("--to", "target", type=ANY_PATH, help="File to write. Default: deg-VERSION-FLAVOUR.sif, here.")
 @click.option(
     "--with",
     "files",
@@ -52,7 +52,7 @@ def build(
     apptainer: str,
     as_json: bool,
 ) -> int:
-    """Build the image of this version of deg. Takes minutes; it is tested before it appears under its name.
+    """Build the image of this version of deg. It takes minutes. The image is tested before it gets its name.
 
     \b
     Example: deg image build --flavour cu12 --dry-run
@@ -89,12 +89,12 @@ def _file_and_place(words: str) -> tuple[Path, str]:
 
 @image.command()
 @click.argument("uri")
-@click.option("--to", "folder", type=ANY_PATH, default=".", help="The folder, one that all nodes see. Default: here.")
-@click.option("--sha256", help="What the file must be. Default: it is recorded, and said.")
+@click.option("--to", "folder", type=ANY_PATH, default=".", help="Folder that all nodes see. Default: the current one.")
+@click.option("--sha256", help="Checksum that the file must have. Without it, the file's own is recorded and shown.")
 @apptainer_option
 @json_option
 def pull(uri: str, folder: Path, sha256: str | None, apptainer: str, as_json: bool) -> int:
-    """Fetch an image once, on the login node; jobs then only read it. Run again, it verifies what is there.
+    """Fetch an image once, on the login node; jobs then only read it. Run again to verify what is there.
 
     URI begins with oras://, docker://, library:// or https://.
 
@@ -114,11 +114,11 @@ def pull(uri: str, folder: Path, sha256: str | None, apptainer: str, as_json: bo
 
 @image.command()
 @click.argument("file", type=ANY_PATH, metavar="IMAGE")
-@click.option("--quick", is_flag=True, help="Leave out its own test, which takes a minute.")
+@click.option("--quick", is_flag=True, help="Skip the image's own test, which takes a minute.")
 @apptainer_option
 @json_option
 def check(file: Path, quick: bool, apptainer: str, as_json: bool) -> int:
-    """Is an image whole, of this version, and fit for this machine's driver? Does it pass its own test here?
+    """Check that an image is whole, of this version and fit for this machine's driver, and passes its own test here.
 
     \b
     Example: deg image check deg.sif

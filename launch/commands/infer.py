@@ -41,7 +41,7 @@ def infer(
     only: str | None,
     as_json: bool,
 ) -> int:
-    """Compute features (feature_extractor) and final probabilities (sequence) of every video, or both (all: default).
+    """Compute features (feature_extractor), final probabilities (sequence) or both (all, the default) of every video.
 
     What is done is skipped; what was interrupted is resumed. Results: DATA/<video>/<video>_outputs.h5.
 
@@ -79,7 +79,7 @@ def infer(
 @click.option(
     "--group", help="Results to export: tgmj, resnet18... Default: the sequence network's, else the features'."
 )
-@click.option("--to", "folder", type=ANY_PATH, help="Folder for the files; default: beside each video.")
+@click.option("--to", "folder", type=ANY_PATH, help="Folder for the files. Default: beside each video.")
 @click.option("--videos", multiple=True, type=ANY_PATH, help="Only this recording. Repeatable.")
 @json_option
 def export(
@@ -90,7 +90,7 @@ def export(
     videos: Sequence[Path],
     as_json: bool,
 ) -> int:
-    """Predictions after thresholds and postprocessing, one file for each video.
+    """Write predictions after thresholds and postprocessing, one file for each video.
 
     csv: <video>_predictions.csv as DeepEthogram writes it. parquet: probabilities and predictions of every frame.
 

@@ -24,8 +24,8 @@ BATCHES = ("auto", "1", "2", "4", "8", "16", "32", "64", "128", "256")
     help="Height and width of the frames.",
 )
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True)
-@click.option("--batch", type=click.Choice(BATCHES), default="auto", show_default=True, help="Frames in one go.")
-@click.option("--video", type=ANY_PATH, help="A video of yours instead of a made one.")
+@click.option("--batch", type=click.Choice(BATCHES), default="auto", show_default=True, help="Frames in a batch.")
+@click.option("--video", type=ANY_PATH, help="A video of yours instead of a generated one.")
 @click.option("--frames", type=click.IntRange(min=1), default=320, show_default=True, help="How many frames at most.")
 @click.option(
     "--runs", type=click.IntRange(min=1), default=3, show_default=True, help="Repetitions; medians are shown."
@@ -43,7 +43,7 @@ def bench(
     compiled: bool,
     as_json: bool,
 ) -> int:
-    """Frames per second of decoding, of the network, and of the whole from file to HDF5, with untrained weights.
+    """Measure frames per second of decoding, of the network, and of the whole from file to HDF5. Weights are untrained.
 
     \b
     Example: deg bench --preset deg_f --size 224 224 --precision bf16
@@ -67,7 +67,7 @@ def bench(
 
 
 def print_speed(name: str, frames_per_second: Sequence[float]) -> None:
-    """One line of `deg bench`: the median and all runs."""
+    """Print one line of `deg bench`: the median and all runs."""
     import statistics
 
     runs = ", ".join(f"{speed:.1f}" for speed in frames_per_second)
@@ -78,9 +78,9 @@ def print_speed(name: str, frames_per_second: Sequence[float]) -> None:
 @click.argument("folder", type=ANY_PATH, default="demo", metavar="[FOLDER]")
 @json_option
 def demo(folder: Path, as_json: bool) -> int:
-    """Make a small project of moving shapes in FOLDER; train, infer and report on it: minutes on two cores.
+    """Make a small project of moving shapes in FOLDER, then train, infer and report on it: minutes on two cores.
 
-    It shows that everything works on this machine, and what it looks like. Called again, it does what is missing.
+    This shows that everything works on this machine, and what it looks like. Run it again to do what is missing.
 
     \b
     Example: deg demo my_demo

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("folder", type=ANY_PATH)
-@click.option("--behaviors", required=True, help="Names, separated by commas; background is put first by itself.")
+@click.option("--behaviors", required=True, help="Names, separated by commas. background is added in front of them.")
 @click.option("--name", help="Name of the project. Default: the folder's.")
 @json_option
 def new(folder: Path, behaviors: str, name: str | None, as_json: bool) -> int:
@@ -53,7 +53,7 @@ def new(folder: Path, behaviors: str, name: str | None, as_json: bool) -> int:
 @click.option(
     "--pooled-statistics",
     is_flag=True,
-    help="Colour statistics of all frames together, exactly; default: averaged deviations, as in DeepEthogram.",
+    help="Compute colour statistics over all frames, exactly. Default: average deviations, as DeepEthogram does.",
 )
 @json_option
 def add(
@@ -65,9 +65,9 @@ def add(
     pooled_statistics: bool,
     as_json: bool,
 ) -> int:
-    """Put videos (files, image folders, HDF5) and labels into a project; compute their statistics.
+    """Add videos (files, image folders, HDF5) and labels to a project, and compute their statistics.
 
-    A video that cannot be added is named with its reason, and leaves the project as it was; the others are added.
+    A video that cannot be added is named with the reason and leaves the project as it was; the others are added.
 
     \b
     Example: deg add my_project mouse1.mp4 --labels mouse1.csv --mode link
@@ -106,7 +106,7 @@ def add(
 @click.option("--deep", is_flag=True, help="Decode every frame of every video.")
 @json_option
 def check(words: Sequence[str], deep: bool, as_json: bool) -> int:
-    """Read everything in a project: videos, labels, splits, results, weights; say what is wrong and what to do.
+    """Read everything in a project: videos, labels, splits, results, weights. Say what is wrong and what to do.
 
     \b
     Example: deg check my_project --deep
@@ -127,7 +127,7 @@ def check(words: Sequence[str], deep: bool, as_json: bool) -> int:
 
 
 def _show(report: CheckReport) -> None:
-    """The report as a table and a list of what to do."""
+    """Print the report as tables and a list of what to do."""
     from rich.markup import escape
     from rich.table import Table
 

@@ -12,12 +12,12 @@ from deg.launch.commands.arguments import ANY_PATH, json_option, print_json, spl
 
 @click.command()
 @click.argument("words", nargs=-1, metavar="PROJECT|RUN [KEY=VALUE]...")
-@click.option("--to", "folder", type=ANY_PATH, help="Folder for the report; default: PROJECT/reports/<date>.")
+@click.option("--to", "folder", type=ANY_PATH, help="Folder for the report. Default: PROJECT/reports/<date>.")
 @json_option
 def report(words: Sequence[str], folder: Path | None, as_json: bool) -> int:
     """Write a page that shows how training went and what was predicted in each recording, to open in a browser.
 
-    Of a RUN: a training alone, or the recordings of an inference.
+    For a RUN, it shows that training alone, or the recordings of that inference.
 
     \b
     Example: deg report my_project

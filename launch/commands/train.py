@@ -37,8 +37,8 @@ def train(
     """Train one network on the project's recordings.
 
     The flow_generator learns motion from all videos, the feature_extractor behaviours from labelled videos, the
-    sequence network from the features of labelled videos. What was interrupted is resumed; what is finished is trained
-    anew. The network lies in PROJECT/models/<date>_<network>_train.
+    sequence network from the features of labelled videos. An interrupted training is resumed. A finished one is not
+    touched: a new one begins. The network is written to PROJECT/models/<date>_<network>_train.
 
     \b
     Example: deg train feature_extractor my_project flow_generator.weights=latest train.num_epochs=10
@@ -68,11 +68,11 @@ def train(
 def run(
     words: Sequence[str], files: Sequence[Path], run_name: str | None, on: str, dry_run: bool, as_json: bool
 ) -> int:
-    """Do what is missing of: train flow_generator, train feature_extractor, infer feature_extractor, train sequence,
-    infer sequence, report.
+    """Do what is missing of these steps: train flow_generator, train feature_extractor, infer feature_extractor, train
+    sequence, infer sequence, report.
 
-    Networks that were trained are not trained again, also when labels or options have changed since: that is said, and
-    `deg train` does it. KEY=VALUE holds for every step that it means something to.
+    A trained network is not trained again, even if labels or options have changed since. A note then says so, and
+    `deg train` trains a new one. KEY=VALUE applies to every step that has this option.
 
     \b
     Example: deg run my_project train.num_epochs=10

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from deg.runs.state import Status
 
 LEFT = ("launch", "training", "inference", "state", "phase", "validation", "stage", "what", "")
-"""Headings of columns of words."""
+"""Headings of columns that hold words; the others hold numbers."""
 LEAST_SECONDS = 30.0
-"""A scheduler that everybody asks every second does nothing else."""
+"""Shortest interval of `--watch` if a scheduler is asked, in seconds. Asked every second by everybody, it would do
+nothing else."""
 LEAST_LOCAL_SECONDS = 1.0
+"""Shortest interval of `--watch` if only files are read, in seconds."""
 
 watched_argument = click.argument("path", type=ANY_PATH, default=".", metavar="[RUN, LAUNCH or PROJECT]")
 
@@ -32,14 +34,14 @@ watched_argument = click.argument("path", type=ANY_PATH, default=".", metavar="[
 
 @click.command()
 @watched_argument
-@click.option("--watch", is_flag=True, help="Look again and again, until nothing happens any more.")
+@click.option("--watch", is_flag=True, help="Repeat until nothing more happens.")
 @click.option(
-    "--every", type=click.FloatRange(min=LEAST_LOCAL_SECONDS), metavar="SECONDS", help="How often; 30 at the least "
-    "where a scheduler is asked.", default=LEAST_SECONDS, show_default=True,
+    "--every", type=click.FloatRange(min=LEAST_LOCAL_SECONDS), metavar="SECONDS", help="Interval of --watch; at "
+    "least 30 if a scheduler is asked.", default=LEAST_SECONDS, show_default=True,
 )  # fmt: skip
 @json_option
 def status(path: Path, watch: bool, every: float, as_json: bool) -> int:
-    """Runs and launches of a project, or one of them: what is done, how fast, how good, until when.
+    """Show runs and launches of a project, or one of them: what is done, how fast, how well, until when.
 
     Files are read first; a scheduler is asked only about launches that are not done.
 
@@ -53,7 +55,7 @@ def status(path: Path, watch: bool, every: float, as_json: bool) -> int:
         raise click.UsageError("--watch shows tables; --json prints one document. Choose one of them.")
     watched = find_watched(path)
     if watch and watched.launches and every < LEAST_SECONDS:
-        raise click.UsageError(f"--every {every:g}: expected {LEAST_SECONDS:g} or more, for the scheduler's sake.")
+        raise click.UsageError(f"--every {every:g}: expected {LEAST_SECONDS:g} or more, to spare the scheduler.")
     while True:
         look = _Look(watched)
         if as_json:
@@ -73,7 +75,7 @@ def status(path: Path, watch: bool, every: float, as_json: bool) -> int:
 
 
 class _Look:
-    """All that is to be shown, read once."""
+    """Everything that `deg status` shows, read once."""
 
     def __init__(self, watched: Watched):
         from deg.errors import RunError
@@ -108,14 +110,14 @@ class _Look:
         for message in self.unreadable.values():
             say(f"Warning: {message}")
         if self.problem:
-            say(f"Note: what runs or waits is not known, for the queue could not be asked. {self.problem}")
+            say(f"Note: the queue could not be asked, so it is unknown which jobs run or wait. {self.problem}")
         for launch in self.launches:
             _show_launch(launch)
         _show_runs(self.runs)
 
 
 def _show_launch(launch: LaunchStatus) -> None:
-    advice = {"stalled": "; `deg why` says why, `deg resume` goes on", "cancelled": "; `deg resume` goes on"}
+    advice = {"stalled": "; `deg why` says why, `deg resume` resumes it", "cancelled": "; `deg resume` resumes it"}
     advice["failed"] = advice["stalled"]
     click.echo(f"{launch.name}: {launch.state}{advice.get(launch.state, '')}")
     headings = ("stage", "state", "done", "running", "failed", "recordings", "restarts", "speed", "")
@@ -132,7 +134,7 @@ def _stage_row(stage: StageStatus) -> dict[str, str]:
 
 
 def _when(stage: StageStatus) -> str:
-    """What a stage waits for, or until when it takes."""
+    """Return when a stage ends or begins, its message, or its jobs: whatever tells most about its state."""
     jobs = ", ".join(f"{count} {state.lower()}" for state, count in stage.jobs.items())
     if stage.state == "running" and stage.working.ends is not None:
         return f"until {_clock(stage.working.ends)} (jobs: {jobs})" if jobs else f"until {_clock(stage.working.ends)}"
@@ -149,13 +151,13 @@ def _clock(moment: float) -> str:
 
 
 def _show_runs(runs: Sequence[Status]) -> None:
-    """A table for each kind of run."""
+    """Print a table for each kind of run."""
     for kind in sorted({type(run) for run in runs}, key=lambda kind: kind.headings, reverse=True):
         _print_table(kind.headings, [run.row for run in runs if type(run) is kind])
 
 
 def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on standard output, words to the left and numbers to the right; nothing without rows."""
+    """Print a table on standard output, words to the left and numbers to the right; nothing without rows."""
     from rich.table import Table
 
     if not rows:
@@ -173,15 +175,17 @@ def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None
 
 @click.command()
 @watched_argument
-@click.option("--follow", "-f", "goes_on", is_flag=True, help="Go on with what is added, until the run has ended.")
-@click.option("--unit", type=click.IntRange(min=0), help="Of this unit of the run alone.")
-@click.option("--recording", metavar="KEY", help="Of the units that have a part of this recording.")
-@click.option("--rank", type=click.IntRange(min=0), help="Of this process of a training alone.")
-@click.option("--lines", "-n", type=click.IntRange(min=1), default=40, show_default=True, help="How many at the most.")
-def logs(path: Path, goes_on: bool, unit: int | None, recording: str | None, rank: int | None, lines: int) -> int:
-    """What the processes of the newest run or launch wrote, in the order of time.
+@click.option("--follow", "-f", "follows", is_flag=True, help="Keep showing new lines until the run has ended.")
+@click.option("--unit", type=click.IntRange(min=0), help="Only this unit of the run.")
+@click.option("--recording", metavar="KEY", help="Only units that have a part of this recording.")
+@click.option("--rank", type=click.IntRange(min=0), help="Only this process of a training.")
+@click.option(
+    "--lines", "-n", type=click.IntRange(min=1), default=40, show_default=True, help="Show at most this many."
+)
+def logs(path: Path, follows: bool, unit: int | None, recording: str | None, rank: int | None, lines: int) -> int:
+    """Show what the processes of the newest run or launch wrote, in order of time.
 
-    Where something failed, that alone is shown, unless a unit, recording or rank is named.
+    If something failed, only its lines are shown, unless you choose a unit, a recording or a rank.
 
     \b
     Example: deg logs my_project --recording mouse_1
@@ -190,12 +194,12 @@ def logs(path: Path, goes_on: bool, unit: int | None, recording: str | None, ran
     from deg.launch.watch.target import Ending, find_watched
 
     watched, chosen = find_watched(path).newest(), Chosen(unit, recording, rank)
-    if goes_on:
+    if follows:
         try:
             for line in follow(watched, chosen, lines, is_over=Ending(watched)):
                 click.echo(str(line))
         except KeyboardInterrupt:
-            say("Stopped looking; the run goes on.")
+            say("Stopped following; the run itself continues.")
         return 0
     found = last_lines(sources(watched, chosen), lines)
     for line in found:
@@ -212,7 +216,7 @@ def logs(path: Path, goes_on: bool, unit: int | None, recording: str | None, ran
 @watched_argument
 @json_option
 def why(path: Path, as_json: bool) -> int:
-    """Why the newest run or launch is not done: each cause with what shows it, and what to do.
+    """Say why the newest run or launch is not done: each cause with its evidence, and what to do.
 
     \b
     Example: deg why my_project
@@ -238,7 +242,7 @@ def why(path: Path, as_json: bool) -> int:
 @watched_argument
 @json_option
 def cancel(path: Path, as_json: bool) -> int:
-    """End all that runs or waits of a run, a launch or a project. What is done stays done.
+    """Stop everything that runs or waits in a run, a launch or a project. Finished work is kept.
 
     \b
     Example: deg cancel my_project
@@ -250,7 +254,7 @@ def cancel(path: Path, as_json: bool) -> int:
     from deg.launch.watch.target import find_watched, is_settled
 
     watched = find_watched(path)
-    found = [cancel_run(run) for run in watched.runs]  # first: a scheduler that is not there does not keep them
+    found = [cancel_run(run) for run in watched.runs]  # first: they stop even if no scheduler answers
     found += [cancel_launch(launch) for launch in watched.launches if not is_settled(launch)]
     touched = [one for one in found if one.ended or one.left]
     left = [one for one in touched if one.left]
@@ -259,11 +263,11 @@ def cancel(path: Path, as_json: bool) -> int:
         return 3 if left else 0
     for one in touched:
         if one.ended:
-            click.echo(f"{one.name}: ended {', '.join(one.ended)}.")
+            click.echo(f"{one.name}: stopped {', '.join(one.ended)}.")
         if one.left:
-            click.echo(f"{one.name}: asked to end, but still there: {', '.join(one.left)}. {one.note}".rstrip())
+            click.echo(f"{one.name}: still there: {', '.join(one.left)}. {one.note}".rstrip())
     if not touched:
-        click.echo("Nothing runs or waits.")
+        click.echo("Nothing is running or waiting.")
     elif not left:
-        click.echo(f"What is done is kept. To go on: deg resume {shlex.quote(show_path(path))}")
+        click.echo(f"Finished work is kept. To resume: deg resume {shlex.quote(show_path(path))}")
     return 3 if left else 0

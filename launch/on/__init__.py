@@ -1,4 +1,4 @@
-"""Places where units are done: the values of `--on`, a folder each, with a module `place` that holds the place."""
+"""Places where units are done, which are the values of `--on`. Each is a folder with a module `place`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ NAMES = ("local", "slurm")
 
 
 def place_named(name: str) -> Place:
-    """Find the place of one of `NAMES`."""
+    """Return the place with one of the `NAMES`."""
     place: Place = import_module(f"deg.launch.on.{name}.place").PLACE
     return place

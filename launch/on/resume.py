@@ -1,6 +1,7 @@
-"""`deg resume`: the newest run or launch that was interrupted, cancelled, or gave up units, at the place where it was.
+"""`deg resume`: resumes a run or a launch at the place where it was started.
 
-Only what is missing is done. Units that were given up get a new chance.
+In a project it resumes the newest one that was interrupted or cancelled, or in which units were given up. Only what is
+missing is done. Units that were given up get a new chance.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from deg.runs.state import open_run
 
 
 def resume(path: Path, overrides: Sequence[str]) -> Report:
-    """Resume the run, the launch, or the newest of a project that is unfinished.
+    """Resume the run or launch at `path`, or the newest unfinished one of the project at `path`.
 
-    `overrides` are options `cluster.*` for the jobs of a launch. RunError if there is nothing to resume.
+    `overrides` are `cluster.*` options for the jobs of a launch. Raises RunError if there is nothing to resume.
     """
     found = _find(path)
     if isinstance(found, LaunchDir):
@@ -59,7 +60,7 @@ def _find(path: Path) -> LaunchDir | RunDir:
 def _resume_here(run: RunDir) -> Report:
     """Resume a run on this machine."""
     if run.done_file.exists():
-        raise RunError(f"{run.name}: it is finished.")
+        raise RunError(f"{run.name}: it is finished, there is nothing to resume.")
     found = open_run(run)
     config = restore(read_run_config(run.config_file))
     project = open_project(run.path.parent.parent if config.project.path is None else Path(config.project.path))

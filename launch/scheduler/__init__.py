@@ -1,1 +1,1 @@
-"""The scheduler of a cluster, which is Slurm: what was handed to it, what it says, and how it is asked."""
+"""The scheduler of a cluster, which is Slurm: what was submitted to it, how it is asked, and what it answers."""

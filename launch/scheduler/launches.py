@@ -1,12 +1,12 @@
-"""A launch: what was handed to a scheduler at once, and all that the scheduler's jobs and `deg status` need of it.
+"""A launch: what was submitted to a scheduler at once, with all that its jobs and `deg status` need.
 
     PROJECT/models/<yymmdd_HHMMSS>_launch/
         launch.json   what was asked, and its stages        jobs.jsonl   each job that was submitted
         events.jsonl  provenance.json                       jobs/        scripts, scheduler output
-        stages/02/    config.yaml  all options of the stage        merge.json   what became of it
+        stages/02/    config.yaml  all options of the stage        merge.json   how it ended
 
 A launch does nothing itself: its stages are runs, in run directories of their own, whose names are chosen beforehand.
-Whatever is submitted again, by `deg resume` or by a job, is added to jobs.jsonl.
+Jobs that `deg resume` or another job submits again are added to jobs.jsonl.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ Role = Literal["execute", "merge"]
 
 @dataclass(frozen=True)
 class Stage:
-    """One link of the chain."""
+    """One stage of a launch."""
 
     verb: Literal["train", "infer"]
     stage: str
     """`flow_generator`, `feature_extractor` or `sequence`."""
     run: str
-    """Name of its run directory, which is made when the stage is planned; none if there is nothing to do."""
+    """Name of its run directory, which is made when the stage is planned, unless there is nothing to do."""
     elements: int
-    """Workers of an inference: element i does the units i, i + elements, i + 2 * elements...; 1 for a training."""
+    """Number of workers of an inference: element i does units i, i + elements, i + 2 * elements... 1 for a training."""
     command: tuple[str, ...]
-    """The words after `deg` that do the same on one machine: for people, never read by the program."""
+    """Words after `deg` that do the same on one machine: for people, never read by the program."""
     videos: tuple[str, ...] = ()
     """Keys of the recordings of an inference; empty: all."""
     overwrite: bool = False
-    """Results that are there are computed again."""
+    """Whether results that exist are computed again."""
 
     @property
     def name(self) -> str:
@@ -56,27 +56,27 @@ class Stage:
 
 @dataclass(frozen=True)
 class Launch:
-    """What was asked, as launch.json holds it."""
+    """What was submitted, as launch.json holds it."""
 
     folder: LaunchDir
     project: Path
     stages: tuple[Stage, ...]
     report: bool
-    """Write a report after the last stage."""
+    """Whether a report is written after the last stage."""
     deg: str
     """Version of deg that submitted; the image must have the same."""
     image: Path | None
     cluster: Cluster
-    """The options `cluster.*` that held."""
+    """Options `cluster.*` of its jobs."""
     array_size: int
-    """Most elements of an array here: element 2 * array_size is the first of the third array."""
+    """Largest number of elements of an array here: element 2 * array_size is the first of the third array."""
 
     def run_of(self, index: int) -> RunDir:
-        """The run of a stage; its folder is there once it is planned."""
+        """Return the run of a stage. Its folder exists once the stage is planned."""
         return RunDir(self.folder.path.parent / self.stages[index].run)
 
     def write(self) -> None:
-        """Write launch.json: from now on there is a launch."""
+        """Write launch.json. From then on the launch exists."""
         write_atomically(self.folder.launch_file, self.to_json())
 
     def to_json(self) -> str:
@@ -103,16 +103,16 @@ class Launch:
 
 @dataclass(frozen=True)
 class SubmittedJob:
-    """One job that was submitted: a line of jobs.jsonl, which a job's script may have written too."""
+    """One job that was submitted: a line of jobs.jsonl, which after.sh writes too."""
 
     job: str
-    """Name of the job in the scheduler; the number of an array."""
+    """Job id, such as `12`. An array has one for all its elements."""
     stage: int
     role: Role
     elements: tuple[int, ...] | None = None
     """Task indices of an array job, such as (1, 3). None if the job is not an array."""
     round: int = 0
-    """Number of times that the merge job had submitted the stage again before."""
+    """Number of times that the merge job has submitted the stage again, this one included; 0 for the first jobs."""
     time: float = 0.0
     """Time of submission, in seconds since 1970."""
 
@@ -122,7 +122,7 @@ class Verdict:
     """What a merge job found, as merge.json holds it."""
 
     state: Literal["done", "partly", "again", "failed"]
-    """partly: done but for some recordings, or with units given up; again: execute jobs were submitted once more."""
+    """partly: done, except for some recordings or for units that were given up; again: units were submitted again."""
     message: str = ""
     exit_status: int = 0
 
@@ -154,14 +154,14 @@ class LaunchDir:
         return self.path / "stages" / f"{index:02d}"
 
     def config_file(self, index: int) -> Path:
-        """All options of a stage, as they were when it was submitted."""
+        """Return the file of all options of a stage, as they were when it was submitted."""
         return self.stage_folder(index) / "config.yaml"
 
     def merge_file(self, index: int) -> Path:
         return self.stage_folder(index) / "merge.json"
 
     def load(self) -> Launch:
-        """What was asked. RunError if there is no launch here, or none that this version can read."""
+        """Read launch.json. Raises RunError if there is none here, or none that this version can read."""
         try:
             return Launch.from_json(self.launch_file.read_text(encoding="utf-8"), self)
         except FileNotFoundError:
@@ -169,12 +169,12 @@ class LaunchDir:
         except (ConfigError, ValueError, TypeError, KeyError) as error:
             raise RunError(
                 f"{show_path(self.launch_file)}: not a launch that this version of deg can read ({error}). End it with "
-                f"`deg cancel {show_path(self.path)}`, then give the command again that submitted it: what is done "
-                "stays done."
+                f"`deg cancel {show_path(self.path)}`, then repeat the command that submitted it: what is done stays "
+                "done."
             ) from None
 
     def jobs(self) -> list[SubmittedJob]:
-        """All jobs that were submitted, oldest first."""
+        """Return all jobs that were submitted, oldest first."""
         found = []
         for line in read_lines(self.jobs_file):
             elements = line.get("elements")
@@ -182,11 +182,11 @@ class LaunchDir:
         return found
 
     def add_job(self, job: SubmittedJob) -> None:
-        """Note a job that was submitted."""
+        """Record a job that was submitted."""
         append_line(self.jobs_file, asdict(job) | {"time": job.time or round(time.time(), 3)})
 
     def verdict(self, index: int) -> Verdict | None:
-        """What the merge job of a stage found last; None before the first."""
+        """Return what the last merge job of a stage found; None if none has ended yet."""
         try:
             return Verdict(**json.loads(self.merge_file(index).read_text(encoding="utf-8")))
         except FileNotFoundError:
@@ -207,13 +207,13 @@ class LaunchDir:
 
 
 def find_launches(models: Path) -> Sequence[LaunchDir]:
-    """All launches of a project, newest first."""
+    """Return all launches of a project, newest first."""
     found = [LaunchDir(file.parent) for file in models.glob("*/launch.json")]
     return sorted(found, key=lambda launch: (launch.launch_file.stat().st_mtime_ns, launch.name), reverse=True)
 
 
 def launch_of(run: RunDir) -> LaunchDir | None:
-    """The newest launch that a run is a stage of; None if none is."""
+    """Return the newest launch that has this run as a stage; None if there is none."""
     for launch in find_launches(run.path.parent):
         try:
             if any(stage.run == run.name for stage in launch.load().stages):
@@ -224,17 +224,20 @@ def launch_of(run: RunDir) -> LaunchDir | None:
 
 
 def require_free(run: RunDir) -> None:
-    """RunError if jobs of a scheduler are at work on a run, or will be, as far as can be told from here."""
+    """Raise RunError if a launch has jobs running or queued for a run.
+
+    Where the scheduler cannot be asked, the run counts as free.
+    """
     launch = launch_of(run)
     if launch is None:
         return
     submitted = [job.job for job in launch.jobs()]
     if os.environ.get("SLURM_JOB_ID") in submitted:
-        return  # we are its merge job, put back into the queue after it had planned this very run
+        return  # this is its merge job, put back into the queue after it had planned this run
     try:
         jobs = alive(submitted)
     except LaunchError:
-        return  # no scheduler here: in an image, where the launch itself asks, or elsewhere
+        return  # no scheduler here: in an image, where a job of the launch asks, or on another machine
     if jobs:
         raise RunError(
             f"{run.name} is in use: {len(jobs)} jobs of {launch.name} are running or queued for it. Wait for them "

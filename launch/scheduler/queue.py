@@ -1,8 +1,8 @@
-"""What the scheduler says of jobs: `squeue` first, which forgets a job minutes after its end, then `sacct`, which lags
-behind by seconds and which not every site has.
+"""Asks the scheduler about jobs: `squeue` first, then `sacct`.
 
-An array is told element by element, `12_3`, also where it was asked for by its own number, `12`. Only what squeue says
-is believed of jobs that are alive: accounts are of the past.
+squeue forgets a job minutes after its end. sacct lags behind by seconds, and not every site has it. Only squeue is
+believed when it says that a job is alive: accounts are of the past. An array is reported element by element, `12_3`,
+even if it was asked for by its own number, `12`.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ ALIVE = frozenset(
 )
 """States of a job that runs, will run, or waits for somebody to let it run."""
 UNKNOWN = "UNKNOWN"
-"""State of a job that the scheduler does not know any more: it has ended, nobody can say how."""
+"""State of a job that the scheduler no longer knows: it has ended, and nobody can say how."""
 NEVER = "DependencyNeverSatisfied"
-"""Why a pending job will never run: one that it depends on has ended in another way than it asks for."""
+"""Reason of a pending job that will never run: a job that it depends on did not end as required."""
 
 TIMEOUT_SECONDS = 60.0
+"""A command of the scheduler that takes longer than this, in seconds, is ended."""
 AGAIN_SECONDS = 2.0
-"""How long to wait before asking once more: a busy scheduler turns questions away."""
+"""Seconds to wait before asking again: a busy scheduler turns questions away."""
 
 SQUEUE = ("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%N|%S|%M|%l|%r")
 SACCT = ("sacct", "--noheader", "--parsable2", "--format=JobID,State,NodeList,Start,Elapsed,Timelimit,ExitCode,Reason")
@@ -41,21 +42,21 @@ class JobState:
     """One job, or one element of an array, as the scheduler sees it."""
 
     job: str
-    """`12`, or `12_3` of an array."""
+    """Job id: `12`, or `12_3` for element 3 of an array."""
     state: str
     """PENDING, RUNNING, COMPLETED, FAILED, TIMEOUT, OUT_OF_MEMORY...; `UNKNOWN` if the scheduler has forgotten it."""
     reason: str = ""
-    """Why it waits, in the scheduler's word; of some that ended, why."""
+    """Reason why it waits, in the scheduler's word. Some jobs that ended have one, too."""
     node: str = ""
-    """Where it runs or ran; a list as the scheduler writes it."""
+    """Node where it runs or ran; several are a list as the scheduler writes it."""
     start: float | None = None
-    """When it began or is expected to begin, in seconds since 1970; None: nobody knows."""
+    """Time when it began or is expected to begin, in seconds since 1970; None if unknown."""
     elapsed: float | None = None
-    """For how long it runs or ran, in seconds."""
+    """Time for which it has run, in seconds; None if unknown."""
     limit: float | None = None
-    """Its time limit, in seconds; None: none, or not known."""
+    """Time limit, in seconds; None if it has none or it is unknown."""
     status: int | None = None
-    """Exit status; 128 + n for signal n. Only accounts tell it."""
+    """Exit status; 128 + n for signal n. Only sacct tells it."""
 
     @property
     def is_alive(self) -> bool:
@@ -63,14 +64,14 @@ class JobState:
 
     @property
     def never_runs(self) -> bool:
-        """Whether it waits in vain."""
+        """Whether it waits for something that will never happen."""
         return self.state == "PENDING" and self.reason == NEVER
 
 
 def states(jobs: Sequence[str]) -> dict[str, JobState]:
-    """What became of jobs, by element of an array. Each that was asked for is in it, `UNKNOWN` if need be.
+    """Return the states of jobs, by element of an array. A job that the scheduler has forgotten is `UNKNOWN`.
 
-    LaunchError if squeue is not there or does not answer; without accounting there is just less to tell.
+    Raises LaunchError if squeue is missing or does not answer. Without accounting less is known.
     """
     queued = in_queue(jobs)
     forgotten = [job for job in jobs if not any(is_of(found, job) for found in queued)]
@@ -81,19 +82,22 @@ def states(jobs: Sequence[str]) -> dict[str, JobState]:
 
 
 def alive(jobs: Sequence[str]) -> set[str]:
-    """Those that run or wait, by element of an array. LaunchError if squeue is not there or does not answer."""
+    """Return the jobs that run or wait, by element of an array.
+
+    Raises LaunchError if squeue is missing or does not answer.
+    """
     return {job for job, state in in_queue(jobs).items() if state.is_alive}
 
 
 def in_queue(jobs: Sequence[str]) -> dict[str, JobState]:
-    """What squeue knows of jobs. LaunchError if it is not there or does not answer."""
+    """Return what squeue knows of jobs. Raises LaunchError if it is missing or does not answer."""
     if not jobs:
         return {}
     asked = sorted({array_of(job) for job in jobs})
     try:
         text = run_scheduler([*SQUEUE, f"--jobs={','.join(asked)}"], tries=2)
     except LaunchError as error:
-        if "Invalid job id" in str(error):  # its answer where one job is asked for that it has forgotten
+        if "Invalid job id" in str(error):  # its answer if the only job asked for is one that it has forgotten
             return {}
         raise
     found = parse_squeue(text)
@@ -101,8 +105,10 @@ def in_queue(jobs: Sequence[str]) -> dict[str, JobState]:
 
 
 def in_accounts(jobs: Sequence[str], *, former: bool = False) -> list[JobState]:
-    """What the site's accounts say of jobs; nothing where there are none. `former`: also of the times before a job was
-    put back into the queue, each by itself, oldest first."""
+    """Return what sacct says of jobs; nothing at a site without accounting.
+
+    With `former`, the earlier runs of a job that was put back into the queue are included, oldest first.
+    """
     if not jobs:
         return []
     words = [*SACCT, *(["--duplicates"] if former else []), f"--jobs={','.join(sorted(set(jobs)))}"]
@@ -113,7 +119,7 @@ def in_accounts(jobs: Sequence[str], *, former: bool = False) -> list[JobState]:
 
 
 def array_of(job: str) -> str:
-    """The number of an array from the name of one of its elements; of another job its own."""
+    """Return the number of the array that an element belongs to. Any other job has its own number."""
     return job.partition("_")[0]
 
 
@@ -123,11 +129,11 @@ def is_of(found: str, asked: str) -> bool:
 
 
 def run_scheduler(words: Sequence[str], timeout: float = TIMEOUT_SECONDS, *, tries: int = 1) -> str:
-    """What a command of the scheduler prints. More than one try only for questions, which may be asked twice.
+    """Run a command of the scheduler and return what it prints. Only questions may have more than one of `tries`.
 
-    LaunchError with the scheduler's words if it refuses, or is not there.
+    Raises LaunchError with the scheduler's words if it refuses, or if the command is missing.
     """
-    # a user's own choice of columns or of jobs would hide what is asked for
+    # the user's own choice of columns or jobs would hide what is asked for
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("SQUEUE_", "SACCT_", "SCANCEL_"))}
     environment["SLURM_TIME_FORMAT"] = "%s"
     for left in reversed(range(tries)):
@@ -140,11 +146,11 @@ def run_scheduler(words: Sequence[str], timeout: float = TIMEOUT_SECONDS, *, tri
                 f"{words[0]}: not found on PATH. Run this on a login node of the cluster, where Slurm's commands are."
             ) from None
         except subprocess.TimeoutExpired:
-            problem = f"{words[0]}: no answer within {timeout:.0f} s. Is the scheduler well? Try again later."
+            problem = f"{words[0]}: no answer within {timeout:.0f} s. Is the scheduler down? Try again later."
         else:
             if asked.returncode == 0:
                 return asked.stdout
-            said = asked.stderr.strip() or asked.stdout.strip() or "without a word"
+            said = asked.stderr.strip() or asked.stdout.strip() or "it gave no message"
             problem = f"{words[0]} ended with exit status {asked.returncode}: {said}"
             if "Invalid job id" in said:
                 break
@@ -157,7 +163,7 @@ def run_scheduler(words: Sequence[str], timeout: float = TIMEOUT_SECONDS, *, tri
 
 
 def parse_squeue(text: str) -> dict[str, JobState]:
-    """Lines of squeue in the columns of `SQUEUE`."""
+    """Parse lines of squeue with the columns of `SQUEUE`."""
     found = {}
     for line in text.splitlines():
         cells = line.strip().split("|", 6)
@@ -178,9 +184,10 @@ def parse_squeue(text: str) -> dict[str, JobState]:
 
 
 def parse_sacct(text: str) -> list[JobState]:
-    """Lines of sacct in the columns of `SACCT`, in their order; what a step knows better than its job is the job's.
+    """Parse lines of sacct with the columns of `SACCT`, in their order.
 
-    That a process was killed for want of memory may stand with a step alone, while the job just failed.
+    Often only a step says that a process was killed because memory ran out, and its job just failed. Then the job gets
+    the state of the step.
     """
     found: list[JobState] = []
     for line in text.splitlines():
@@ -211,7 +218,7 @@ def parse_sacct(text: str) -> list[JobState]:
 
 
 def elements(name: str) -> Iterator[str]:
-    """The jobs of one line: `12_[3-5,9%2]` is 12_3, 12_4, 12_5 and 12_9; all else is itself."""
+    """Yield the jobs of one line: `12_[3-5,9%2]` is 12_3, 12_4, 12_5 and 12_9; any other name is itself."""
     array, bracket, inside = name.partition("_[")
     if not bracket:
         yield name
@@ -224,7 +231,10 @@ def elements(name: str) -> Iterator[str]:
 
 
 def seconds(text: str) -> float | None:
-    """A stretch of time as the scheduler writes it: days-hours:minutes:seconds, from minutes:seconds on."""
+    """Return the seconds of a time as the scheduler writes it, `days-hours:minutes:seconds`; None if it is not a time.
+
+    Days and hours may be missing.
+    """
     match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)(?:\.\d+)?", text)
     if match is None:
         return None

@@ -1,6 +1,6 @@
-"""Hands jobs to Slurm through submitit: what the cluster's options mean as flags of sbatch, and the batch scripts.
+"""Submits jobs to Slurm through submitit: turns the cluster's options into flags of sbatch, and writes batch scripts.
 
-A job runs `srun bash container.sh -u -m submitit.core._submit ...` and, after that, after.sh, both on its host.
+A job runs `srun bash container.sh -u -m submitit.core._submit ...` on its host, and then after.sh.
 """
 
 from __future__ import annotations
@@ -29,26 +29,28 @@ from deg.options.forms import sbatch_flag, time_limit_minutes
 from deg.options.schema import Cluster
 
 SBATCH_SECONDS = 180
+"""An sbatch that takes longer than this, in seconds, is ended."""
 RANKS_END_SECONDS = 120
-"""How long srun lets the other ranks run when one has ended: they save after the same step."""
+"""Seconds that srun lets the other ranks run after one has ended. They save after the same step."""
 SLURM_ARRAY_SIZE = 1000
-"""Elements of an array where the site does not say otherwise: MaxArraySize is 1001."""
+"""Largest number of array elements if the site does not say otherwise. Slurm's default for MaxArraySize is 1001."""
 
 
 OUTLIVE_WORK = "trap : TERM USR1 USR2  # which Slurm may send to this shell as well as to the work"
 DEAF = "trap '' TERM USR1 USR2"
-"""For what follows the work, which must not be cut short by what was meant for the work."""
+"""Line before what follows the work: a signal that was meant for the work must not cut it short."""
 TELL_END = (
     "export DEG_JOB_END=${SLURM_JOB_END_TIME:-"
     "$(SLURM_TIME_FORMAT=%s timeout 60 squeue --noheader --format=%e "
     "--jobs=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID})}"
 )
-"""When the time limit comes; Slurm tells it by itself from 23.02 on. One element of an array has the array's number."""
+"""Line that finds out when the time limit comes; Slurm itself says it from 23.02 on. It names the element of an array,
+because one element has the job id of the whole array."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """What one job asks for. The rest is the same for all jobs of a cluster."""
+    """What one job asks for. All else is the same for all jobs of a cluster."""
 
     name: str
     nodes: int
@@ -59,38 +61,38 @@ class Need:
 
 
 def training_need(cluster: Cluster, name: str) -> Need:
-    """What a training needs: all its ranks in one job."""
+    """Return what a training needs: all its ranks in one job."""
     return Need(name, cluster.nodes or 1, tasks_per_node(cluster), gpus(cluster), cluster.time, cluster.partition)
 
 
 def worker_need(cluster: Cluster, name: str) -> Need:
-    """What one worker of an inference needs."""
+    """Return what one worker of an inference needs."""
     return Need(name, 1, 1, min(gpus(cluster), 1), cluster.time, cluster.partition)
 
 
 def merge_need(cluster: Cluster, name: str) -> Need:
-    """What a job between two stages needs."""
+    """Return what a job between two stages needs."""
     return Need(name, 1, 1, 0, cluster.merge_time, cluster.merge_partition or cluster.partition)
 
 
 def gpus(cluster: Cluster) -> int:
-    """GPUs of a training on each node."""
+    """Return the number of GPUs of a training on each node."""
     return cluster.gpus_per_node or 0
 
 
 def tasks_per_node(cluster: Cluster) -> int:
-    """Ranks of a training on each node."""
+    """Return the number of ranks of a training on each node."""
     return max(gpus(cluster), 1) if cluster.tasks_per_node == "auto" else cluster.tasks_per_node
 
 
 def stop_ahead(cluster: Cluster, need: Need) -> int:
-    """Seconds before its limit in which a job is told to stop: no more than a quarter of its time; 0 for never."""
+    """Return how many seconds before its limit a job is told to stop: at most a quarter of its time; 0 for never."""
     ahead = cluster.stop_ahead or 0
     return ahead if need.time is None else min(ahead, int(time_limit_minutes(need.time) * 60 / 4))
 
 
 def parameters(cluster: Cluster, need: Need) -> tuple[dict[str, Any], frozenset[str]]:
-    """What submitit is to write into a batch script, and the flags that are to be taken out of it again."""
+    """Return what submitit writes into a batch script, and the flags that must be taken out of it again."""
     more: dict[str, Any] = {"kill-on-invalid-dep": "yes", "requeue" if cluster.requeue else "no-requeue": True}
     given: dict[str, Any] = {
         "job_name": need.name,
@@ -106,7 +108,7 @@ def parameters(cluster: Cluster, need: Need) -> tuple[dict[str, Any], frozenset[
         "wckey": None,
         "srun_args": [f"--wait={RANKS_END_SECONDS}"],
     }
-    if cluster.cpus_per_task is not None:  # which Slurm 22.05 to 23.02 does not pass on to srun
+    if cluster.cpus_per_task is not None:  # Slurm 22.05 to 23.02 does not pass it on to srun
         given["srun_args"].append(f"--cpus-per-task={cluster.cpus_per_task}")
     if cluster.memory_gb is not None:
         mib = cluster.memory_gb * 1024
@@ -138,11 +140,11 @@ class Script:
 
     need: Need
     call: Callable[..., object]
-    """The importable function that each process of the job calls."""
+    """Importable function that each process of the job calls."""
     words: tuple[str, ...]
-    """Its arguments."""
+    """Arguments of `call`."""
     after: tuple[str, ...]
-    """Arguments of the host's script that follow the exit status."""
+    """Arguments of after.sh that follow the exit status."""
     elements: int | None = None
     """Number of elements of an array; None for a single job."""
     before: tuple[str, ...] = ()
@@ -150,22 +152,22 @@ class Script:
 
 
 class Submitter(submitit.SlurmExecutor):
-    """submitit's executor, with flags that can be taken away, and arrays whose elements share one pickle."""
+    """submitit's executor, in which flags can be taken away and the elements of an array share one pickle."""
 
     def __init__(self, folder: Path, cluster: Cluster, container: Path, after: Path):
-        """`folder`: for pickles, scripts and the scheduler's output. `container`, `after`: the two scripts."""
+        """Take a folder for pickles, scripts and the scheduler's output, and the scripts container.sh and after.sh."""
         _require_slurm()
         super().__init__(folder, max_num_timeout=0, python=f"bash {shlex.quote(str(container))}")
         self._cluster, self._after = cluster, after
         self._dropped: Collection[str] = ()
 
     def text(self, script: Script, dependency: str | None = None) -> str:
-        """The batch script."""
+        """Return the text of the batch script."""
         self._prepare(script, dependency)
         return self._make_submission_file_text(self._submitit_command_str, "")
 
     def submit_script(self, script: Script, dependency: str | None = None) -> str:
-        """Submit; returns the number of the job. LaunchError with the scheduler's words if it refuses."""
+        """Submit a script and return the job id. Raises LaunchError with the scheduler's words if it refuses."""
         self._prepare(script, dependency)
         pickle = self.pickle(script, self.folder / f".{uuid.uuid4().hex}.pkl")
         try:
@@ -184,7 +186,7 @@ class Submitter(submitit.SlurmExecutor):
         return str(job.job_id)
 
     def pickle(self, script: Script, path: Path) -> Path:
-        """Write what the job's processes load: one importable function, and texts."""
+        """Write what the job's processes load: one importable function, and strings as its arguments."""
         path.parent.mkdir(parents=True, exist_ok=True)
         delayed = DelayedSubmission(script.call, *script.words)
         delayed.set_timeout(0, 0)
@@ -205,7 +207,10 @@ class Submitter(submitit.SlurmExecutor):
             self.parameters["map_count"] = script.elements
 
     def _tell_end(self, need: Need) -> list[str]:
-        """The end of the job for its processes, which then stop by the clock too: a signal may not come."""
+        """Return lines that tell the job's processes when it ends.
+
+        They stop by the clock, too: a signal may not come.
+        """
         ahead = stop_ahead(self._cluster, need)
         return [TELL_END, f"export DEG_STOP_AHEAD={ahead}"] if ahead else []
 
@@ -219,7 +224,7 @@ class Submitter(submitit.SlurmExecutor):
 
 @contextmanager
 def _outside_any_job() -> Iterator[None]:
-    """Without the variables of a job that this process may be in, which sbatch would take for options."""
+    """Hide the variables of a job that this process may be in. sbatch would take them for options."""
     where = os.environ.get("SLURM_CONF")
     with clean_env():
         if where is not None:
@@ -228,7 +233,7 @@ def _outside_any_job() -> Iterator[None]:
 
 
 def for_again(text: str) -> str:
-    """A batch script for later: without what held for the first time alone."""
+    """Return a batch script for submitting again, without the flags that held for the first time only."""
     lines = text.splitlines()
     return "\n".join(line for line in lines if _flag_of(line) not in ("array", "dependency")) + "\n"
 
@@ -247,17 +252,18 @@ def _require_slurm() -> None:
 
 
 def _refusal(words: str, text: str) -> str:
-    """The scheduler's refusal with the flags that it refused."""
+    """Return the message of a refusal, with the flags that were refused."""
     said = [line for line in words.splitlines() if "error" in line.lower()] or words.splitlines()[-3:]
     flags = " ".join(line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SBATCH"))
     return (
-        f"sbatch refused the job: {' '.join(said) or 'it did not answer in time'}\nIt was asked for {flags}\nSet the "
-        "cluster.* option at fault, or take a flag away: cluster.memory_gb=null, 'cluster.sbatch=[open-mode=null]'."
+        f"sbatch refused the job: {' '.join(said) or 'it did not answer in time'}\nThe flags were {flags}\nSet "
+        "the cluster.* option at fault, or take a flag away, as do cluster.memory_gb=null and "
+        "'cluster.sbatch=[open-mode=null]'."
     )
 
 
 def test_only(text: str) -> str:
-    """What `sbatch --test-only` says about a script: when it would begin, or why it would be refused."""
+    """Return what `sbatch --test-only` says about a script: when it would begin, or why it would be refused."""
     _require_slurm()
     with tempfile.NamedTemporaryFile("w", suffix=".sh") as file, _outside_any_job():
         file.write(text)
@@ -272,7 +278,7 @@ def test_only(text: str) -> str:
 
 
 def array_size(cluster: Cluster) -> int:
-    """Most elements of one array at this site."""
+    """Return the largest number of elements of one array at this site."""
     if cluster.max_array_size is not None:
         return cluster.max_array_size
     try:
@@ -285,7 +291,7 @@ def array_size(cluster: Cluster) -> int:
 
 
 def gpu_hours(needs: Sequence[tuple[Need, int]]) -> float | None:
-    """GPU hours that jobs, each with how many of it there are, take at most; None without time limits."""
+    """Return the most GPU hours that jobs can take, given needs and numbers of jobs; None without time limits."""
     total = 0.0
     for need, count in needs:
         if need.gpus_per_node and need.time is None:

@@ -1,1 +1,1 @@
-"""Stages from beginning to end: plan, have it done at a place, merge, tell."""
+"""Stages from beginning to end: plan them, have their units done at a place, merge, and say the result."""

@@ -1,7 +1,7 @@
 """Measures each part of inference on this machine: decoding, the network, and the whole from file to HDF5.
 
-Weights are random; the work is the same. The whole decodes, computes and writes at once, as `deg.execute` does, up to
-the file in place; starting up is told apart.
+Weights are random, which makes the same amount of work. The whole decodes, computes and writes at the same time, as
+`deg.execute` does, until the file is in place. The time for starting up is reported separately.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Bench:
 
 
 def run_bench(settings: Settings) -> Bench:
-    """Measure. VideoError if the video cannot be read."""
+    """Measure the speed of each part. Raises VideoError if the video cannot be read."""
     import torch
 
     from deg.data.video.decoder import DecoderPool

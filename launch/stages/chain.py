@@ -1,9 +1,9 @@
-"""`deg run`: from labelled videos to a report, in steps that are commands, too, each done where it is missing.
+"""`deg run`: from labelled videos to a report. Each step is also a command of its own, and is done if it is missing.
 
     train flow_generator -> train feature_extractor -> infer feature_extractor -> train sequence -> infer sequence
     -> report
 
-Whether a step is done is read from files, when its turn comes: the chain may be killed and called at any time.
+Whether a step is done is read from files when the chain reaches it, so it may be killed and called again at any time.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from deg.launch.stages.stage import Answer, answer_of, do, show_plan
 from deg.launch.stages.train import unfinished_training
 from deg.options.load import as_dict
 from deg.options.schema import Config
-from deg.plan import train as planning
 from deg.plan.recordings import find_trainable
+from deg.plan.train import SHAPING, prepare, same_training
 from deg.projects.project import Project, open_project
 from deg.runs.networks import TrainedRun, scan
 from deg.runs.plans import TrainingPlan
@@ -46,20 +46,20 @@ class Missing:
 
 @dataclass(frozen=True)
 class Step:
-    """One link of the chain."""
+    """One step of the chain."""
 
     name: str
     command: tuple[str, ...]
-    """The words after `deg` by which a user does it alone."""
+    """Words after `deg` with which a user does the step alone."""
     look: Callable[[], Missing]
-    """Reads from the project's files whether it is needed."""
+    """Function that reads from the project's files whether the step is missing."""
     order: Callable[[], Order] | None
-    """Asks for the stage; None for the report."""
+    """Function that makes the order for the stage; None for the report."""
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What became of a step."""
+    """Result of a step."""
 
     name: str
     command: tuple[str, ...]
@@ -68,12 +68,12 @@ class StepReport:
     why: str
     exit_status: int = 0
     document: Any = None
-    """What its command prints with --json."""
+    """Document that its command prints with --json."""
 
 
 @dataclass(frozen=True)
 class ChainReport:
-    """What became of the chain, for people and for --json."""
+    """Result of the chain, for people and for --json."""
 
     steps: tuple[StepReport, ...]
     exit_status: int
@@ -83,8 +83,7 @@ class ChainReport:
 
 
 def steps(request: ChainRequest) -> list[Step]:
-    """The links of the chain, in their order. Networks are always the newest of this project."""
-
+    """Return the steps of the chain, in their order. They always use the newest networks of this project."""
     flow = ("flow_generator.weights=latest",)
     # null: the flow generator that the feature extractor was trained with
     extractor = ("feature_extractor.weights=latest", "flow_generator.weights=null")
@@ -112,7 +111,10 @@ def steps(request: ChainRequest) -> list[Step]:
 
 
 def run_chain(request: ChainRequest, workers: Workers, *, dry_run: bool = False) -> ChainReport:
-    """Do what is missing, up to the first step that fails. DegError if it is clear beforehand that one will."""
+    """Do what is missing, up to the first step that fails.
+
+    Raises DegError if it is clear beforehand that a step will fail.
+    """
     chain = steps(request)
     require_trainable(request, chain)
     reports: list[StepReport] = []
@@ -126,9 +128,9 @@ def run_chain(request: ChainRequest, workers: Workers, *, dry_run: bool = False)
         if dry_run:
             say(f"{missing.why}.")
         say(f"$ deg {shlex.join(step.command)}")
-        report, goes_on = _show(step, missing, reports, workers) if dry_run else _do(step, missing, request, workers)
+        report, continues = _show(step, missing, reports, workers) if dry_run else _do(step, missing, request, workers)
         reports.append(report)
-        if not goes_on:
+        if not continues:
             break
     return ChainReport(tuple(reports), max(report.exit_status for report in reports))
 
@@ -137,7 +139,7 @@ def run_chain(request: ChainRequest, workers: Workers, *, dry_run: bool = False)
 
 
 def _do(step: Step, missing: Missing, request: ChainRequest, workers: Workers) -> tuple[StepReport, bool]:
-    """Do a step; its report, and whether the chain may go on."""
+    """Do a step. Return its report, and whether the chain continues."""
 
     def act() -> Report:
         from deg.launch.stages.report import write_report
@@ -149,11 +151,14 @@ def _do(step: Step, missing: Missing, request: ChainRequest, workers: Workers) -
     found = answer_of(act)
     state = {0: "done", STOPPED: "stopped"}.get(found.exit_status, "failed")
     report = StepReport(step.name, step.command, state, missing.why, found.exit_status, found.document)
-    return report, may_go_on(request.path, found)
+    return report, may_continue(request.path, found)
 
 
 def _show(step: Step, missing: Missing, before: Sequence[StepReport], workers: Workers) -> tuple[StepReport, bool]:
-    """A step of a dry run. What comes after one that is missing cannot be planned yet."""
+    """Show a step of a dry run. Return the same as `_do`.
+
+    A step that comes after a missing one cannot be planned yet.
+    """
     report = StepReport(step.name, step.command, "missing", missing.why)
     order = step.order
     if order is None or any(other.state == "missing" for other in before):
@@ -169,11 +174,11 @@ def _show(step: Step, missing: Missing, before: Sequence[StepReport], workers: W
     return replace(report, exit_status=found.exit_status, document=found.document), not found.exit_status
 
 
-def may_go_on(project: Path, found: Answer) -> bool:
-    """Whether the chain goes on after a step.
+def may_continue(project: Path, found: Answer) -> bool:
+    """Whether the chain continues after a step.
 
-    One bad video among a thousand does no harm to an inference, unless it is labelled, and the sequence network would
-    be trained without it.
+    One bad video among a thousand does no harm to an inference. But if it is labelled, the sequence network would be
+    trained without it.
     """
     if found.exit_status != SOME_FAILED or not isinstance(found.report, infer.Report):
         return found.exit_status == 0
@@ -185,13 +190,13 @@ def may_go_on(project: Path, found: Answer) -> bool:
     if labelled:
         say(
             f"The chain ends here: {', '.join(map(show_path, labelled))} is labelled but has no features, and the "
-            "sequence network would be trained without it. Mend it, or move its folder out of the project's data."
+            "sequence network would be trained without it. Repair it, or move its folder out of the project's data."
         )
     return not labelled
 
 
 def require_trainable(request: ChainRequest, chain: Sequence[Step]) -> None:
-    """Before a flow generator is trained for a day: are there labels? ProjectError if not enough."""
+    """Require enough labels before a flow generator is trained for a day. Raises ProjectError if there are too few."""
     project = open_project(request.path)
     for stage in ("feature_extractor", "sequence"):
         if find_network(project, stage, getattr(request.config(project, stage), stage).arch) is None:
@@ -203,7 +208,10 @@ def require_trainable(request: ChainRequest, chain: Sequence[Step]) -> None:
 
 
 def find_network(project: Project, stage: str, arch: str) -> TrainedRun | None:
-    """The newest network of this project that is trained to the end, by deg or by DeepEthogram; not pretrained ones."""
+    """Return the newest fully trained network of this project, made by deg or by DeepEthogram; None if there is none.
+
+    Networks in the folder of pretrained ones do not count.
+    """
     pretrained = None if project.pretrained_path is None else project.pretrained_path.resolve()
     found = [
         run
@@ -216,7 +224,7 @@ def find_network(project: Project, stage: str, arch: str) -> TrainedRun | None:
 
 
 def look_for_network(request: ChainRequest, stage: str, forced: Sequence[str]) -> Missing:
-    """Whether a stage was trained. RunError while another process is at it."""
+    """Find out whether a stage must be trained. Raises RunError while another process trains it."""
     project = open_project(request.path)
     config = request.config(project, stage, forced)
     arch = getattr(config, stage).arch
@@ -230,13 +238,13 @@ def look_for_network(request: ChainRequest, stage: str, forced: Sequence[str]) -
     if changes := _changes(RunDir(found.folder), stage, project, config):
         say(
             f"Note: since {found.folder.name} was trained, this has changed: {', '.join(changes)}. "
-            f"To train anew: deg train {stage} {show_path(request.path)}"
+            f"To train again: deg train {stage} {show_path(request.path)}"
         )
     return Missing(False, f"trained by {found.folder.name}")
 
 
 def look_for_report(request: ChainRequest) -> Missing:
-    """Whether anything is newer than the newest report."""
+    """Find out whether a report must be written: there is none, or something is newer than it."""
     project = open_project(request.path)
     pages = sorted(project.path.glob("reports/*/index.html"), key=lambda page: page.stat().st_mtime_ns)
     if not pages:
@@ -245,24 +253,27 @@ def look_for_report(request: ChainRequest) -> Missing:
     sources += project.model_path.glob("*/done.json")
     if any(path.stat().st_mtime_ns > pages[-1].stat().st_mtime_ns for path in sources):
         return Missing(True, "results are newer than the last one")
-    return Missing(False, f"{show_path(pages[-1])} is of the newest results")
+    return Missing(False, f"{show_path(pages[-1])} shows the newest results")
 
 
 def _changes(run: RunDir, stage: str, project: Project, config: Config) -> list[str]:
-    """What a training would find different now. A run of DeepEthogram does not say what it was trained with."""
+    """Return what a training would find different now.
+
+    A run of DeepEthogram does not record what it was trained with, so nothing is found.
+    """
     if not run.plan_file.exists():
         return []
     try:
         then, now = _trained_with(run.load_training_plan()), _trained_with(_prepare(stage, project, config))
     except DegError as error:
         return [f"it could not be trained now ({error})"]
-    if planning.same_training(then, now):
+    if same_training(then, now):
         return []
     return differences(then, now) or ["something that the network depends on"]
 
 
 def _prepare(stage: str, project: Project, config: Config) -> TrainingPlan:
-    return planning.prepare(stage, project, config, devices=1).plan
+    return prepare(stage, project, config, devices=1).plan
 
 
 def _trained_with(plan: TrainingPlan) -> TrainingPlan:
@@ -276,7 +287,7 @@ def _trained_with(plan: TrainingPlan) -> TrainingPlan:
 
 
 def differences(one: TrainingPlan, other: TrainingPlan) -> list[str]:
-    """What the network of `other` is trained with and that of `one` was not, in words."""
+    """Return, in words, what has changed between the plans of two trainings, from `one` to `other`."""
     found = []
     for said, before, after in (
         ("recordings", one.videos, other.videos),
@@ -291,7 +302,7 @@ def differences(one: TrainingPlan, other: TrainingPlan) -> list[str]:
     if one.class_names != other.class_names:
         found.append("the behaviours")
     found += [f"the {role}" for role in other.weights if one.weights.get(role) != other.weights[role]]
-    for section in planning.SHAPING[one.stage]:
+    for section in SHAPING[one.stage]:
         found += _options(section, as_dict(getattr(one.config, section)), as_dict(getattr(other.config, section)))
     return found
 

@@ -1,4 +1,4 @@
-"""`deg demo`: a project made, filled, trained, inferred and reported on, as by the commands that users type."""
+"""`deg demo`: makes a project, fills it, trains, infers and reports, as the commands that users type would do."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ VIDEOS = 4
 FRAMES = 200
 SEED = 1
 OPTIONS: dict[str, dict[str, Any]] = {
-    "augs": {"resize": [36, 48], "LR": 0.0, "grayscale": 0.0, "degrees": 0},  # to the left is not to the right
+    # LR is 0: in a mirrored video a move to the right would be one to the left
+    "augs": {"resize": [36, 48], "LR": 0.0, "grayscale": 0.0, "degrees": 0},
     "compute": {"batch_size": 16, "num_workers": 1},
     "split": {"train_val_test": [0.75, 0.25, 0.0]},
     "train": {
@@ -36,14 +37,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "flow_generator": {"weights": None},
     "feature_extractor": {"weights": "random"},
-    # every frame begins a stretch, so that an epoch has as many steps as those of the other networks
+    # every frame begins a stretch, so that an epoch has as many steps as with the other networks
     "sequence": {"sequence_length": 30, "nonoverlapping": False},
 }
-"""Options with which all of it takes minutes on two cores, and the networks still learn to tell the movements."""
+"""Options with which everything takes minutes on two cores, and the networks still learn to tell movements apart."""
 
 
 def run_demo(folder: Path, workers: Workers) -> dict[str, Any]:
-    """Make the project and run every step. ProjectError if `folder` holds something else."""
+    """Make the project and run every step. Raises ProjectError if `folder` holds something else."""
     if folder.is_file():
         raise ProjectError(f"{show_path(folder)}: expected a folder, found a file. Name another folder.")
     if folder.exists() and any(folder.iterdir()) and not (folder / "demo.json").exists():
@@ -64,7 +65,7 @@ def run_demo(folder: Path, workers: Workers) -> dict[str, Any]:
 
 
 def _do(folder: Path, workers: Workers) -> int:
-    """Check the project, do what is missing of it, and export; the exit status of the first step that fails."""
+    """Check the project, do what is missing, and export. Return the exit status of the first step that fails, or 0."""
     from deg.options.load import load_config
     from deg.projects.check import check_project
     from deg.projects.export import export_recordings
@@ -92,15 +93,15 @@ def _do(folder: Path, workers: Workers) -> int:
 
 
 def _show(*words: object) -> None:
-    """Say by which command a user does what follows."""
+    """Say which command does what follows."""
     say(f"\n$ deg {shlex.join(map(str, words))}")
 
 
 def _conclude(folder: Path, f1: Mapping[str, Mapping[str, float]], page: str, results: Sequence[str]) -> None:
     """Say what was learned, and where to look."""
     say(
-        f"\nThree networks have learned to tell {' and '.join(BEHAVIORS)} from background. How well, on the validation"
-        " video, which none of them was trained on: F1, where 1 is perfect and 0 is nothing found."
+        f"\nThree networks have learned to tell {' and '.join(BEHAVIORS)} from background. This is their F1 on the"
+        " validation video, which none of them was trained on; 1 is perfect, and 0 means that nothing was found."
     )
     for stage, scores in f1.items():
         say(f"  {stage:17s} " + ", ".join(f"{name} {value:.2f}" for name, value in scores.items()))
@@ -111,7 +112,10 @@ def _conclude(folder: Path, f1: Mapping[str, Mapping[str, float]], page: str, re
 
 
 def _validation(folder: Path, stage: str) -> Mapping[str, float]:
-    """F1 of each class, and the mean without background, of the newest network of a stage on the validation video."""
+    """Return the F1 of each class on the validation video, and the mean without background.
+
+    The network is the newest one of the stage.
+    """
     from deg.launch.stages.chain import find_network
     from deg.launch.stages.train import read_best
     from deg.options.load import load_config
@@ -126,7 +130,7 @@ def _validation(folder: Path, stage: str) -> Mapping[str, float]:
 
 
 def _make(folder: Path) -> None:
-    """The project: labelled videos, and options with which training takes minutes."""
+    """Make the project: labelled videos, and options with which training takes minutes."""
     from deg.projects.add import add_recording
     from deg.projects.project import create_project
 

@@ -1,6 +1,6 @@
-"""One stage of inference from beginning to end: plan, have the units done, merge, tell.
+"""One stage of inference from beginning to end: plan it, have its units done, merge, and say the result.
 
-An interrupted run is found again by its plan and resumed; only what is missing is done.
+An interrupted run is found by its plan and resumed. Only what is missing is done.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from deg.launch.stages.provenance import provenance
 from deg.launch.stages.request import StageRequest
 from deg.options.load import as_dict
 from deg.options.schema import Config
-from deg.plan import infer as planning
+from deg.plan.infer import STAGES, Prepared, choose_records, prepare
 from deg.projects.project import Project
 from deg.runs.merge import Merged, close_if_merged, finish, merge
 from deg.runs.networks import scan
@@ -30,7 +30,7 @@ from deg.runs.rundir import RunDir, create_run, read_error, unfinished_runs
 from deg.work import STOPPED
 
 MERGE_SECONDS = 10.0
-"""How often to merge, while units are being done, the recordings that are complete."""
+"""Seconds between two merges of the recordings that are complete, while units are being done."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Report:
     already_done: tuple[str, ...] = ()
     failed: Mapping[str, str] = field(default_factory=dict)
     waiting: tuple[str, ...] = ()
-    """Recordings that another call of the same command resumes; those that met an obstacle are in `failed` too."""
+    """Recordings that another call of the same command would do. Those that met an obstacle are in `failed` too."""
     notices: tuple[str, ...] = ()
     plan: Mapping[str, Any] | None = None
     stopped: bool = False
@@ -60,17 +60,20 @@ class Report:
 
 
 def stages(wanted: str, project: Project, config: Config) -> tuple[str, ...]:
-    """The stages that a word on the command line means. `all` leaves out the sequence network while none is trained."""
+    """Return the stages that a word on the command line means.
+
+    `all` leaves out the sequence network while none is trained.
+    """
     if wanted != "all":
         return (wanted,)
     if config.sequence.weights is None and not any(run.model == "sequence" for run in scan(project.model_path)):
         say("Note: this project has no trained sequence network yet; features only.")
         return ("feature_extractor",)
-    return planning.STAGES
+    return STAGES
 
 
 def show_plan(request: StageRequest, count: int) -> Report:
-    """Say what would be done by `count` workers, in how many units; nothing is written."""
+    """Say what `count` workers would do, and in how many units. Nothing is written."""
     stage, prepared = request.stage, _prepare(request, count)
     report = _report(stage, prepared)
     _tell_failures(report)
@@ -88,7 +91,7 @@ def show_plan(request: StageRequest, count: int) -> Report:
 
 
 def do(request: StageRequest, workers: Workers) -> Report:
-    """Do a stage. Recordings that fail are in the report, and do not keep the others from being done."""
+    """Do a stage. Recordings that fail are named in the report and do not stop the others."""
     run, plan, wanted, report = _begin(request, workers.how_many(request))
     if run is None or plan is None or wanted is None:
         return report
@@ -98,7 +101,7 @@ def do(request: StageRequest, workers: Workers) -> Report:
 
 
 def plan_run(request: StageRequest, count: int) -> Report:
-    """Make the run directory of a stage, for `count` others to do its units; none if there is nothing to do."""
+    """Make the run directory of a stage, so that `count` others can do its units. Without work there is none."""
     run, _, _, report = _begin(request, count)
     return report if run is None else replace(report, run=run.name)
 
@@ -113,9 +116,9 @@ def resume_run(run: RunDir, request: StageRequest, workers: Workers) -> Report:
 
 
 def merge_run(request: StageRequest) -> Report:
-    """Put together what others have done of a run: of the one that the request names, or the newest unfinished one.
+    """Merge what others have done of the run that the request names, or of the newest unfinished one.
 
-    RunError if there is none.
+    Raises RunError if there is none.
     """
     stage, (run, plan) = request.stage, _run_to_merge(request)
     if run.is_merged():
@@ -137,16 +140,19 @@ def _run_to_merge(request: StageRequest) -> tuple[RunDir, InferencePlan]:
         return run, run.load_plan()
     found = unfinished_runs(request.project.model_path, request.stage)
     if not found:
-        raise RunError(f"{request.stage}: there is no run that waits to be merged. `deg status` lists the runs.")
+        raise RunError(f"{request.stage}: there is no unfinished run to merge. `deg status` lists the runs.")
     return found[0]
 
 
 def _begin(
     request: StageRequest, count: int
 ) -> tuple[RunDir | None, InferencePlan | None, InferencePlan | None, Report]:
-    """The run to work on, its plan, and the plan of what is wanted now; None without anything to do."""
+    """Return the run to work on, its plan, the plan of what is wanted now, and a report.
+
+    All but the report are None if there is nothing to do.
+    """
     stage = request.stage
-    if not request.overwrite:  # which would rather resume such a run
+    if not request.overwrite:  # with overwrite, such a run is resumed
         _close_merged_runs(stage, request.project)
     prepared = _prepare(request, count)
     report = _report(stage, prepared)
@@ -164,7 +170,7 @@ def _begin(
 def _result(
     report: Report, plan: InferencePlan, wanted: Collection[str], merged: Merged, undone: Mapping[int, str]
 ) -> Report:
-    """Add the recordings that are wanted to the report. `undone`: units that could not be done, with reasons."""
+    """Add the recordings that are wanted to the report. `undone` are units that could not be done, with reasons."""
     waiting = {key for key in (*merged.waiting, *merged.unwritten) if key in wanted}
     obstacles = {
         span.key: f"unit {index} was not done: {reason}"
@@ -194,13 +200,13 @@ def _tell(report: Report, stopped: bool, request: StageRequest, merged: Merged) 
 
 
 def _gave_up(request: StageRequest, merged: Merged) -> bool:
-    """Whether the work ends here because one recording failed and the user wants no more then."""
+    """Whether the work ends here because a recording failed and `inference.ignore_error` is false."""
     return bool(merged.failed) and not request.config.inference.ignore_error
 
 
-def _prepare(request: StageRequest, count: int) -> planning.Prepared:
-    records = planning.choose_records(request.project, request.videos, request.config.inference)
-    prepared = planning.prepare(
+def _prepare(request: StageRequest, count: int) -> Prepared:
+    records = choose_records(request.project, request.videos, request.config.inference)
+    prepared = prepare(
         request.stage,
         request.project,
         request.config,
@@ -213,7 +219,7 @@ def _prepare(request: StageRequest, count: int) -> planning.Prepared:
     return prepared
 
 
-def _report(stage: str, prepared: planning.Prepared) -> Report:
+def _report(stage: str, prepared: Prepared) -> Report:
     group = prepared.plan.group if prepared.plan else None
     return Report(
         stage, group=group, already_done=prepared.done, failed=dict(prepared.failed), notices=prepared.notices
@@ -226,7 +232,7 @@ def _tell_failures(report: Report) -> None:
 
 
 def _close_merged_runs(stage: str, project: Project) -> None:
-    """Finish runs that were killed when all that was left to do was to say so."""
+    """Close runs that were killed after all was merged, but before that was recorded."""
     for run, plan in unfinished_runs(project.model_path, stage):
         if not run.is_claimed():
             with run.claimed():
@@ -234,7 +240,7 @@ def _close_merged_runs(stage: str, project: Project) -> None:
 
 
 def _interrupted(request: StageRequest, wanted: InferencePlan) -> tuple[RunDir, InferencePlan] | None:
-    """An interrupted run that would give just what is wanted, with its own plan and units."""
+    """Return an interrupted run that would give just what is wanted, with its own plan; None if there is none."""
     for run, plan in unfinished_runs(request.project.model_path, wanted.stage):
         if request.run_name in (None, run.name) and _same_work(plan, wanted):
             require_free(run)
@@ -244,7 +250,7 @@ def _interrupted(request: StageRequest, wanted: InferencePlan) -> tuple[RunDir, 
 
 
 def _same_work(plan: InferencePlan, wanted: InferencePlan) -> bool:
-    # weights with their paths: workers read them where they were
+    # weights count with their paths: workers read them from there
     names = ("group", "class_names", "thresholds", "settings", "overwrite", "weights")
     if any(getattr(plan, name) != getattr(wanted, name) for name in names):
         return False
@@ -272,7 +278,7 @@ def _created(request: StageRequest, plan: InferencePlan) -> tuple[RunDir, Infere
 
 
 def _absolute(request: StageRequest) -> dict[str, Any]:
-    """The configuration as the original stores it with a run: complete, with the project's paths as they are here."""
+    """Return the configuration as DeepEthogram stores it with a run: complete, with the project's paths here."""
     config, project = as_dict(request.config), request.project
     config["project"].update(
         path=str(project.path),
@@ -306,7 +312,7 @@ def _execute(
 
 
 class _MergingBeside:
-    """Merges recordings while others are computed; in a thread, so that no worker waits for its next unit meanwhile."""
+    """Merges recordings while others are computed, in a thread, so that no worker has to wait for its next unit."""
 
     def __init__(self, run: RunDir, plan: InferencePlan):
         self._run, self._plan = run, plan
@@ -321,7 +327,7 @@ class _MergingBeside:
         self._thread.shutdown()
 
     def merge_more(self) -> Merged:
-        """Begin to merge what has come since, unless the last merging is still at it; returns what that has found."""
+        """Start to merge what is new, unless the last merge still runs. Return what the last merge has found."""
         found = Merged()
         if self._pending is not None:
             if not self._pending.done():

@@ -1,4 +1,4 @@
-"""How far the work has come: a bar on a terminal, a line a minute in a log."""
+"""Shows how far the work has come: a bar on a terminal, one line a minute in a log."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from deg.launch.say import say
 from deg.runs.training import FIGURES
 
 LINE_SECONDS = 60.0
+"""Seconds between two lines in a log."""
 
 
 class Due:
-    """Whether it is time for something that happens every so many seconds, the first time after as many."""
+    """Tells when it is time for something that happens every so many seconds, starting after the first interval."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()
@@ -29,7 +30,7 @@ class Due:
 
 
 class Progress:
-    """Counts frames. Use as a context manager."""
+    """Counts frames and shows their number. Use as a context manager."""
 
     def __init__(self, total: int):
         self._total, self._frames = total, 0
@@ -73,20 +74,23 @@ class Progress:
 
 
 def figures(row: Mapping[str, Any]) -> str:
-    """The key figures of an epoch on one part of the data: `loss 0.231, F1 0.812`."""
+    """Return the key figures of an epoch on one part of the data, such as `loss 0.231, F1 0.812`."""
     return ", ".join(f"{said} {row[name]:.3f}" for name, said in FIGURES.items() if row.get(name) is not None)
 
 
 class TrainingProgress:
-    """Tells how far a training is: steps by a bar or a line a minute, epochs by lines. Use as a context manager."""
+    """Shows how far a training has come: a bar or a line a minute for steps, a line for each epoch.
+
+    Use as a context manager.
+    """
 
     def __init__(self) -> None:
         self._bar: Any = None
         self._is_due = Due()
         self._caches: dict[int, tuple[int, int]] = {}
-        """Frames done and wanted by each rank that fills the cache."""
+        """Number of frames done and wanted, by rank that fills the cache."""
         self._first = self._last = 0
-        """Steps of this epoch when it was first heard of, and now."""
+        """Number of steps of this epoch that were done at its first report, and that are done now."""
         self._began = 0.0
 
     def __enter__(self) -> TrainingProgress:
@@ -106,7 +110,10 @@ class TrainingProgress:
             self._bar.stop()
 
     def hear(self, rank: int, event: Mapping[str, Any]) -> None:
-        """Take what a rank says. All go in step, so the first speaks for all; but each fills its share of the cache."""
+        """Show what a rank says.
+
+        Ranks work in lockstep, so the first one speaks for all. But each fills its own share of the cache.
+        """
         kind = event["event"]
         if kind == "note":
             say(event["message"])

@@ -1,4 +1,4 @@
-"""Who made a result, with what and where."""
+"""Provenance of a result: the program, command, time and machine that made it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deg.version import __version__
 
 
 def provenance() -> dict[str, Any]:
-    """Describe this command, this program and this machine, as it is kept with what they make."""
+    """Describe this command, this program and this machine, as it is kept with the results."""
     return {
         "deg": __version__,
         "command": sys.argv,
@@ -28,7 +28,7 @@ def provenance() -> dict[str, Any]:
 
 
 def _git_revision() -> str | None:
-    """The revision of deg where it runs from a checkout."""
+    """Return the git revision of deg if it runs from a checkout; None if not."""
     try:
         asked = subprocess.run(
             ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
@@ -42,5 +42,5 @@ def _git_revision() -> str | None:
 
 
 def _image() -> str | None:
-    """The container image that we are in, if any."""
+    """Return the container image that this process runs in, if any."""
     return os.environ.get("APPTAINER_CONTAINER")

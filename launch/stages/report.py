@@ -1,4 +1,4 @@
-"""The report of a project or of a run: written, and told where it lies."""
+"""Writes the report of a project or of a run, and says where it is."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Report:
 
 
 def write_report(path: Path, overrides: Sequence[str] = (), folder: Path | None = None) -> Report:
-    """Write the report of the project or run at `path`, into `folder` or one named by date."""
+    """Write the report of the project or run at `path`, into `folder` or into one named by date."""
     project, run = find_target(path)
     config = load_config(project.config_file, overrides, stage="inference")
     now = datetime.now()

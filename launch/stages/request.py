@@ -1,4 +1,4 @@
-"""What is asked of a stage or of the chain, whoever asks: a command, or a launch that a scheduler has come to."""
+"""What a command or a job of a launch asks of a stage or of the chain."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ class StageRequest:
     videos: tuple[str, ...] = ()
     """Recordings by key, folder or video, for an inference; empty: all."""
     overwrite: bool = False
-    """Results that are there are computed again."""
+    """Whether results that exist are computed again."""
     run_name: str | None = None
-    """Name of the run directory; None: named by date, or an interrupted run's."""
+    """Name of the run directory; None: that of an interrupted run, or one by date."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """A stage that a user asks for, and the words by which it is asked for."""
+    """A stage that a user asks for, and the command that does it."""
 
     request: StageRequest
     command: tuple[str, ...]
-    """The words after `deg` by which a user does it on one machine."""
+    """Words after `deg` with which a user does it on one machine."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ class ChainRequest:
     overrides: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
     run_name: str | None = None
-    """Beginning of the names of all its runs; None: named by date."""
+    """Prefix of the names of all its runs; None: they are named by date."""
 
     def config(self, project: Project, stage: str, forced: Sequence[str] = ()) -> Config:
-        """Read the options that hold for a stage."""
+        """Read the options for a stage."""
         return load_config(project.config_file, [*self.overrides, *forced], stage=stage, files=self.files)
 
     def order(self, verb: Verb, stage: str, forced: Sequence[str] = ()) -> Order:
-        """Ask for one of the stages, with the project as it is now."""
+        """Return the order for one of the stages, with the project as it is now."""
         project = open_project(self.path)
         kind = stage if verb == "train" else "inference"
         config = read_options(project, [*self.overrides, *forced], self.files, kind)
@@ -65,11 +65,11 @@ class ChainRequest:
         return Order(request, self.words(verb, stage, forced))
 
     def run_of(self, verb: Verb, stage: str) -> str | None:
-        """Name of the run directory of a stage; None if the user has named nothing."""
+        """Return the name of the run directory of a stage; None if the user has given no name."""
         return None if self.run_name is None else f"{self.run_name}_{stage}_{verb}"
 
     def words(self, verb: Verb, stage: str, forced: Sequence[str] = ()) -> tuple[str, ...]:
-        """The words after `deg` by which a user does a stage alone."""
+        """Return the words after `deg` with which a user does a stage alone."""
         options = [word for file in self.files for word in ("--config", str(file))]
         if (name := self.run_of(verb, stage)) is not None:
             options += ["--run", name]
@@ -83,7 +83,7 @@ class Report(Protocol):
     def exit_status(self) -> int: ...
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as --json prints it."""
+        """Return the report as --json prints it."""
 
 
 class StageReport(Report, Protocol):
@@ -95,7 +95,7 @@ class StageReport(Report, Protocol):
 
     @property
     def plan(self) -> Mapping[str, Any] | None:
-        """What would be done, after `show_plan`; None if that is nothing."""
+        """What `show_plan` found would be done; None if nothing would."""
 
     @property
     def stopped(self) -> bool:
@@ -103,8 +103,8 @@ class StageReport(Report, Protocol):
 
 
 def read_options(project: Project, overrides: Sequence[str], files: Sequence[Path], stage: str) -> Config:
-    """Read the options that hold for a stage, and name those that mean nothing here."""
+    """Read the options for a stage, and say which of them have no effect."""
     config = load_config(project.config_file, overrides, stage=stage, files=files)
     if config.ignored:
-        say(f"Note: without effect in deg: {', '.join(config.ignored)}.")
+        say(f"Note: these options have no effect in deg: {', '.join(config.ignored)}.")
     return config

@@ -1,4 +1,4 @@
-"""One stage, whichever it is: shown, done here, or planned and merged around units that others do."""
+"""One stage of either kind: shows it, does it here, or plans and merges it while others do its units."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REFUSED = 2
 
 
 def show_plan(request: StageRequest, count: int) -> StageReport:
-    """Say what would be done by `count` workers or ranks; nothing is written."""
+    """Say what `count` workers or ranks would do. Nothing is written."""
     return _OF[request.verb].show_plan(request, count)
 
 
@@ -29,12 +29,12 @@ def do(request: StageRequest, workers: Workers) -> StageReport:
 
 
 def plan_run(request: StageRequest, count: int) -> StageReport:
-    """Make the run directory, for `count` others to do its units."""
+    """Make the run directory, so that `count` others can do its units."""
     return _OF[request.verb].plan_run(request, count)
 
 
 def merge_run(request: StageRequest) -> StageReport:
-    """Put together what others have done."""
+    """Merge or close a run whose units others have done."""
     return _OF[request.verb].merge_run(request)
 
 
@@ -54,18 +54,18 @@ class StagesReport:
         return max(report.exit_status for report in self.reports)
 
     def as_dict(self) -> dict[str, Any]:
-        """The document of a training, or of one or two inferences."""
+        """Return the document of a training, or of one or two inferences."""
         if isinstance(self.reports[0], infer.Report):
             return {"stages": [report.as_dict() for report in self.reports]}
         return self.reports[0].as_dict()
 
 
 def do_stages(requests: Sequence[StageRequest], workers: Workers, *, dry_run: bool) -> StagesReport:
-    """Do stages one after the other, up to one that a signal stops."""
+    """Do stages one after the other, until a signal stops one."""
     reports: list[StageReport] = []
     for request in requests:
         if dry_run and any(report.plan for report in reports):
-            say(f"{request.stage}: is planned once the features are there.")
+            say(f"{request.stage}: can be planned once the features are there.")
             break
         reports.append(show_plan(request, workers.how_many(request)) if dry_run else do(request, workers))
         if reports[-1].stopped:
@@ -74,7 +74,7 @@ def do_stages(requests: Sequence[StageRequest], workers: Workers, *, dry_run: bo
 
 
 def plan_or_merge(part: str, request: StageRequest, place: Place, *, dry_run: bool) -> StagesReport:
-    """Do the part of a stage that comes before its units are done, `plan`, or after them, `merge`."""
+    """Do the part of a stage before its units are done (`plan`) or after it (`merge`)."""
     if part == "merge" and not dry_run:
         return StagesReport((merge_run(request),))
     act = show_plan if dry_run else plan_run
@@ -83,11 +83,11 @@ def plan_or_merge(part: str, request: StageRequest, place: Place, *, dry_run: bo
 
 @dataclass(frozen=True)
 class Answer:
-    """Answer to what was asked: the report, or the error that ended it."""
+    """Result of a call: its report, or the error that ended it."""
 
     exit_status: int
     report: Any = None
-    """Report that came back; None after an error."""
+    """Report that was returned; None after an error."""
     message: str = ""
     """Message of the error; empty without one."""
 
@@ -102,13 +102,13 @@ class Answer:
 
     @property
     def reason(self) -> str:
-        """Why something was not done; empty where all was."""
+        """Reason why something was not done; empty if everything was."""
         failed = getattr(self.report, "failed", {})
         return self.message or "; ".join(f"{show_path(key)}: {why}" for key, why in failed.items())
 
 
 def answer_of(act: Callable[[], Report]) -> Answer:
-    """Do what may meet an error of the input, the cluster or the system, which is then said."""
+    """Call `act` and return its report, or say and return the error of the input, the cluster or the system."""
     try:
         report = act()
     except DegError as error:

@@ -1,6 +1,6 @@
-"""One stage of training from beginning to end: plan, have phase after phase trained, tell.
+"""One stage of training from beginning to end: plan it, have its phases trained, and say the result.
 
-An interrupted run of the same training is found again by its plan and resumed.
+An interrupted run of the same training is found by its plan and resumed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from deg.launch.stages.progress import TrainingProgress, figures
 from deg.launch.stages.provenance import provenance
 from deg.launch.stages.request import StageRequest
 from deg.options.load import as_dict
-from deg.plan import train as planning
+from deg.plan.train import Prepared, commit, describe, prepare, same_training
 from deg.runs.networks import companion, weight_files
 from deg.runs.plans import TrainingPlan
 from deg.runs.rundir import RunDir, create_run, find_runs
@@ -31,7 +31,7 @@ from deg.work import STOPPED
 
 @dataclass(frozen=True)
 class Best:
-    """The network that a training gave, and how good it was on the validation recordings."""
+    """The network that a training produced, and how good it was on the validation recordings."""
 
     weights: str
     epoch: int
@@ -39,9 +39,9 @@ class Best:
     epochs: int
     key_metric: str
     val: Mapping[str, Any]
-    """The metrics of that epoch by name, the key metric among them; without those for every threshold."""
+    """Metrics of that epoch by name, including the key metric; without those for every threshold."""
     test: Mapping[str, Any] = field(default_factory=dict)
-    """The same of the test recordings, where there are any."""
+    """The same metrics for the test recordings; empty if there are none."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ class Report:
 
 
 def show_plan(request: StageRequest, count: int) -> Report:
-    """Say what `count` ranks would learn from what; nothing is written."""
+    """Say what `count` ranks would learn, and from what. Nothing is written."""
     prepared = _prepare(request, count)
-    for line in planning.describe(prepared):
+    for line in describe(prepared):
         say(line)
     if (run := _interrupted(request, prepared.plan)) is not None:
         say(f"This would resume the interrupted run {run.name}.")
@@ -79,10 +79,13 @@ def show_plan(request: StageRequest, count: int) -> Report:
 
 
 def do(request: StageRequest, workers: Workers) -> Report:
-    """Train a network, or resume that. DegError if it cannot be trained, LaunchError if a process died."""
+    """Train a network, or resume an interrupted training of it.
+
+    Raises DegError if it cannot be trained, LaunchError if a process died.
+    """
     prepared, run = _begin(request, workers.how_many(request))
     with run.claimed():
-        planning.commit(prepared, run)
+        commit(prepared, run)
         best = _execute_to_end(run, request, workers)
     return _report(prepared, run=run.name, best=best, stopped=best is None)
 
@@ -96,7 +99,7 @@ def resume_run(run: RunDir, request: StageRequest, workers: Workers) -> Report:
 
 
 def _execute_to_end(run: RunDir, request: StageRequest, workers: Workers) -> Best | None:
-    """Do what is left, close the run and tell; None if a signal stopped it."""
+    """Do what is left, close the run and say the result. Return None if a signal stopped it."""
     if not _execute(run, request, workers):
         say(f"{request.stage}: stopped; what was learned is kept in {run.name}. Run the same command again to resume.")
         return None
@@ -106,17 +109,17 @@ def _execute_to_end(run: RunDir, request: StageRequest, workers: Workers) -> Bes
 
 
 def plan_run(request: StageRequest, count: int) -> Report:
-    """Make the run directory of a training, for `count` ranks to do its units."""
+    """Make the run directory of a training, so that `count` ranks can do its units."""
     prepared, run = _begin(request, count)
     with run.claimed():
-        planning.commit(prepared, run)
+        commit(prepared, run)
     return _report(prepared, run=run.name)
 
 
 def merge_run(request: StageRequest) -> Report:
     """Close a run whose phases others have trained: the one that the request names, or the newest unfinished one.
 
-    RunError if there is none, or if it is not trained to its end.
+    Raises RunError if there is none, or if a phase is still to be trained.
     """
     run = _run_to_close(request)
     plan = run.load_training_plan()
@@ -136,11 +139,11 @@ def _run_to_close(request: StageRequest) -> RunDir:
         plan = unfinished_training(run)
         if plan is not None and plan.stage == request.stage:
             return run
-    raise RunError(f"{request.stage}: there is no training that waits to be closed. `deg status` lists the runs.")
+    raise RunError(f"{request.stage}: there is no unfinished training to close. `deg status` lists the runs.")
 
 
-def _begin(request: StageRequest, count: int) -> tuple[planning.Prepared, RunDir]:
-    """Plan what is to be learned by `count` ranks, and find or make the run to learn it in."""
+def _begin(request: StageRequest, count: int) -> tuple[Prepared, RunDir]:
+    """Plan what `count` ranks are to learn, and find or make a run for it."""
     prepared = _prepare(request, count)
     for notice in prepared.notices:
         say(notice)
@@ -150,12 +153,12 @@ def _begin(request: StageRequest, count: int) -> tuple[planning.Prepared, RunDir
     if run is not None:
         say(f"Resuming the interrupted run {run.name}.")
         return prepared, run
-    planning.commit(prepared, None)
+    commit(prepared, None)
     return prepared, _created(request, prepared.plan)
 
 
 def _close(run: RunDir) -> Best:
-    """Say that a run is done; it is so once all its phases are."""
+    """Record that a run is done. Its phases must all be done before."""
     best = read_best(run)
     write_atomically(run.done_file, json.dumps(vars(best), indent=1))
     run.log_event("finished")
@@ -170,7 +173,7 @@ def _tell(stage: str, best: Best) -> None:
 
 
 def unfinished_training(run: RunDir) -> TrainingPlan | None:
-    """The plan of a training run that still has something to do; None of any other, and of another version's."""
+    """Return the plan of an unfinished training run; None for any other run, and for one of another version of deg."""
     try:
         found = open_run(run)
     except RunError:
@@ -179,7 +182,7 @@ def unfinished_training(run: RunDir) -> TrainingPlan | None:
 
 
 def read_best(run: RunDir) -> Best:
-    """The network that the last phase gave. RunError if weights or metrics are not there."""
+    """Return the network that the last phase produced. Raises RunError if weights or metrics are missing."""
     weights = weight_files(run.path)
     metrics = companion(weights[0]).metrics if weights else None
     if metrics is None:
@@ -196,26 +199,26 @@ def _row(file: MetricsFile, part: str, epoch: int) -> dict[str, Any]:
     return without_tables({name: file.values(part, name)[epoch] for name in file.names(part)})
 
 
-def _prepare(request: StageRequest, count: int) -> planning.Prepared:
-    return planning.prepare(request.stage, request.project, request.config, devices=count)
+def _prepare(request: StageRequest, count: int) -> Prepared:
+    return prepare(request.stage, request.project, request.config, devices=count)
 
 
-def _report(prepared: planning.Prepared, **rest: Any) -> Report:
+def _report(prepared: Prepared, **rest: Any) -> Report:
     return Report(prepared.plan.stage, notices=prepared.notices, left_out=prepared.left_out, **rest)
 
 
 def _interrupted(request: StageRequest, wanted: TrainingPlan) -> RunDir | None:
-    """An interrupted run that would give the same network, the newest first."""
+    """Return the newest interrupted run that would give the same network; None if there is none."""
     for run in find_runs(request.project.model_path):
         if request.run_name not in (None, run.name):
             continue
         plan = unfinished_training(run)
-        if plan is None or plan.stage != wanted.stage or not planning.same_training(plan, wanted):
+        if plan is None or plan.stage != wanted.stage or not same_training(plan, wanted):
             continue
         require_free(run)
         if not run.is_claimed():
             return run
-        say(f"Note: another `deg` is at this very training, in {run.name}; this one is a second.")
+        say(f"Note: another `deg` is doing this training, in {run.name}; this is a second one.")
     return None
 
 
@@ -236,7 +239,7 @@ def _created(request: StageRequest, plan: TrainingPlan) -> RunDir:
 
 
 def _execute(run: RunDir, request: StageRequest, workers: Workers) -> bool:
-    """Do all phases that are not done; False if a signal stopped them."""
+    """Do all phases that are not done. Return False if a signal stopped them."""
     plan = run.load_training_plan()
     with TrainingProgress() as progress:
         for unit in plan.units:

@@ -1,4 +1,4 @@
-"""Ends what runs: the jobs of launches, and the process of a run on this machine. What is done stays done."""
+"""Stops what runs: the jobs of launches, and the process of a run on this machine. Finished work is kept."""
 
 from __future__ import annotations
 
@@ -16,27 +16,30 @@ from deg.launch.scheduler.queue import alive, array_of, in_queue, run_scheduler
 from deg.runs.rundir import RunDir
 
 PATIENCE_SECONDS = 90.0
-"""Slurm kills half a minute after it has asked; a process of this machine stops at the end of a batch."""
+"""How long to wait until everything has ended, in seconds. Slurm kills a job half a minute after asking it to stop; a
+process on this machine stops at the end of a batch."""
 LOOK_SECONDS = 2.0
+"""Interval between two looks at the queue, in seconds."""
 
 
 @dataclass(frozen=True)
 class Cancelled:
-    """What became of one launch or run."""
+    """What was stopped of one launch or run, and what was not."""
 
     name: str
     ended: tuple[str, ...] = ()
-    """Jobs, by element of an array; of a run of this machine, its process."""
+    """Jobs that have ended, array tasks one by one; for a run on this machine, its process."""
     left: tuple[str, ...] = ()
-    """Those that have been asked to end, and have not yet."""
+    """Jobs, or the process, that have not ended yet."""
     note: str = ""
+    """What the user can do about `left`."""
 
 
 def cancel_launch(folder: LaunchDir, wait: Callable[[float], None] = time.sleep) -> Cancelled:
     """Cancel all jobs that run or wait. LaunchError if the scheduler refuses.
 
-    A job that was stopped while it could put itself into the queue again, or could submit another one, may do so: what
-    is found alive afterwards is cancelled too.
+    A job that is being stopped may still put itself back into the queue, or submit another job. Jobs found alive
+    afterwards are therefore cancelled too.
     """
     asked: set[str] = set()
     left = _alive(folder)
@@ -54,29 +57,29 @@ def cancel_launch(folder: LaunchDir, wait: Callable[[float], None] = time.sleep)
 
 
 def _alive(folder: LaunchDir) -> dict[str, str]:
-    """The jobs that run, wait or are ending, each with its state."""
+    """Return the jobs that run, wait or are ending, each with its state."""
     found = in_queue([job.job for job in folder.jobs()])
     return {name: job.state for name, job in found.items() if job.is_alive}
 
 
 def _scancel(jobs: set[str]) -> None:
-    # whoever waits for another goes first, or would begin as soon as that one has ended
+    # a job that waits for another is cancelled first: it would begin as soon as the other has ended
     arrays = sorted({array_of(job) for job in jobs}, key=int, reverse=True)
     try:
         run_scheduler(["scancel", *arrays])
     except LaunchError:
-        if alive(arrays) >= jobs:  # else it refused because some have ended meanwhile
+        if alive(arrays) >= jobs:  # otherwise it refused because some have ended meanwhile
             raise
 
 
 def cancel_run(run: RunDir, wait: Callable[[float], None] = time.sleep) -> Cancelled:
-    """Ask the process that works on a run to stop, if it is of this machine. It stops at the end of a batch."""
+    """Ask the process that works on a run to stop, if it is on this machine. It stops at the end of a batch."""
     holder = run.holder() if run.is_claimed() else None
     if holder is None:
         return Cancelled(run.name)
     host, pid = holder
     if host != socket.gethostname() or not _holds(pid, run.path):
-        return Cancelled(run.name, left=(f"process {pid} on {host}",), note=f"On {host}: kill {pid}")
+        return Cancelled(run.name, left=(f"process {pid} on {host}",), note=f"Stop it with `kill {pid}` on {host}.")
     os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + PATIENCE_SECONDS
     while run.is_claimed() and time.monotonic() < deadline:
@@ -86,7 +89,10 @@ def cancel_run(run: RunDir, wait: Callable[[float], None] = time.sleep) -> Cance
 
 
 def _holds(pid: int, folder: Path) -> bool:
-    """Whether a process of this machine has the folder open, as who works on a run does; numbers are used again."""
+    """Whether a process of this machine has the run's folder open.
+
+    A process that works on a run has it open. The number alone proves nothing: process ids are reused.
+    """
     for link in Path(f"/proc/{pid}/fd").glob("*"):
         try:
             if link.samefile(folder):

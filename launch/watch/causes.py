@@ -1,4 +1,4 @@
-"""What ended the attempts at the units of a run that are not done: memory, time limit, node, preemption..."""
+"""Why attempts at the unfinished units of a run ended: memory, time limit, node, preemption..."""
 
 from __future__ import annotations
 
@@ -22,28 +22,29 @@ from deg.runs.working import told_frames
 from deg.work import STOPPED
 
 LAST_LINES = 15
+"""Number of lines that are read from the end of a log."""
 SHOWN = 5
-"""Cases told of one cause."""
+"""Number of cases that are shown for one cause."""
 ENOUGH = 1.5
-"""Time asked for, as a multiple of what the slowest unit needs."""
+"""Time limit to ask for, as a multiple of what the slowest unit needs."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One cause, what shows it, and what would mend it."""
+    """One cause, its evidence, and what would help."""
 
     kind: str
     cause: str
     evidence: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
-    """key=value, to go on with."""
+    """Options to resume with, as `key=value`."""
     command: str | None = None
-    """What to do instead of just going on."""
+    """Command to run instead of `deg resume`, if there is one."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """An attempt that did not do its unit, and why."""
+    """An attempt that ended without finishing its unit, and why."""
 
     unit: int
     attempt: Attempt
@@ -51,7 +52,7 @@ class Ended:
     """`memory`, `gpu_memory`, `time_limit`, `preempted`, `cancelled`, `node`, `killed`, `failed`, `stopped`,
     `never_started` or the kind of a symptom."""
     lines: tuple[str, ...] = ()
-    """Its last words."""
+    """The last lines of its log."""
     symptom: Symptom | None = None
 
     def __str__(self) -> str:
@@ -60,7 +61,7 @@ class Ended:
             f"unit {self.unit}: job {at.job}" + (f" (restart {at.restart})" if at.restart else "") + f" on {at.host}"
         ]
         if at.oom_kills:
-            words.append(f"the kernel killed {at.oom_kills} of its processes for want of memory")
+            words.append(f"the kernel killed {at.oom_kills} of its processes for lack of memory")
         if at.status not in (None, STOPPED):
             words.append(f"exit status {at.status}")
         if at.why:
@@ -71,7 +72,7 @@ class Ended:
 def ended_attempts(
     folder: LaunchDir, run: RunDir, jobs: Mapping[str, JobState], known: bool, accounts: Sequence[JobState]
 ) -> list[Ended]:
-    """The attempts that ended at units that are still not done."""
+    """Return the ended attempts at units that are still not done."""
     found = []
     for unit in open_run(run).undone():
         for attempt in read_attempts(run.unit_folder(unit)):
@@ -93,7 +94,11 @@ def _ended(folder: LaunchDir, unit: int, attempt: Attempt, said: Sequence[JobSta
 
 
 def why_it_died(attempt: Attempt, state: str, symptom: Symptom | None) -> str:
-    """The kind of end of an attempt that said nothing itself. Its host is believed first, then the scheduler."""
+    """Return the kind of end of an attempt that recorded none itself.
+
+    Processes killed for lack of memory, which its host counted, decide first; then what the scheduler says; then the
+    symptom in its log; then its exit status.
+    """
     if attempt.oom_kills:
         return "memory"
     by_state = {
@@ -117,8 +122,10 @@ def why_it_died(attempt: Attempt, state: str, symptom: Symptom | None) -> str:
 
 
 def state_at(attempt: Attempt, said: Sequence[JobState]) -> str:
-    """How the scheduler says that a job ended that time; empty if it does not. A job that was put back into the queue
-    has one entry for each time."""
+    """Return the state in which the job of an attempt ended, as the scheduler says; empty if it does not say.
+
+    A job that was put back into the queue has one entry in `said` for each start.
+    """
     mine = [
         job
         for job in said
@@ -130,7 +137,7 @@ def state_at(attempt: Attempt, said: Sequence[JobState]) -> str:
 
 
 def last_words(path: Path) -> tuple[str, ...]:
-    """The last lines of a log; none if it is not there."""
+    """Return the last lines of a log; none if it does not exist."""
     try:
         return tuple(tail(path.read_text(encoding="utf-8", errors="replace"), LAST_LINES))
     except FileNotFoundError:
@@ -141,7 +148,7 @@ def last_words(path: Path) -> tuple[str, ...]:
 
 
 def explain_units(launch: Launch, stage: Stage, run: RunDir, ended: Sequence[Ended]) -> Iterator[Finding]:
-    """Causes, one for each kind of end."""
+    """Yield one finding for each kind of end, then one for bad nodes."""
     by_kind: dict[str, list[Ended]] = defaultdict(list)
     for one in ended:
         by_kind[one.kind].append(one)
@@ -154,18 +161,18 @@ def explain_units(launch: Launch, stage: Stage, run: RunDir, ended: Sequence[End
         elif kind == "gpu_memory":
             smaller = open_run(run).smaller_batch()
             command = smaller and " ".join(["deg", *stage.command, smaller, "--on slurm"])
-            yield Finding(kind, f"The memory of the GPU was not enough: {where}", evidence, command=command)
+            yield Finding(kind, f"Out of GPU memory: {where}", evidence, command=command)
         elif kind == "time_limit":
             limit = launch.cluster.time or "the partition's"
             time = _more_time(launch, run, cases)
             yield Finding(kind, f"Stopped by the time limit ({limit}): {where}", evidence, time)
         elif kind == "preempted":
             times = f"{len(cases)} time{'s' if len(cases) > 1 else ''}"
-            yield Finding(kind, f"Preempted, or asked by a signal to stop, {times}: {where}", evidence)
+            yield Finding(kind, f"Preempted, or stopped by a signal, {times}: {where}", evidence)
         elif kind == "cancelled":
             yield Finding(kind, f"Cancelled by `scancel` or `deg cancel`: {where}", evidence)
         elif kind == "node":
-            yield Finding(kind, f"The node failed, or was lost: {where}", evidence)
+            yield Finding(kind, f"The node failed or was lost: {where}", evidence)
         elif kind == "failed":
             yield Finding(kind, f"The work itself failed: {where}", evidence)
         else:
@@ -182,26 +189,26 @@ def _unexplained(kind: str) -> str:
 
 
 def symptom_command(symptom: Symptom, launch: Launch) -> str | None:
-    """What to do about something that going on will meet again."""
+    """Return what to run if resuming would meet the same symptom again; None if it would not."""
     if symptom.kind in ("no_image", "driver", "version") and launch.image is not None:
         return f"deg image check {launch.image}"
     return "deg doctor --on slurm" if symptom.kind in ("no_apptainer", "namespace") else None
 
 
-def explain_put_aside(stage: str, run: RunDir) -> Iterator[Finding]:
-    """Units that will not be tried again."""
-    aside = {unit: reason for unit in open_run(run).undone() if (reason := read_error(run, unit)) is not None}
-    if aside:
-        evidence = shown([f"unit {unit}: {reason}" for unit, reason in aside.items()])
-        yield Finding("put_aside", f"Put aside, not tried again by itself: {stage}, {_units(aside)}", evidence)
+def explain_given_up(stage: str, run: RunDir) -> Iterator[Finding]:
+    """Yield the units that will not be tried again unless the run is resumed."""
+    given_up = {unit: reason for unit in open_run(run).undone() if (reason := read_error(run, unit)) is not None}
+    if given_up:
+        evidence = shown([f"unit {unit}: {reason}" for unit, reason in given_up.items()])
+        yield Finding("given_up", f"Given up, not tried again automatically: {stage}, {_units(given_up)}", evidence)
 
 
 def explain_recordings(stage: str, run: RunDir, check: str) -> Iterator[Finding]:
-    """Recordings that cannot be done, each with its reason, which names the frame where that is known."""
+    """Yield the recordings that failed, each with its reason, which names the frame if that is known."""
     failed = open_run(run).failed_recordings()
     if failed:
         evidence = shown([f"{key}: {reason}" for key, reason in failed.items()])
-        yield Finding("recordings", f"{len(failed)} recording(s) cannot be done: {stage}", evidence, command=check)
+        yield Finding("recordings", f"{len(failed)} recording(s) failed: {stage}", evidence, command=check)
 
 
 def _bad_nodes(launch: Launch, stage: Stage, run: RunDir) -> Iterator[Finding]:
@@ -222,11 +229,11 @@ def _bad_nodes(launch: Launch, stage: Stage, run: RunDir) -> Iterator[Finding]:
                 evidence.append(f"unit {int(file.parent.name)} failed on {attempt.host}{mended}")
     sbatch = [flag for flag in launch.cluster.sbatch if not str(flag).startswith("exclude=")]
     flags = [*sbatch, f"exclude={','.join(bad)}"]
-    cause = f"Bad node: on {', '.join(bad)} nothing was done, and others could: {stage.name}"
+    cause = f"Bad node: work fails on {', '.join(bad)} and succeeds on other nodes: {stage.name}"
     yield Finding("bad_node", cause, shown(evidence), (f"cluster.sbatch={json.dumps(flags)}",))
 
 
-# ---------------------------------------------------------------------------------------------------- what would do
+# ---------------------------------------------------------------------------------------------------- remedies
 
 
 def _more_memory(launch: Launch) -> tuple[str, ...]:
@@ -245,10 +252,10 @@ def _more_time(launch: Launch, run: RunDir, cases: Sequence[Ended]) -> tuple[str
 
 
 def _slowest_unit(folder: LaunchDir, run: RunDir, cases: Sequence[Ended]) -> float | None:
-    """Seconds that the largest of the units that are left takes on the slowest worker seen; None if none was seen."""
+    """Return how long the largest of these units takes at the lowest speed seen, in seconds; None without a speed."""
     timed = [event for event in run.events() if event["event"] == "unit_done" and event["seconds"]]
     speeds = [event["frames"] / event["seconds"] for event in timed]
-    for case in {case.attempt.job: case for case in cases}.values():  # a log tells of its job's last attempt
+    for case in {case.attempt.job: case for case in cases}.values():  # a log tells about its job's last attempt
         frames, speed = told_frames(output_file(folder, case.attempt.job), case.attempt)
         speeds += [speed] if frames and speed else []
     try:
@@ -259,7 +266,7 @@ def _slowest_unit(folder: LaunchDir, run: RunDir, cases: Sequence[Ended]) -> flo
 
 
 def in_hours(seconds: float) -> str:
-    """A time limit, rounded up to half hours: `8:00:00`, `1-06:30:00`."""
+    """Return seconds as a time limit, rounded up to half hours: `8:00:00`, `1-06:30:00`."""
     halves = math.ceil(seconds / 1800)
     days, hours = divmod(halves // 2, 24)
     clock = f"{hours}:{30 * (halves % 2):02d}:00"
@@ -267,7 +274,7 @@ def in_hours(seconds: float) -> str:
 
 
 def shown(cases: Sequence[str]) -> tuple[str, ...]:
-    """The first cases, and how many there are besides."""
+    """Return the first cases, and a line that counts the others."""
     more = [f"... and {len(cases) - SHOWN} more"] if len(cases) > SHOWN else []
     return (*cases[:SHOWN], *more)
 

@@ -1,11 +1,12 @@
-"""What the processes of runs wrote, merged in the order of time, each line with the name of its source.
+"""What the processes of runs wrote, merged in order of time, each line with the name of its source.
 
-    RUN/units/*/log.txt                   of a unit                             unit 3
-    RUN/jobs/local-0.log, rank-0.log      of the processes of this machine      local-0, rank 0
-    LAUNCH/jobs/12_3_0_log.err and .out   of the processes of jobs              12_3; with several ranks 12 rank 1
+    file                                  written by                     name of the source
+    RUN/units/*/log.txt                   the worker of a unit           unit 3
+    RUN/jobs/local-0.log, rank-0.log      processes on this machine      local 0, rank 0
+    LAUNCH/jobs/12_3_0_log.err and .out   processes of jobs              12_3; with several ranks 12 rank 1
 
-Lines without a time belong to the one before. A worker's own lines stand in the log of its unit and in that of its
-job: they are shown once. Its JSON lines are told in words, or left out where they are many.
+A line without a time belongs to the line before it. A worker writes its own lines to the log of its unit and to that of
+its job; they are shown once. Its JSON lines are put into words, or left out if there are many.
 """
 
 from __future__ import annotations
@@ -32,13 +33,14 @@ STAMP = re.compile(r"(?:submitit \w+ \()?(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3}
 OUTPUT = re.compile(r"(?P<job>\d+(?:_\d+)?)_(?P<rank>\d+)_log\.(?:out|err)")
 LOCAL = re.compile(r"(?P<kind>local|rank)-(?P<rank>\d+)\.log")
 LOOK_SECONDS = 1.0
+"""Interval between two looks at the files, in seconds."""
 LATE_SECONDS = 60.0
-"""Seconds after the end of an attempt in which its job's script may still say something about it."""
+"""How long after the end of an attempt its job's script may still write about it, in seconds."""
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """Whose logs are wanted; None: everybody's."""
+    """Which logs are wanted; None selects all."""
 
     unit: int | None = None
     recording: str | None = None
@@ -54,7 +56,7 @@ class Source:
     is_bad: bool = False
     """Whether something went wrong there."""
     spans: tuple[tuple[float, float], ...] | None = None
-    """Only what was written then, `[from, to)` in seconds since 1970; None: all."""
+    """Times of the lines that are wanted, each `[from, to)` in seconds since 1970; None for all lines."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Line:
 
 
 def sources(watched: Watched, chosen: Chosen) -> list[Source]:
-    """The files that are there now. RunError if nothing like what was chosen exists."""
+    """Return the files that are there now. RunError if the chosen unit or recording does not exist."""
     found: list[Source] = []
     for launch in watched.launches:
         found += _of_launch(launch, chosen)
@@ -80,13 +82,13 @@ def sources(watched: Watched, chosen: Chosen) -> list[Source]:
 
 
 def last_lines(found: Sequence[Source], count: int) -> list[Line]:
-    """The last lines of what is most telling: of what went wrong, if anything did; else of all."""
+    """Return the last lines of the sources where something went wrong; if nothing did, those of all sources."""
     bad = [source for source in found if source.is_bad]
     return merged(bad or found)[-count:]
 
 
 def merged(found: Sequence[Source]) -> list[Line]:
-    """All lines in the order of time, each once; those of one file in their own order."""
+    """Return all lines in order of time, each once. Lines of one file keep their order."""
     lines = [line for source in found for line in read_source(source)]
     seen: set[tuple[float, str]] = set()
     result = []
@@ -105,7 +107,7 @@ def follow(
     is_over: Callable[[], bool],
     wait: Callable[[float], None] = time.sleep,
 ) -> Iterator[Line]:
-    """The last lines, and then those that are added, until it is over; files that appear meanwhile are taken in."""
+    """Yield the last lines, then those that are added until it is over. Files that appear meanwhile are included."""
     readers: dict[Path, _Reader] = {}
 
     def added() -> list[Line]:
@@ -128,7 +130,7 @@ def follow(
 
 @dataclass
 class _Reader:
-    """Takes from a file what was added to it."""
+    """Reads what was added to a file since the last time."""
 
     name: str
     path: Path
@@ -171,7 +173,7 @@ def _of_launch(folder: LaunchDir, chosen: Chosen) -> list[Source]:
 
 
 def _failed_merges(folder: LaunchDir) -> set[str]:
-    """The newest merge jobs of the stages that failed."""
+    """Return the newest merge jobs of the stages that failed."""
     newest = {job.stage: job.job for job in folder.jobs() if job.role == "merge"}
     return {job for stage, job in newest.items() if (found := folder.verdict(stage)) and found.state == "failed"}
 
@@ -194,7 +196,7 @@ def _of_run(run: RunDir, chosen: Chosen) -> list[Source]:
 
 
 def _units(run: RunDir, chosen: Chosen) -> list[int]:
-    """The units of a run that are meant."""
+    """Return the chosen units of a run."""
     found = open_run(run)
     if chosen.unit is not None:
         return [chosen.unit] if chosen.unit < len(found.plan.units) else []
@@ -206,7 +208,7 @@ def _log(run: RunDir, unit: int) -> Source:
 
 
 def _of_unit(run: RunDir, unit: int, chosen: Chosen, folder: LaunchDir | None = None) -> list[Source]:
-    """The log of a unit, and what the jobs that worked on it wrote meanwhile."""
+    """Return the log of a unit, and what the jobs that worked on it wrote during that time."""
     found = [_log(run, unit)]
     if folder is not None:
         attempts = read_attempts(run.unit_folder(unit))
@@ -232,7 +234,7 @@ def _outputs(folder: LaunchDir, chosen: Chosen, bad: set[str], only: str | None 
 
 
 def _gone_wrong(attempts: Sequence[Attempt]) -> list[Attempt]:
-    """The attempts that failed or died, where none has mended it since."""
+    """Return the attempts that failed or died; none if the last attempt has done the unit."""
     if attempts and attempts[-1].end == "done":
         return []
     dead = [attempt for attempt in attempts if attempt.end is None and attempt.status is not None]
@@ -241,15 +243,15 @@ def _gone_wrong(attempts: Sequence[Attempt]) -> list[Attempt]:
 
 def _nothing(chosen: Chosen, name: str) -> RunError:
     if chosen.recording is not None:
-        return RunError(f"{name}: no stage that was planned so far has a recording {chosen.recording!r}.")
-    return RunError(f"{name}: no stage that was planned so far has a unit {chosen.unit}.")
+        return RunError(f"{name}: none of the stages planned so far has a recording {chosen.recording!r}.")
+    return RunError(f"{name}: none of the stages planned so far has a unit {chosen.unit}.")
 
 
 # ---------------------------------------------------------------------------------------------------- reading
 
 
 def read_source(source: Source) -> list[Line]:
-    """The lines that are wanted of a file."""
+    """Return the lines of a source that are wanted; none if its file does not exist."""
     try:
         text = source.path.read_text(encoding="utf-8", errors="replace")
         changed = source.path.stat().st_mtime
@@ -262,7 +264,7 @@ def read_source(source: Source) -> list[Line]:
 
 
 def _lines(name: str, text: str, changed: float) -> Iterator[Line]:
-    """The lines of a text to which something was last added at `changed`."""
+    """Yield the lines of a text to which something was last added at `changed`, in seconds since 1970."""
     lines = text.splitlines()
     for line, moment in zip(lines, moments(lines, changed), strict=True):
         said = in_words(line)
@@ -271,8 +273,11 @@ def _lines(name: str, text: str, changed: float) -> Iterator[Line]:
 
 
 def moments(lines: Sequence[str], changed: float) -> list[float]:
-    """When each line was written. Those without a time belong to the one before; JSON lines, of which a worker writes
-    one a second, are spread evenly up to the next time, or to the last change of the file."""
+    """Return when each line was written, in seconds since 1970.
+
+    A line without a time belongs to the line before it. JSON lines, of which a worker writes one a second, are spread
+    evenly up to the next time, or up to the last change of the file.
+    """
     known = [(index, moment) for index, line in enumerate(lines) if (moment := stamp(line)) is not None]
     before, found = known[0][1] if known else changed, []
     bounds = [(-1, before), *known, (len(lines), max(changed, known[-1][1] if known else 0.0))]
@@ -288,7 +293,7 @@ def moments(lines: Sequence[str], changed: float) -> list[float]:
 
 
 def stamp(line: str) -> float | None:
-    """When a line was written, in seconds since 1970, if it says so."""
+    """Return when a line was written, in seconds since 1970; None if it does not say."""
     match = STAMP.match(line)
     if match is None:
         return None
@@ -296,7 +301,7 @@ def stamp(line: str) -> float | None:
 
 
 def in_words(line: str) -> str | None:
-    """A line as people read it; None for one that only a program wants."""
+    """Return a line as people read it; None for one that only programs need."""
     if line.startswith("submitit INFO"):
         return None
     if not line.startswith("{"):

@@ -1,6 +1,6 @@
-"""How far a launch has come, stage by stage: from its files first, from the queue second.
+"""How far a launch has come, stage by stage: from its files first, then from the queue.
 
-The queue tells what files cannot: whether anything still runs or waits that will go on with what is not done.
+The queue tells what files cannot: whether jobs still run or wait that will do what is missing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from deg.runs.state import Status, open_run
 from deg.runs.working import Working
 
 OVER = ("finished", "failed", "cancelled", "stalled")
-"""States of a launch in which nothing happens any more by itself."""
+"""States of a launch in which nothing more happens by itself."""
 SETTLED = ("done", "partly", "failed")
 SKEW_SECONDS = 30.0
 """Largest difference between the clocks of nodes and scheduler that is tolerated, in seconds."""
@@ -29,25 +29,25 @@ SKEW_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class StageStatus:
-    """One stage of a launch, at this moment."""
+    """How far one stage of a launch is at this moment."""
 
     name: str
     run: str
     state: str
-    """`done`; `partly`: done but for some recordings; `running`; `waiting`: for its turn or for the scheduler;
-    `failed`; `stalled`: not done, and nothing is in the queue that would do it; `not begun`: as the one before it is
-    one of the last two; `unknown`: the queue cannot be asked."""
+    """`done`; `partly`: done except for some recordings; `running`; `waiting`: all its jobs wait, for another stage or
+    for the scheduler; `failed`; `stalled`: not done, and no job in the queue would do it; `not begun`: not done because
+    a stage before it failed or stalled; `unknown`: the queue could not be asked."""
     message: str = ""
-    """What its merge job found."""
+    """What its merge job reported."""
     jobs: Mapping[str, int] = field(default_factory=dict)
-    """How many of its jobs are in which state, of those in the queue that have not ended."""
+    """Number of its jobs in each state, among those in the queue that have not ended."""
     starts: float | None = None
-    """When the first that waits is expected to begin, in seconds since 1970."""
+    """When the first waiting job is expected to begin, in seconds since 1970; None if the scheduler does not say."""
     restarts: int = 0
-    """Attempts beyond the first of each unit."""
+    """Number of attempts beyond the first of each unit."""
     working: Working = field(default_factory=Working)
     work: Status | None = None
-    """None: not planned yet, or nothing to do."""
+    """How far its run is. None if it is not planned yet, or has nothing to do."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self) | {"work": None if self.work is None else self.work.as_dict()}
@@ -55,29 +55,29 @@ class StageStatus:
 
 @dataclass(frozen=True)
 class LaunchStatus:
-    """A launch, at this moment."""
+    """How far a launch is at this moment."""
 
     name: str
     state: str
-    """`running`, `waiting`, `finished`, `failed`, `cancelled`; `stalled`: not done, and nothing is alive that would go
-    on; `unknown`: the queue cannot be asked."""
+    """`running`, `waiting`, `finished`, `failed`, `cancelled`; `stalled`: not done, and no job is left that would do
+    the rest; `unknown`: the queue could not be asked."""
     stages: tuple[StageStatus, ...]
     problem: str = ""
-    """Why the queue could not be asked."""
+    """Why the queue could not be asked; empty if it could."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self) | {"stages": [stage.as_dict() for stage in self.stages]}
 
 
 def read_launch(folder: LaunchDir, queue: Queue) -> LaunchStatus:
-    """The state of a launch. RunError if it, or a plan of its runs, cannot be read."""
+    """Return how far a launch is. RunError if it, or a plan of its runs, cannot be read."""
     launch, jobs = folder.load(), folder.jobs()
     found: list[StageStatus] = []
     for index in range(len(launch.stages)):
         mine = jobs_of(queue, [job for job in jobs if job.stage == index])
         status = _read_stage(launch, index, mine, queue)
         broken = any(other.state in ("failed", "stalled") for other in found)
-        # its merge job may have run all the same, and found nothing to do
+        # its merge job may have run anyway, and found nothing to do
         if broken and (status.state == "stalled" or (status.state == "done" and status.work is None)):
             status = replace(status, state="not begun")
         found.append(status)
@@ -85,7 +85,7 @@ def read_launch(folder: LaunchDir, queue: Queue) -> LaunchStatus:
 
 
 def jobs_of(queue: Queue, jobs: Sequence[SubmittedJob]) -> dict[str, JobState]:
-    """What the queue says of these, by element of an array."""
+    """Return what the queue says about these jobs, by array task."""
     return {name: state for name, state in queue.jobs.items() if any(is_of(name, job.job) for job in jobs)}
 
 
@@ -151,7 +151,7 @@ def _stage_state(verdict: Verdict | None, done: bool, alive: Sequence[JobState],
 
 
 def at_work(attempt: Attempt, jobs: Mapping[str, JobState], known: bool) -> bool:
-    """Whether an attempt still runs: nothing was heard of its end, and its job runs since before it."""
+    """Whether an attempt still runs: no end of it was recorded, and its job started before it and is running."""
     if attempt.end is not None or attempt.status is not None:
         return False
     if not known:
@@ -166,12 +166,12 @@ def at_work(attempt: Attempt, jobs: Mapping[str, JobState], known: bool) -> bool
 
 
 def output_file(folder: LaunchDir, job: str, rank: int = 0, ending: str = "out") -> Path:
-    """The file that a process of a job writes."""
+    """Return the file that a process of a job writes."""
     return folder.jobs_folder / f"{job}_{rank}_log.{ending}"
 
 
 def read_launches(launches: Sequence[LaunchDir], queue: Queue) -> tuple[list[LaunchStatus], dict[str, str]]:
-    """The states of launches, and of those that cannot be read the reasons."""
+    """Return how far launches are, and for those that cannot be read the reason, by name."""
     found, unreadable = [], {}
     for folder in launches:
         try:

@@ -1,4 +1,4 @@
-"""What scheduler and node mean: why a job waits, in plain words, and what it died of, from its last lines.
+"""Why a job waits, in plain words, and what it died of, from its last lines.
 
 Reasons are those of squeue(1) and of Slurm's list of job reason codes.
 """
@@ -10,50 +10,50 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 WAITS = (
-    ("Priority", "others are before it in the queue"),
-    ("Resources", "it is next; nodes, GPUs or memory that it needs are not free yet"),
+    ("Priority", "other jobs are ahead of it in the queue"),
+    ("Resources", "it is next, but nodes, GPUs or memory that it needs are not free yet"),
     ("DependencyNeverSatisfied", "a job that it depends on has failed, so it will never run"),
     ("Dependency", "it waits for the stage before it"),
-    ("JobArrayTaskLimit", "as many workers as cluster.jobs allows run already"),
+    ("JobArrayTaskLimit", "as many workers as cluster.jobs allows are already running"),
     ("BeginTime", "it was put back into the queue, and may begin again in a moment"),
-    ("Cleaning", "it was put back into the queue, and what is left of its last time is being cleared away"),
-    ("JobHeldUser", "somebody holds it: `scontrol release JOB` lets it go"),
+    ("Cleaning", "it was put back into the queue, and what its last start left is still being cleaned up"),
+    ("JobHeldUser", "a user holds it: `scontrol release JOB` releases it"),
     ("JobHeldAdmin", "the administrators hold it: ask them"),
-    ("JobHoldMaxRequeue", "it was put back into the queue too often, and is held: `scontrol release JOB` lets it go"),
-    ("launch failed requeued held", "the node could not start it, and it is held: `scontrol release JOB` lets it go"),
-    ("ReqNodeNotAvail", "nodes that it needs are down, drained or reserved; a maintenance may be ahead"),
+    ("JobHoldMaxRequeue", "it was put back into the queue too often, and is held: `scontrol release JOB` releases it"),
+    ("launch failed requeued held", "the node could not start it, and it is held: `scontrol release JOB` releases it"),
+    ("ReqNodeNotAvail", "nodes that it needs are down, drained or reserved; maintenance may be planned"),
     ("Reservation", "it waits for a reservation to begin"),
     ("PartitionTimeLimit", "cluster.time is more than this partition allows"),
     ("PartitionNodeLimit", "it asks for more nodes than this partition allows or has"),
     ("PartitionDown", "the partition is closed at present"),
     ("PartitionInactive", "the partition is closed at present"),
-    ("BadConstraints", "no node has all that it asks for: GPUs, memory, cores or cluster.constraint"),
+    ("BadConstraints", "no node has everything that it asks for: GPUs, memory, cores or cluster.constraint"),
     ("NodeDown", "a node that it needs is down"),
     ("AccountNotAllowed", "cluster.account may not use this partition"),
     ("InvalidAccount", "cluster.account is not valid here"),
     ("InvalidQOS", "cluster.qos is not valid here"),
     ("QOSNotAllowed", "cluster.qos may not be used in this partition"),
     ("Licenses", "it waits for a licence"),
-    ("Assoc", "your group has used up what it may use at one time (or in all); it runs when others of it have ended"),
+    ("Assoc", "your group has reached a limit (at one time, or in total); it runs when other jobs of the group end"),
     ("QOSMaxWall", "cluster.time is more than this quality of service allows"),
-    ("QOSMax", "you have used up what this quality of service gives one user; it runs when jobs of yours have ended"),
-    ("QOSGrp", "all users of this quality of service together have used up what it gives"),
-    ("QOS", "this quality of service does not give so much"),
-    ("MaxCpuPerAccount", "your account has as many cores as it may have at one time"),
-    ("MaxMemPerLimit", "it asks for more memory by core than this site gives: lower cluster.memory_gb"),
+    ("QOSMax", "you have reached this quality of service's limit for one user; it runs when other jobs of yours end"),
+    ("QOSGrp", "all users of this quality of service together have reached its limit"),
+    ("QOS", "it asks for more than this quality of service allows"),
+    ("MaxCpuPerAccount", "your account is using as many cores as it may use at one time"),
+    ("MaxMemPerLimit", "it asks for more memory per core than this site allows: lower cluster.memory_gb"),
 )
-"""Beginnings of reasons and what they mean; the first that fits holds."""
+"""Beginnings of reasons, and what they mean. The first that fits is taken."""
 
 NEVER_BY_ITSELF = (
     *("DependencyNeverSatisfied", "JobHeldUser", "JobHeldAdmin", "JobHoldMaxRequeue", "launch failed requeued held"),
     *("PartitionTimeLimit", "PartitionNodeLimit", "BadConstraints", "AccountNotAllowed", "InvalidAccount"),
     *("InvalidQOS", "QOSNotAllowed", "QOSMaxWall", "MaxMemPerLimit"),
 )
-"""Beginnings of reasons that time does not mend."""
+"""Beginnings of reasons that do not pass by themselves: somebody has to act."""
 
 
 def wait_in_words(reason: str) -> str:
-    """Why a job waits: the scheduler's word and what it means."""
+    """Return why a job waits: what the scheduler's reason means, and the reason itself."""
     plain = reason.replace("_", " ")
     for beginning, meaning in WAITS:
         if plain.lower().startswith(beginning.lower()):
@@ -84,24 +84,24 @@ SYMPTOMS = (
     _symptom(
         "gpu_memory",
         r"CUDA out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED",
-        "The memory of the GPU was not enough",
+        "Out of GPU memory",
     ),
     _symptom(
         "memory",
         r"oom[-_ ]kill|out-of-memory handler|exceeded .*memory limit|can(not|'t) allocate memory|MemoryError|bad_alloc",
-        "The memory that the job asks for was not enough",
+        "Out of memory",
     ),
     _symptom(
         "no_image",
         r"could not open image|image .*(not found|no such file)|no such file or directory.*\.sif",
-        "The image is not there, or cannot be read, on the node",
+        "The image is missing on the node, or cannot be read there",
         "It must lie on a file system that all nodes see: cluster.image.",
     ),
     _symptom(
         "no_apptainer",
         r"apptainer: (command )?not found|exec: \S*(apptainer|singularity)\S*: (cannot execute|not found)",
         "Apptainer is not on the node's PATH",
-        "Does it want a module? cluster.modules, or the whole path in cluster.apptainer.",
+        "Name its module in cluster.modules, or its full path in cluster.apptainer.",
     ),
     _symptom(
         "driver",
@@ -113,24 +113,24 @@ SYMPTOMS = (
     _symptom(
         "version",
         r"another version of deg|this version of deg can read",
-        "The image has another version of deg than submitted the jobs",
-        "`deg image check` says which; build or pull the one that belongs to this deg.",
+        "The version of deg in the image is not the one that submitted the jobs",
+        "`deg image check` shows which it is. Build or pull the image of the deg that submits.",
     ),
     _symptom(
         "disk",
         r"No space left on device|Disk quota exceeded",
-        "A disk is full, or a quota reached",
+        "A disk is full, or a quota is reached",
     ),
     _symptom(
         "namespace",
         r"user namespace|fakeroot|FATAL:.*(mount|squashfuse|setuid)",
         "Apptainer could not start the image on the node",
-        "`deg doctor --on slurm` tests what it can do there.",
+        "`deg doctor --on slurm` tests what works there.",
     ),
 )
 
 
 def symptom_of(lines: Sequence[str]) -> Symptom | None:
-    """The first known symptom in the last words of a process."""
+    """Return the first known symptom in the last lines of a process; None if there is none."""
     text = "\n".join(lines)
     return next((symptom for symptom in SYMPTOMS if symptom.pattern.search(text)), None)

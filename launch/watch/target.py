@@ -13,7 +13,7 @@ from deg.launch.scheduler.queue import JobState, in_queue
 from deg.runs.rundir import RunDir, find_runs
 
 ASK_SECONDS = 30.0
-"""Between two questions to the scheduler, at the least."""
+"""Shortest interval between two questions to the scheduler, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -24,17 +24,17 @@ class Watched:
     runs: tuple[RunDir, ...]
 
     def newest(self) -> Watched:
-        """The launch or run that was begun last."""
+        """Return the launch or run that was begun last."""
         launches = [folder.launch_file.stat().st_mtime_ns for folder in self.launches[:1]]
         runs = [run.plan_file.stat().st_mtime_ns for run in self.runs[:1]]
         return Watched(self.launches[:1], ()) if launches > runs else Watched((), self.runs[:1])
 
 
 def find_watched(word: Path) -> Watched:
-    """What is meant by the folder of a launch, of a run or of a project, or by the name of one of the first two in the
-    project of the current folder. A run that belongs to a launch means the launch.
+    """Return the launches and runs that `word` means.
 
-    RunError or ProjectError if it is none of these.
+    It is the folder of a launch, a run or a project, or the name of a launch or run in the project of the current
+    folder. A run that belongs to a launch means the launch. RunError or ProjectError if it is none of these.
     """
     from deg.projects.project import open_project
 
@@ -51,12 +51,12 @@ def find_watched(word: Path) -> Watched:
     belonging = {name for folder in launches for name in run_names(folder)}
     runs = [run for run in find_runs(project.model_path) if run.name not in belonging]
     if not launches and not runs:
-        raise RunError(f"{show_path(project.path)}: no runs of deg yet. `deg run {show_path(word)}` makes them.")
+        raise RunError(f"{show_path(project.path)}: no runs of deg yet. Start with `deg run {show_path(word)}`.")
     return Watched(tuple(launches), tuple(runs))
 
 
 def _named(name: str) -> Path | None:
-    """A launch or run of the project of the current folder."""
+    """Return the launch or run of this name in the project of the current folder; None if there is none."""
     from deg.projects.project import open_project
 
     try:
@@ -67,7 +67,7 @@ def _named(name: str) -> Path | None:
 
 
 def run_names(folder: LaunchDir) -> tuple[str, ...]:
-    """The runs of a launch, made or not; none if the launch cannot be read."""
+    """Return the names of a launch's runs, planned or not; none if the launch cannot be read."""
     try:
         return tuple(stage.run for stage in folder.load().stages)
     except RunError:
@@ -76,11 +76,11 @@ def run_names(folder: LaunchDir) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Queue:
-    """What squeue says of all jobs of some launches, asked for once."""
+    """What squeue says about all jobs of some launches, from one call."""
 
     jobs: dict[str, JobState]
     problem: str = ""
-    """Why it could not be asked. Then nothing is known, and `jobs` is empty."""
+    """Why squeue could not be asked; empty if it could. If not, nothing is known, and `jobs` is empty."""
 
     @property
     def is_known(self) -> bool:
@@ -88,7 +88,7 @@ class Queue:
 
 
 def is_settled(folder: LaunchDir) -> bool:
-    """Whether files say that every stage is done, so that nobody need ask the queue."""
+    """Whether files say that every stage is done. Then there is no need to ask the queue."""
     try:
         verdicts = [folder.verdict(index) for index in range(len(folder.load().stages))]
     except RunError:
@@ -97,7 +97,7 @@ def is_settled(folder: LaunchDir) -> bool:
 
 
 def ask_queue(launches: Sequence[LaunchDir]) -> Queue:
-    """The queue's word on the jobs of launches that are not done. No answer is no error: files tell most."""
+    """Ask the queue about the jobs of launches that are not done. No answer is no error: files tell most of it."""
     jobs = [job.job for folder in launches if not is_settled(folder) for job in folder.jobs()]
     try:
         return Queue(in_queue(jobs))
@@ -106,7 +106,7 @@ def ask_queue(launches: Sequence[LaunchDir]) -> Queue:
 
 
 class Ending:
-    """Whether nothing happens any more; called often, it asks the scheduler rarely."""
+    """Tells whether nothing more happens. It may be called often: it asks the scheduler only every `seconds`."""
 
     def __init__(self, watched: Watched, seconds: float = ASK_SECONDS):
         self._watched, self._seconds, self._asked = watched, seconds, time.monotonic() - seconds

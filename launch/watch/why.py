@@ -1,6 +1,6 @@
-"""Why a launch or a run is not done: causes with what shows them, and one command for the whole.
+"""Why a launch or a run is not done: causes with their evidence, and one command that deals with all of them.
 
-Files are asked first, then the queue, then the accounts, which not every site has.
+Files are read first; then the queue is asked, then the accounts, which not every site has.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from deg.launch.watch.causes import (
     SHOWN,
     Finding,
     ended_attempts,
-    explain_put_aside,
+    explain_given_up,
     explain_recordings,
     explain_units,
     last_words,
@@ -36,32 +36,33 @@ from deg.version import __version__
 
 ORDER = (
     *("version", "no_image", "no_apptainer", "driver", "namespace", "disk", "never_started", "gpu_memory", "memory"),
-    *("time_limit", "bad_node", "node", "killed", "failed", "put_aside", "recordings", "dependency", "merge", "queue"),
+    *("time_limit", "bad_node", "node", "killed", "failed", "given_up", "recordings", "dependency", "merge", "queue"),
     *("cancelled", "preempted"),
 )
-"""What is told first, and whose advice counts."""
+"""Kinds of causes in the order in which they are shown. If several name a command, the first one is the advice."""
 USUAL = ("queue", "dependency", "preempted")
-"""What happens when all is well."""
+"""Kinds of causes that are normal."""
 UNEXPLAINED = {"killed", "failed", "never_started"}
+"""Kinds of causes that only the logs can explain."""
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """All that is known of one launch or run."""
+    """Why one launch or run is not done, and what to do."""
 
     name: str
     state: str
     summary: str
     findings: tuple[Finding, ...]
     command: str | None
-    """What to do; None: nothing, or wait."""
+    """What to do; None if there is nothing to do, or only to wait."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def explain(watched: Watched, word: Path) -> Explanation:
-    """The newest of the launches and runs. `word` is what the user calls it, for the command."""
+    """Explain the newest of the launches and runs. `word` is what the user calls it; the command uses it."""
     newest = watched.newest()
     if newest.launches:
         return explain_launch(newest.launches[0], ask_queue(newest.launches), word)
@@ -72,7 +73,7 @@ def explain(watched: Watched, word: Path) -> Explanation:
 
 
 def explain_launch(folder: LaunchDir, queue: Queue, word: Path) -> Explanation:
-    """RunError if the launch, or a plan of its runs, cannot be read."""
+    """Explain a launch. RunError if it, or a plan of its runs, cannot be read."""
     launch, status = folder.load(), read_launch(folder, queue)
     findings = list(_about_version(launch))
     for index, stage in enumerate(status.stages):
@@ -90,7 +91,7 @@ def explain_launch(folder: LaunchDir, queue: Queue, word: Path) -> Explanation:
 
 def _about_version(launch: Launch) -> Iterator[Finding]:
     if launch.deg != __version__ and launch.image is not None:
-        cause = f"The jobs were submitted by deg {launch.deg}; this is {__version__}"
+        cause = f"The jobs were submitted by deg {launch.deg}; this is deg {__version__}"
         yield Finding("version", cause, (f"image: {show_path(launch.image)}",))
 
 
@@ -104,7 +105,7 @@ def _about_stage(launch: Launch, index: int, status: StageStatus, queue: Queue, 
         accounts = in_accounts([job.job for job in submitted if job.role == "execute"], former=True)
         ended = ended_attempts(launch.folder, run, jobs, queue.is_known, accounts)
         found += explain_units(launch, stage, run, ended)
-        found += explain_put_aside(stage.name, run)
+        found += explain_given_up(stage.name, run)
         found += explain_recordings(stage.name, run, f"deg check {_quoted(launch.project)} --deep")
     yield from found
     yield from _about_waiting(status, jobs)
@@ -121,19 +122,19 @@ def _about_waiting(status: StageStatus, jobs: Mapping[str, JobState]) -> Iterato
     for reason, waiting in by_reason.items():
         kind = "dependency" if reason.startswith("Dependency") else "queue"
         if reason == "Dependency":
-            continue  # that is the order of things
+            continue  # as it should: the stage before it is not done
         names = shown([job.job for job in waiting])
         count = f"{len(waiting)} job{'s' if len(waiting) > 1 else ''}"
         yield Finding(kind, f"In the queue: {status.name}, {count}: {wait_in_words(reason)}", (", ".join(names),))
 
 
 def _about_merge(launch: Launch, status: StageStatus, merges: Sequence[str], *, explained: bool) -> Iterator[Finding]:
-    """What the job between two stages said, or its last words if it died."""
+    """Yield what a merge job reported, or the last lines of its log if it died."""
     if status.state == "failed" and status.message:
         yield Finding("merge", f"{status.name} failed: {status.message}")
         return
     if not merges:
-        yield Finding("merge", f"{status.name}: no job was submitted for it")
+        yield Finding("merge", f"{status.name}: no merge job was submitted")
         return
     lines = last_words(launch.folder.jobs_folder / f"{merges[-1]}_0_log.err")
     symptom = symptom_of(lines)
@@ -142,7 +143,7 @@ def _about_merge(launch: Launch, status: StageStatus, merges: Sequence[str], *, 
         cause = f"{symptom.meaning}: {status.name}, job {merges[-1]}"
         yield Finding(symptom.kind, cause, evidence, command=symptom_command(symptom, launch))
     elif not explained:
-        cause = f"{status.name}: nothing is in the queue that would go on with it; the last words of job {merges[-1]}"
+        cause = f"{status.name}: no job in the queue would continue it. The last lines of job {merges[-1]}:"
         yield Finding("merge", cause, lines[-SHOWN:] or ("(none)",))
 
 
@@ -150,17 +151,17 @@ def _summary(status: LaunchStatus, findings: Sequence[Finding]) -> str:
     at = [stage for stage in status.stages if stage.state in ("running", "waiting")]
     if status.state == "finished":
         partly = [stage.name for stage in status.stages if stage.state == "partly"]
-        return f"Done, but not every recording: {', '.join(partly)}." if partly else "All is well: it is done."
+        return f"Done, except for some recordings: {', '.join(partly)}." if partly else "Done."
     if status.state == "running":
         well = all(finding.kind in USUAL for finding in findings)
-        return f"{'All is well: running' if well else 'It runs, and goes on by itself'}, {at[0].name}."
+        return f"Running {'without problems' if well else 'in spite of problems'}: {at[0].name}."
     if status.state == "waiting":
-        return f"It waits in the queue: {at[0].name}."
+        return f"Waiting in the queue: {at[0].name}."
     return {
-        "failed": "It failed, and nothing goes on by itself.",
-        "cancelled": "It was cancelled; what is done is kept.",
-        "stalled": "It is not done, and nothing in the queue goes on with it.",
-    }.get(status.state, "The queue could not be asked, so whether anything goes on by itself is not known.")
+        "failed": "It failed, and nothing more happens by itself.",
+        "cancelled": "It was cancelled. Finished work is kept.",
+        "stalled": "It is not done, and no job in the queue would do the rest.",
+    }.get(status.state, "The queue could not be asked, so it is unknown whether any jobs still run or wait.")
 
 
 def _command(status: LaunchStatus, findings: Sequence[Finding], queue: Queue, word: Path) -> str | None:
@@ -172,13 +173,13 @@ def _command(status: LaunchStatus, findings: Sequence[Finding], queue: Queue, wo
 
 
 def _advice(findings: Sequence[Finding], word: Path) -> str:
-    """The first thing to do: what a finding says, or to go on with what all of them ask for."""
+    """Return the command to run next: `deg resume` with the options of all findings, or what one of them names."""
     options = list(dict.fromkeys(option for finding in findings for option in finding.options))
     kinds = {finding.kind for finding in findings}
     if not options and (commands := [finding.command for finding in findings if finding.command]):
         return commands[0]
-    if not options and "put_aside" in kinds and kinds & UNEXPLAINED:
-        return f"deg logs {_quoted(word)}"  # to go on would end the same way
+    if not options and "given_up" in kinds and kinds & UNEXPLAINED:
+        return f"deg logs {_quoted(word)}"  # resuming would end the same way
     return " ".join(["deg", "resume", _quoted(word), *map(shlex.quote, options)])
 
 
@@ -190,19 +191,19 @@ def _quoted(path: Path) -> str:
 
 
 def explain_run(run: RunDir, word: Path) -> Explanation:
-    """A run of this machine. RunError if it has no plan that can be read."""
+    """Explain a run on this machine. RunError if it has no plan that can be read."""
     status = open_run(run).status()
-    findings = [*explain_put_aside(status.stage, run), *explain_recordings(status.stage, run, _check(run))]
+    findings = [*explain_given_up(status.stage, run), *explain_recordings(status.stage, run, _check(run))]
     if status.state == "interrupted":
         findings += _about_deaths(run)
     if status.state == "running":
-        return Explanation(run.name, status.state, f"All is well: running, {status.how_far}.", tuple(findings), None)
+        return Explanation(run.name, status.state, f"Running: {status.how_far}.", tuple(findings), None)
     if status.state == "finished":
-        summary = "Done, but not every recording." if findings else "All is well: it is done."
+        summary = "Done, except for some recordings." if findings else "Done."
         return Explanation(run.name, status.state, summary, tuple(findings), findings[0].command if findings else None)
     holder = run.holder()
-    who = "whoever worked on it" if holder is None else f"process {holder[1]} on {holder[0]}, which worked on it,"
-    summary = f"It is not done ({status.how_far}), and {who} has ended."
+    which = "" if holder is None else f" ({holder[1]} on {holder[0]})"
+    summary = f"It is not done ({status.how_far}), and the process that worked on it{which} has ended."
     return Explanation(run.name, status.state, summary, tuple(findings), _advice(findings, word))
 
 
@@ -211,7 +212,7 @@ def _check(run: RunDir) -> str:
 
 
 def _about_deaths(run: RunDir) -> Iterator[Finding]:
-    """What this process's workers or ranks ended with, since the run was claimed last."""
+    """Yield how workers or ranks have died since the run was last claimed."""
     deaths: list[dict[str, Any]] = []
     for event in run.events():
         if event["event"] == "claimed":

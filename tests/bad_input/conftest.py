@@ -1,4 +1,4 @@
-"""Bad files of every kind, met by the real commands."""
+"""Fixtures: bad files of every kind, given to the real commands."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def scripted(monkeypatch, tmp_path):
 
 @pytest.fixture
 def in_process(monkeypatch):
-    """Commands run in this process and look at videos in it, for speed. `in_process("add", ...)` gives an Answer."""
+    """For speed, commands run and open videos in this process. `in_process("add", ...)` returns an Answer."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(command, "deg", deg_here)
     for module in ("projects.check", "plan.infer", "plan.recordings"):
@@ -39,7 +39,7 @@ def in_process(monkeypatch):
 
 
 def deg_here(*words: object) -> Answer:
-    """As `command.deg`, without a process."""
+    """Do what `command.deg` does, without a process."""
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         status = cli.run(list(map(os.fspath, words)))
@@ -47,7 +47,7 @@ def deg_here(*words: object) -> Answer:
 
 
 def probe_here(paths: Iterable[Path], **options) -> list[VideoInfo | VideoError]:
-    """As `probe_all`, without decoders."""
+    """Do what `probe_all` does, without decoders."""
     found: list[VideoInfo | VideoError] = []
     for path in paths:
         try:

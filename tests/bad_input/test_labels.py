@@ -1,6 +1,6 @@
-"""Label files that cannot be read for certain are refused by name; those that can only look odd are read right.
+"""Label files that cannot be read with certainty are refused by name; files that only look odd are read correctly.
 
-What is said of every other one: tests/deg/data/test_labels.py.
+The messages about all other label files are tested in tests/deg/data/test_labels.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 FRAMES = 12
 LABELS = np.eye(3, dtype=int)[np.arange(FRAMES) // 2 % 3]
-"""Bouts of two frames: background, groom, rear and over again."""
+"""Return labels in bouts of two frames: background, groom, rear, and again."""
 
 
 def csv(labels_TK=LABELS, names=CLASSES, **options) -> bytes:
@@ -34,19 +34,19 @@ REFUSED = {
         "Write 1, 0, or -1",
     ),
 }
-"""File, problem and remedy."""
+"""Label file, problem and remedy."""
 
 READ = {
     "plain": (csv(), None),
     "byte_order_mark": (b"\xef\xbb\xbf" + csv(), None),
     "transposed": (pd.DataFrame(LABELS, columns=list(CLASSES)).T.to_csv().encode(), "wants one row per frame"),
 }
-"""File, and what its owner is told."""
+"""Label file, and what its owner is told."""
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """A project with a recording for each file, labelled as it came."""
+    """A project with a recording for each label file, kept as it came."""
     lab = make_project(tmp_path_factory.mktemp("labels") / "lab")
     video = add_good(lab, "unlabelled", FRAMES)
     for key, (content, *_) in {**REFUSED, **READ}.items():

@@ -1,4 +1,4 @@
-"""A cluster profile that is no good, met by a real command: a message with the file and what to do, status 2."""
+"""A real command meets an invalid cluster profile: a message names the file and says what to do, status 2."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from scenes.project import make_project
 
 
 def test_a_profile_of_nonsense(in_process, tmp_path, monkeypatch):
-    """What is said of every other one: tests/deg/options/test_cluster_profiles.py."""
+    """The messages about all other profiles are tested in tests/deg/options/test_cluster_profiles.py."""
     monkeypatch.setenv("DEG_CLUSTERS", str(tmp_path / "clusters"))
     (tmp_path / "clusters").mkdir()
     (tmp_path / "clusters" / "site.yaml").write_text("cluster: {partiton: gpu}\n")

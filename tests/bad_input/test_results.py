@@ -1,4 +1,4 @@
-"""Outputs files that cannot be read or written: they stay as they are, the others are done; put right, all are done."""
+"""Outputs files that cannot be read or written stay as they are; the others are done. Once repaired, all are done."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scenes.project import CLASSES, add_good, make_project, write_results
 from scenes.run import frame_numbers
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_process")]
-"""Commands; their workers are processes, and so is whoever has a file open."""
+"""These tests start commands, whose workers are processes, and processes that hold files open."""
 
 FRAMES = 40
 HOLD = """
@@ -67,7 +67,7 @@ def all_bytes(lab: Path, keys) -> dict[str, bytes]:
 
 @contextmanager
 def held_open(path: Path, *, after: str = "project_config.yaml"):
-    """Another process has `path` open for writing from the moment when a file `after` appears in the project."""
+    """Have another process open `path` for writing as soon as a file `after` appears in the project."""
     folder = path.parents[2]
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, path, folder, after], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -138,7 +138,7 @@ def test_a_sequence_network_says_which_features_it_lacks(lab):
 
 @contextmanager
 def files_limited_to(size: int):
-    """This process and those it starts can write no larger file."""
+    """Limit the size of files that this process and its children can write."""
     _, most = before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
     try:
@@ -147,7 +147,7 @@ def files_limited_to(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_limit_on_the_size_of_files_is_told_and_the_run_goes_on_without_it(tmp_path, scripted):
+def test_a_limit_on_the_size_of_files_is_told_and_the_run_resumes_without_it(tmp_path, scripted):
     lab = make_project(tmp_path / "lab", {"a": FRAMES, "b": FRAMES})
     with files_limited_to(100_000):
         answer = infer(lab)
@@ -222,7 +222,7 @@ def test_a_full_disk_under_a_recording(tmp_path, scripted, small_disk):
 
 
 def finishes(lab: Path, *keys: str, words=()) -> None:
-    """The same command goes on with the run and finishes it."""
+    """Check that the same command resumes the run and finishes it."""
     answer = infer(lab, *words)
     assert "Going on with the interrupted run" in answer.told
     assert sorted(answer.json["done"]) == sorted(keys) and answer.status == 0

@@ -1,4 +1,4 @@
-"""What training cannot work with is told by name before a GPU is asked for; nothing is written, nothing lost."""
+"""What training cannot work with is reported by name before a GPU is requested; nothing is written, nothing is lost."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("in_process")
 
 FRAMES = 12
 LABELS = np.eye(3, dtype=int)[np.arange(FRAMES) // 2 % 3]
-"""Bouts of two frames: background, groom, rear and over again."""
+"""Return labels in bouts of two frames: background, groom, rear, and again."""
 BACKGROUND, GROOM, REAR = range(3)
 
 
@@ -45,7 +45,7 @@ def lab(tmp_path):
 
 @pytest.fixture
 def add(lab, video):
-    """`add(key, labels)`: another recording, without a label file if there are no labels."""
+    """`add(key, labels)` adds a recording, without a label file if there are no labels."""
 
     def add_recording(key: str, labels_TK: np.ndarray | None = LABELS, names: Sequence[str] = CLASSES) -> Path:
         path = place(lab, key)
@@ -59,7 +59,7 @@ def add(lab, video):
 
 @pytest.fixture
 def add_features(add):
-    """`add_features(key, names)`: a labelled recording, and features of a network for those behaviours; their file."""
+    """`add_features(key, names)` adds a labelled recording with features of a network for these behaviours."""
 
     def add_recording(key: str, names: Sequence[str] = CLASSES) -> Path:
         return write_results(add(key).with_name(f"{key}_outputs.h5"), FRAMES, names)
@@ -72,7 +72,7 @@ def contents(lab: Path) -> dict[Path, bytes]:
 
 
 def planned(lab: Path, *overrides: str, stage: str = "feature_extractor") -> Prepared:
-    """The plan of a stage; nothing is written on the way."""
+    """Return the plan of a stage, and check that planning writes nothing."""
     defaults = ["flow_generator.weights=latest", "feature_extractor.weights=null"]
     if stage == "flow_generator":
         defaults = ["flow_generator.weights=null"]
@@ -85,7 +85,7 @@ def planned(lab: Path, *overrides: str, stage: str = "feature_extractor") -> Pre
 
 
 def refused(lab: Path, *overrides: str, stage: str = "feature_extractor") -> str:
-    """The one sentence with which planning ends."""
+    """Return the one sentence with which planning ends."""
     with pytest.raises(DegError) as raised:
         planned(lab, *overrides, stage=stage)
     assert "\n" not in str(raised.value)
@@ -93,7 +93,7 @@ def refused(lab: Path, *overrides: str, stage: str = "feature_extractor") -> str
 
 
 def only(*classes: int) -> np.ndarray:
-    """Labels with no other behaviours; where they were is background."""
+    """Return the labels of these behaviours alone; frames of all others become background."""
     labels_TK = np.zeros_like(LABELS)
     labels_TK[:, list(classes)] = LABELS[:, list(classes)]
     labels_TK[labels_TK.sum(axis=1) == 0, BACKGROUND] = 1
@@ -299,7 +299,7 @@ def test_features_of_another_network(lab, add_features):
     assert "Run `deg infer feature_extractor --overwrite`" in message
 
 
-def test_features_of_which_some_are_of_deepethogram(lab, add_features):
+def test_features_some_of_which_deepethogram_made(lab, add_features):
     for key in ("mouse", "rat", "vole"):
         path = add_features(key)
     with h5py.File(path, "r+") as file:

@@ -1,4 +1,4 @@
-"""Videos that cannot be read: each is named with its reason and what to do, and the others of the project are done."""
+"""Videos that cannot be read: each is named with the reason and what to do, and the others of the project are done."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ GOOD = {
     **{"good": 12, "frames_1": 1, "frames_5": 5, "frames_12": 12, "copy_1": 6, "copy_2": 6, "linked": 12},
     **{"two_sizes": 12, NOT_UTF8: 6, QUOTED: 6},
 }
-"""Recordings that are done, with their frames. OpenCV brings frames of two sizes to the first, as for DeepEthogram."""
+"""Recordings that are done, and their frames. OpenCV resizes frames to the size of the first, as in DeepEthogram."""
 
 AT_A_GLANCE = {
     "none": ("no video was found", "Put the recording there"),
@@ -52,21 +52,21 @@ AT_A_GLANCE = {
     "forbidden": ("permission denied", "Make the file and its folders readable"),
     "forbidden_folder": ("permission denied", "Make the folder readable"),
 }
-"""What is seen without decoding the whole video: problem and remedy."""
+"""Faults seen without decoding the whole video: problem and remedy."""
 
 DECODED = {
     "index_first": ("claims 60 frames but", "Re-encode it"),
     "flipped": ("", "Re-encode it"),
     "edit_list": ("claims 20 frames but", "Re-encode it"),
 }
-"""What is seen only by decoding all of it."""
+"""Faults seen only by decoding the whole video: problem and remedy."""
 
 GROWING = {"growing": ("it changed while it was read", "Wait until the recording or the copy is finished")}
 
 
 @pytest.fixture(scope="module")
 def bound_by_permissions():
-    """What to start a program with so that permissions hold for it; root loses its right to pass over them."""
+    """Command that starts a program for which permissions hold: root loses its right to ignore them."""
     if os.geteuid() != 0:
         return ()
     prefix = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
@@ -79,7 +79,7 @@ def bound_by_permissions():
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory, models):
-    """One project with a recording for each word above."""
+    """A project with a recording for each name above."""
     made, folder = tmp_path_factory.mktemp("made"), tmp_path_factory.mktemp("videos") / QUOTED
     lab = make_project(folder, models=models)
     for key in ("good", "frames_1", "frames_5", "frames_12", QUOTED):
@@ -115,7 +115,7 @@ def lab(tmp_path_factory, models):
 
 
 def write_two_sizes(path: Path, made: Path) -> None:
-    """An AVI whose last 6 of 12 images are twice as large as its header says."""
+    """Write an AVI whose last 6 of 12 images are twice as large as its header says."""
     small = write_video(made / "small.avi", 6, codec="mjpeg", pixels="yuvj420p")
     large = write_video(made / "large.avi", 6, codec="mjpeg", pixels="yuvj420p", size=(2 * HEIGHT, 2 * WIDTH))
     with av.open(str(small)) as first, av.open(str(large)) as second, av.open(str(path), "w") as file:
@@ -179,7 +179,7 @@ def test_infer_names_each_bad_video_with_reason_and_remedy(lab, inferred):
 
 
 def unnamed(faults: dict[str, tuple[str, str]], said: dict[str, str]) -> list[str]:
-    """What is said of each recording of which the fault is not told as an error with problem and remedy."""
+    """Return the messages on each recording whose fault is not reported as an error with problem and remedy."""
     return [
         f"{key}: {said.get(key)}"
         for key, (problem, remedy) in faults.items()
@@ -189,7 +189,7 @@ def unnamed(faults: dict[str, tuple[str, str]], said: dict[str, str]) -> list[st
 
 def test_check_names_what_is_seen_at_a_glance(lab, in_process):
     said = check(lab)
-    forbidden = {"forbidden", "forbidden_folder"} if os.geteuid() == 0 else set()  # this process passes over that
+    forbidden = {"forbidden", "forbidden_folder"} if os.geteuid() == 0 else set()  # root ignores them
     wrong = unnamed({key: fault for key, fault in AT_A_GLANCE.items() if key not in forbidden}, said)
     assert not wrong, "\n".join(wrong)
     assert "2 recordings have a video called `same` (copy_1, copy_2)" in said[""]
@@ -202,7 +202,7 @@ def test_check_deep_names_every_fault_and_none_in_good_recordings(lab, bound_by_
     assert not {show_path(key) for key in GOOD} & said.keys()
 
 
-def test_damaged_video_can_be_taken_as_far_as_it_goes(lab, in_process):
+def test_a_damaged_video_can_be_used_up_to_the_damage(lab, in_process):
     answer = infer(lab, "--dry-run", "--videos", "edit_list", "inference.frame_count=decoded")
     assert answer.json["plan"]["units"] == [[["edit_list", 0, 13]]] and answer.status == 0
 

@@ -1,4 +1,4 @@
-"""Weights that do not fit or cannot be trusted: nothing is done or changed, no code of theirs is run."""
+"""Weights that do not fit or cannot be trusted: nothing is done or changed, and none of their code is run."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def lab(tmp_path):
-    """A project with one recording, that has results."""
+    """A project with one recording, which has results."""
     lab = make_project(tmp_path / "lab", {"mouse": 12})
     write_results(lab / "DATA" / "mouse" / "mouse_outputs.h5", 12)
     return lab
 
 
 def refused(lab: Path, *words: str, stage: str = "feature_extractor") -> str:
-    """The one sentence with which `deg infer` ends; all results are as they were."""
+    """Return the one sentence with which `deg infer` ends, and check that all results are as they were."""
     path = lab / "DATA" / "mouse" / "mouse_outputs.h5"
     before = path.read_bytes()
     answer = infer(lab, *words, stage=stage)
@@ -71,7 +71,7 @@ def test_thresholds_of_other_classes(lab):
 
 
 class _Touches:
-    """Unpickled, it makes a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -80,8 +80,8 @@ class _Touches:
         return os.mknod, (os.fspath(self._path),)
 
 
-def test_that_would_run_code(lab, tmp_path):
-    """By the whole command, with a worker that reads them as it reads all weights."""
+def test_weights_that_would_run_code(lab, tmp_path):
+    """The whole command runs, with a worker that reads these weights as it reads all weights."""
     path, made = tmp_path / "evil.pt", tmp_path / "code was run"
     torch.save({"state_dict": {}, "hyperparameters": _Touches(made)}, path)
     message = refused(lab, f"sequence.weights={path}", stage="sequence")
@@ -91,7 +91,7 @@ def test_that_would_run_code(lab, tmp_path):
 
 @pytest.fixture
 def unloadable(tmp_path):
-    """`unloadable(network, size)`: why a sequence network cannot take these weights, of which `size` bytes are left."""
+    """`unloadable(network, size)`: the message with which a sequence network refuses a file cut to `size` bytes."""
     path = tmp_path / "checkpoint.pt"
 
     def read(network: torch.nn.Module, size: int | None = None) -> str:
@@ -110,19 +110,19 @@ def sequence_network(num_classes: int) -> torch.nn.Module:
     return build_sequence(Sequence(), NUM_FEATURES, num_classes)
 
 
-def test_truncated(unloadable):
+def test_truncated_weights(unloadable):
     message = unloadable(sequence_network(3), 100_000)
     assert "not a readable checkpoint (100000 bytes)" in message and "Copy it again" in message
 
 
-def test_of_another_network(unloadable):
+def test_weights_of_another_network(unloadable):
     message = unloadable(FLOW_GENERATORS["TinyMotionNet"](11))
     assert "only 0 of" in message and "Expected sequence network tgmj" in message
     assert "the file looks like flow generator TinyMotionNet" in message
     assert "Choose weights of this architecture" in message
 
 
-def test_of_other_classes(unloadable):
+def test_weights_of_other_classes(unloadable):
     message = unloadable(sequence_network(4))
     assert "the weights have 4 classes, the project 3 (background included)" in message
     assert "Choose weights trained with this project's classes" in message

@@ -1,16 +1,16 @@
-"""What `deg train` learns beside what DeepEthogram learns: same recordings, split, first weights and steps; one scorer.
+"""Compare what `deg train` learns with what DeepEthogram learns: same recordings, split, first weights, steps, scorer.
 
     python tests/bench/accuracy_against_original.py --data LABELLED --work DIR [--only original] [--seeds 0 1 2]
 
 LABELLED holds videos and their labels, NAME.mp4 (or .avi ...) and NAME_labels.csv. Each program gets a copy of one
 project for each seed, and trains flow generator, feature extractor and sequence network on it from random weights, the
 same for both. `deg infer` computes the outputs of both programs' networks; they are compared with the labels of the
-validation recordings, with the thresholds that each training chose. Clips that show the same moment (names equal
-without what --moment matches) are in one part, and every behaviour is in both. For deg, sequence.arch=tcn is trained as
-well, over the very same features as its tgmj.
+validation recordings, with the thresholds that each training chose. Clips that show the same moment (their names are
+equal without what --moment matches) are in one part, and every behaviour is in both. For deg, sequence.arch=tcn is
+trained as well, over the same features as its tgmj.
 
-Every finished step is kept in --work: a call that was interrupted, or one with --only, is gone on with by the next,
-which must have the same settings. The result is in DIR/result.json, and printed as a table.
+Every finished step is kept in --work: the next call resumes one that was interrupted or that had --only, and must have
+the same settings. The result is in DIR/result.json, and printed as a table.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ DEG = Path(sys.executable).with_name("deg")
 PROGRAMS = ("original", "deg")
 STAGES = ("flow_generator", "feature_extractor", "sequence")
 PRETRAINED_CLASSES = 700
-"""Of the random weights; another number than the project's, as in published ones, so that the last layer is new."""
+"""Classes of the random weights: not the project's number, as with published weights, so that the last layer is new."""
 SEQUENCE_LENGTH = 180
 MADE_BY = {"resnet18": "features", "tgmj": "outputs_tgmj", "tcn": "outputs_tcn"}
-"""By group of the outputs: the step that writes it."""
+"""The step that writes each group of the outputs."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All that the numbers depend on, but for the programs."""
+    """All that the numbers depend on, except the programs."""
 
     data: str
     moment: str
@@ -58,7 +58,7 @@ class Settings:
     val_share: float
     size: tuple[int, int]
     steps: tuple[int, int, int]
-    """Of the three stages, as are the next."""
+    """Steps of the three stages, in order; the tuples below are in the same order."""
     epochs: tuple[int, int, int]
     batch_size: tuple[int, int, int]
     lr: tuple[float, float, float]
@@ -66,11 +66,11 @@ class Settings:
     setting: tuple[str, ...]
 
 
-# --------------------------------------------------------------------------------------------------- the same for both
+# ------------------------------------------------------------------------------------------- the same for both programs
 
 
 def make_template(settings: Settings, folder: Path) -> None:
-    """A project with all recordings, its options and its split."""
+    """Make a project with all recordings, its options and its split."""
     data = Path(settings.data)
     labels = sorted(data.glob("*_labels.csv"))
     names = [path.name.removesuffix("_labels.csv") for path in labels]
@@ -88,13 +88,13 @@ def make_template(settings: Settings, folder: Path) -> None:
 
 
 def read_labels(project: Path) -> dict[str, np.ndarray]:
-    """By recording: labels_TK."""
+    """Return the labels (T, K) of each recording."""
     files = sorted(project.glob("DATA/*/*_labels.csv"))
     return {path.parent.name: pd.read_csv(path, index_col=0).to_numpy(np.int64) for path in files}
 
 
 def grouped_split(labels: Mapping[str, np.ndarray], settings: Settings) -> dict[str, list[str]]:
-    """Drawn again until each class has, in validation, at least half of its share and at most twice."""
+    """Draw splits until each class has, in validation, at least half and at most twice its share."""
     moments: dict[str, list[str]] = {}
     for key in labels:
         moments.setdefault(re.sub(settings.moment, "", key), []).append(key)
@@ -110,7 +110,7 @@ def grouped_split(labels: Mapping[str, np.ndarray], settings: Settings) -> dict[
 
 
 def write_random_weights(project: Path, seed: int) -> None:
-    """Where both programs look for pretrained ones."""
+    """Write random weights where both programs look for pretrained ones."""
     import torch
 
     from deg.models.two_stream import build_two_stream
@@ -128,13 +128,13 @@ def write_random_weights(project: Path, seed: int) -> None:
 
 
 def training_options(stage: str, project: Path, settings: Settings) -> list[str]:
-    """The command line of one stage, after the name of the project."""
+    """Return the command line of one stage, after the name of the project."""
     number = STAGES.index(stage)
     batch, wanted = settings.batch_size[number], settings.steps[number]
     train = yaml.safe_load((project / "DATA" / "split.yaml").read_text())["train"]
     frames = [len(labels_TK) for key, labels_TK in read_labels(project).items() if key in train]
     samples = sum(-(-count // SEQUENCE_LENGTH) for count in frames) if stage == "sequence" else sum(frames)
-    # DeepEthogram's epochs have at most so many whole batches
+    # DeepEthogram's epochs have at most this many whole batches
     steps = min(max(wanted // settings.epochs[number], 1), samples // batch)
     options = {
         "train.lr": settings.lr[number],
@@ -161,16 +161,16 @@ def training_options(stage: str, project: Path, settings: Settings) -> list[str]
 
 @dataclass(frozen=True)
 class Student:
-    """One program with one seed."""
+    """One program that trains with one seed."""
 
     program: str
     seed: int
     project: Path
-    """Beside it the records of the finished steps."""
+    """Folder of its project; the records of finished steps lie beside it."""
     settings: Settings
     threads: int
     python: Path | None
-    """Of DeepEthogram's environment."""
+    """The Python of DeepEthogram's environment."""
 
     def learn(self) -> None:
         if not (self.project.parent / "ready.json").exists():
@@ -182,7 +182,7 @@ class Student:
             self._do(name, command)
 
     def _steps(self) -> dict[str, list[str | Path]]:
-        """Commands by name, in order."""
+        """Return the commands by name, in order."""
         infer: list[str | Path] = [f"inference.threads={self.threads}", "inference.precision=fp32"]
         features = [DEG, "infer", "feature_extractor", self.project, "feature_extractor.weights=latest", *infer]
         steps = {stage: self._train(stage) for stage in STAGES[:2]} | {"features": features}
@@ -216,7 +216,7 @@ class Student:
         record.write_text(json.dumps({"runs": runs, "seconds": seconds, "cpu_seconds": cpu_seconds}))
 
     def _run(self, command: Sequence[str | Path], log: Path) -> tuple[float, float]:
-        """Wall and CPU seconds. A failure ends all; what is done stays."""
+        """Run a command and return its wall and CPU seconds. A failure ends the program; finished steps are kept."""
         used, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         with log.open("w") as file:
             environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
@@ -227,7 +227,7 @@ class Student:
         return time.perf_counter() - started, now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
 
     def _forget_unfinished_runs(self) -> None:
-        """`latest` must not mean one that was interrupted."""
+        """Remove what an interrupted step left, so that `latest` does not find it."""
         known = {"pretrained_models"}
         for record in self.project.parent.glob("done_*.json"):
             known.update(json.loads(record.read_text())["runs"])
@@ -236,13 +236,13 @@ class Student:
                 shutil.rmtree(folder)
 
     def seconds(self) -> dict[str, float]:
-        """CPU seconds by finished step."""
+        """Return the CPU seconds of each finished step."""
         records = sorted(self.project.parent.glob("done_*.json"), key=lambda path: path.stat().st_mtime)
         cpu = {path.stem.removeprefix("done_"): json.loads(path.read_text())["cpu_seconds"] for path in records}
         return {name: round(seconds, 1) for name, seconds in cpu.items()}
 
     def scores(self) -> dict[str, dict[str, Any]]:
-        """By group of the outputs, as far as they are there."""
+        """Return the scores of each group of the outputs that exists."""
         there = [group for group, step in MADE_BY.items() if (self.project.parent / f"done_{step}.json").exists()]
         return {group: score(self.project, group) for group in there}
 
@@ -251,7 +251,7 @@ class Student:
 
 
 def score(project: Path, group: str) -> dict[str, Any]:
-    """Outputs of one network against the labels of the validation recordings, all frames together."""
+    """Score the outputs of one network by the labels of the validation recordings, all frames together."""
     labels, outputs, predictions = [], [], []
     for key in yaml.safe_load((project / "DATA" / "split.yaml").read_text())["val"]:
         labels.append(read_labels(project)[key])
@@ -272,7 +272,7 @@ def score(project: Path, group: str) -> dict[str, Any]:
 
 
 def chance(project: Path) -> list[float]:
-    """F1 by class of saying that every behaviour is always there."""
+    """Return the F1 of each class for a prediction that every behaviour is always present."""
     val = yaml.safe_load((project / "DATA" / "split.yaml").read_text())["val"]
     share_K = np.concatenate([read_labels(project)[key] for key in val]).mean(axis=0)
     return (2 * share_K / (1 + share_K)).tolist()
@@ -312,7 +312,7 @@ def summary(students: Sequence[Student], settings: Settings, template: Path) -> 
 
 
 def gain(found: Mapping[str, Any], one: tuple[str, str], other: tuple[str, str]) -> dict[str, Any] | None:
-    """Difference in F1 over the seeds that both have; None where there is no such seed."""
+    """Return the difference in F1 over the seeds that both have; None if there is no such seed."""
     mine, theirs = (
         {seed: scores[group]["f1"] for seed, scores in found[program].items() if group in scores}
         for program, group in (one, other)

@@ -1,20 +1,20 @@
-"""Feature extraction by `deg infer` beside DeepEthogram's, on the CPU: same video, weights and image size, in turn.
+"""Compare feature extraction by `deg infer` and by DeepEthogram on the CPU: same video, weights and size, in turn.
 
     python tests/bench/against_original.py [--preset deg_f] [--size 224 224] [--precision fp32] [--runs 3]
     python tests/bench/against_original.py --memory --precision auto
 
-The first runs both over one video, one after the other, again and again, and compares their numbers:
+The first form runs both over one video, one after the other, several times, and compares their numbers:
 
-    inner    from a network in memory to the HDF5 file in place: DeepEthogram's extract(); of `deg infer` from the start
-             of its first unit to the last merge, by the run's events.jsonl, decoding and its processes included
-    whole    the command, with starting up
-    cpu      frames per second of CPU time, times cores; moves less than the others on a machine that is not idle
+    inner    from a network in memory to the HDF5 file in place: DeepEthogram's extract(); for `deg infer`, from the
+             start of its first unit to the last merge, by the run's events.jsonl, decoding processes included
+    whole    the command, including its start
+    cpu      frames per second of CPU time, times cores; varies less than the others on a machine that is not idle
 
---memory runs `deg infer` alone, over a video of one minute and one of one hour (30 frames a second, made small so that
-it ends), and compares the peaks of memory: PSS, summed over the processes.
+--memory runs `deg infer` alone, over a video of one minute and one of one hour (30 frames a second, small so that it
+ends soon), and compares the peaks of memory: PSS, summed over the processes.
 
 DeepEthogram gets an environment of its own, made at the first use (6 GB, packages from PyPI, Python 3.11) in
-build/original, or in --venv DIR; one that is there is used as it is.
+build/original, or in --venv DIR; an existing environment is used as it is.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ NETWORKS = {
 CLASSES = ["background", "groom", "rear", "dig"]
 MEAN, STD = [0.4, 0.45, 0.5], [0.2, 0.25, 0.3]
 MINUTE, HOUR = 1800, 108_000
-"""Frames, at 30 a second."""
+"""Number of frames, at 30 a second."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One command, as it was seen from outside, and what it said of itself."""
+    """Measurements of one command from outside, and what it reported itself."""
 
     whole_seconds: float
     cpu_seconds: float
     peak_pss_mb: float
     others: float
-    """Share of the machine that other programs used meanwhile."""
+    """Share of the machine that other programs used meanwhile, in [0, 1]."""
     inner_seconds: float = 0.0
 
 
@@ -66,7 +66,7 @@ class Measured:
 
 
 def measure(command: Sequence[str | Path], environment: dict[str, str] | None = None) -> tuple[str, Measured]:
-    """Run to the end; what it printed, and what it took. Its output is shown if it fails."""
+    """Run a command to its end; return what it printed and what it took. Show its output if it fails."""
     busy, cpu, started = _machine_seconds(), _children_seconds(), time.perf_counter()
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
@@ -85,7 +85,7 @@ def measure(command: Sequence[str | Path], environment: dict[str, str] | None = 
 
 
 class _PeakMemory:
-    """Looks at a process and its descendants five times a second."""
+    """Peak memory of a process and its descendants, sampled five times a second."""
 
     def __init__(self, pid: int):
         self.megabytes = 0.0
@@ -108,16 +108,16 @@ def _family(pid: int) -> list[int]:
         if entry.name.isdecimal():
             try:
                 parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:  # it has ended meanwhile
+            except OSError:  # it has ended by now
                 continue
     family = [pid]
-    for member in family:  # grows as it goes
+    for member in family:  # the list grows during the loop
         family += [child for child, parent in parents.items() if parent == member]
     return family
 
 
 def _pss_kb(pid: int) -> int:
-    """Resident memory, of which what several processes share is shared out among them."""
+    """Resident memory of a process; memory that several processes share is divided among them."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -126,7 +126,7 @@ def _pss_kb(pid: int) -> int:
 
 
 def _machine_seconds() -> float:
-    """CPU seconds that the machine has worked so far."""
+    """Return the CPU seconds that the machine has worked since it started."""
     times = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
     return (sum(times) - times[3] - times[4]) / os.sysconf("SC_CLK_TCK")
 
@@ -148,7 +148,7 @@ def machine() -> str:
 
 
 def original_python(venv: Path) -> Path:
-    """The Python of DeepEthogram's environment, which is made if it is not there."""
+    """Return the Python of DeepEthogram's environment; make that environment if it does not exist."""
     python = venv / "bin" / "python"
     if not python.exists():
         print(f"making {venv}: some minutes and 6 GB", file=sys.stderr)
@@ -159,7 +159,7 @@ def original_python(venv: Path) -> Path:
 
 
 def make_video(path: Path, frames: int, side: int) -> Path:
-    """A bright square that wanders over a fixed pattern."""
+    """Write a video of a bright square that wanders over a fixed pattern."""
     rng = np.random.default_rng(0)
     ground = cv2.resize(rng.integers(40, 160, (16, 16, 3), dtype=np.uint8), (side, side))
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 30, (side, side))
@@ -174,7 +174,7 @@ def make_video(path: Path, frames: int, side: int) -> Path:
 
 
 def make_project(folder: Path, preset: str, video: Path) -> Path:
-    """A project with that video and random weights, by the commands that a user gives."""
+    """Make a project with that video and random weights, by the commands that a user types."""
     for command in (["new", folder, "--behaviors", ",".join(CLASSES[1:])], ["add", folder, video]):
         measure([_deg(), *command])
     weights = folder / "models" / "random" / "checkpoint.pt"
@@ -224,13 +224,13 @@ def run_ours(project: Path, weights: Path, options: argparse.Namespace, name: st
 
 
 def run_original(python: Path, job: Path) -> Measured:
-    # as many threads as cores is what torch takes by itself
+    # torch's default is one thread per core
     output, measured = measure([python, HERE / "original_driver.py", job])
     return Measured(**{**asdict(measured), "inner_seconds": json.loads(output.splitlines()[-1])["seconds"]})
 
 
 def differences(ours: Path, original: Path, group: str) -> dict[str, dict[str, float]]:
-    """By dataset: the largest difference, and the largest value of the original's."""
+    """Return, for each dataset, the largest difference and the original's largest value."""
     found = {}
     with h5py.File(ours) as a, h5py.File(original) as b:
         for name in ("P", "logits", "spatial_features", "flow_features"):
@@ -281,7 +281,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def _speeds(measured: Sequence[Measured], frames: int) -> dict[str, float]:
-    """Medians, in frames a second."""
+    """Return medians, in frames a second."""
     seconds = {
         "inner": [each.inner_seconds for each in measured],
         "whole": [each.whole_seconds for each in measured],

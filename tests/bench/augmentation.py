@@ -1,11 +1,11 @@
-"""A batch of clips from uint8 frames to a network's input in training: deg's way beside kornia's VideoSequential.
+"""Time a batch of clips from uint8 frames to a network's input in training: deg beside kornia's VideoSequential.
 
     python tests/bench/augmentation.py [--clips 16] [--size 224] [--threads 2] [--batches 4] [--runs 3] [--device cpu]
 
-Both do the same with the same settings (those of a new project, and flips upside down): kornia's pipeline is the one of
-DeepEthogram, in the kornia that is installed here. They take turns, a few batches with draws of their own, each several
-times, of which the fastest counts; beside the time by the clock that of the processor, which other programs on the
-machine change less. deg trains with freed memory kept (`deg.models.device`), DeepEthogram without: both are shown.
+Both do the same with the same settings (a new project's, and flips upside down): kornia's pipeline is DeepEthogram's,
+in the kornia that is installed here. They take turns on a few batches, each with its own random draws. Each is repeated
+several times and the fastest counts. Processor time is shown beside clock time, because other programs on the machine
+change it less. deg trains with freed memory kept (`deg.models.device`), DeepEthogram without: both are shown.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def by_kornia(device: torch.device) -> Callable[[torch.Tensor, int], torch.Tenso
 def measure(
     prepare: Callable[[torch.Tensor, int], torch.Tensor], frames: torch.Tensor, number: int
 ) -> tuple[float, float]:
-    """Seconds by the clock, and of the processor."""
+    """Return clock seconds and processor seconds."""
     started, worked = time.perf_counter(), time.process_time()
     with torch.no_grad():
         prepare(frames, number)

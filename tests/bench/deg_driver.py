@@ -1,10 +1,10 @@
-"""The training clips of `deg train feature_extractor` as its loader gives them, without a network.
+"""Load the training clips of `deg train feature_extractor` with its own loader, without a network.
 
     python deg_driver.py JOB.json
 
-JOB.json: project, arguments (KEY=VALUE), batches. The last line printed is JSON: `cache_seconds` that was taken by
-making the frame cache (compute.cache=none: 0), and `batch_ends`, of a clock that starts anywhere. The same for
-DeepEthogram: original_driver.py, `load`.
+JOB.json holds: project, arguments (KEY=VALUE), batches. The last line printed is JSON: `cache_seconds`, the time that
+making the frame cache took (0 with compute.cache=none), and `batch_ends`, the times of a clock with an arbitrary start.
+original_driver.py does the same for DeepEthogram with `load`.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""In which form frames are best kept for training: size on disk against the speed of reading clips at random.
+"""Find the best form of keeping frames for training: size on disk against the speed of reading clips at random.
 
     python tests/bench/frame_cache.py VIDEO [VIDEO ...] [--sizes 224 128] [--seconds 2]
     python tests/bench/frame_cache.py VIDEO --loader 0 1 2
 
-The first decodes the videos, resizes the frames, writes them in each form into one file and then reads clips of 11
-frames at random places, in one process on one core, the file in the memory of the system: bytes of a frame, share of
-raw, frames written a second, clips read a second, and where pixels are lost the PSNR of the worst and the mean frame.
-`video` is reading without any cache, from the video itself.
+The first command decodes the videos, resizes the frames, writes them in each form into one file and then reads clips of
+11 frames at random places, in one process on one core, with the file in the system's page cache. It prints bytes per
+frame, their share of raw frames, frames written a second, clips read a second, and for lossy forms the PSNR of the
+worst and of the mean frame. `video` means reading from the video itself, without any cache.
 
---loader drives the data path of training over the frame cache, with so many worker processes: clips a second as they
-reach the network.
+--loader drives the data path of training over the frame cache with these numbers of worker processes, and prints the
+clips that reach the network per second.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Form:
     name: str
     encode: Callable[[np.ndarray], bytes]
     decode: Callable[[bytes, np.ndarray], None]
-    """Into the frame given."""
+    """Decode into the given frame."""
 
 
 def opencv(name: str, suffix: str, options: list[int]) -> Form:
@@ -149,7 +149,7 @@ def from_video(video: Path, transform: FrameTransform, seconds: float) -> str:
 
 
 def drive_loader(videos: list[Path], size: int, format: Format, workers: int, batch_size: int, seconds: float) -> str:
-    """The data path of training, from the cache to whole batches."""
+    """Measure the data path of training, from the cache to whole batches."""
     torch.set_num_threads(1)
     infos = {video.name: probe(video) for video in videos}
     overrides = [f"augs.resize=[{size},{size}]", f"compute.cache_format={format}"]
@@ -180,7 +180,7 @@ def drive_loader(videos: list[Path], size: int, format: Format, workers: int, ba
             next(loader)
         began = time.perf_counter()
         while (spent := time.perf_counter() - began) < seconds:
-            # the first thing that the network does: reads every byte
+            # as the network does first: read every byte
             done += len(next(loader)["clips"][:, 0, 0, 0, 0])
         return f"| {format} | {size} | {workers} | {made:,.0f} | {done / spent:,.0f} |"
 

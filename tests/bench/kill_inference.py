@@ -1,9 +1,10 @@
-"""Random SIGKILLs over repeated `deg infer`, while a reader polls its files: nothing torn, and in the end every byte as
-in an undisturbed run.
+"""Kill repeated runs of `deg infer` at random while a reader polls its files.
+
+No file may ever be torn, and in the end every byte must be as in an undisturbed run.
 
     python tests/bench/kill_inference.py [--kills 200] [--seed 0] [--minutes 30] [--folder DIR] [--scripted] [--json]
 
-Exit status 1 if anything was not as it should be. About 6 seconds a kill on two quiet cores.
+The exit status is 1 if anything was wrong. A kill takes about 6 seconds on two idle cores.
 """
 
 from __future__ import annotations

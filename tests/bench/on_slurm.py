@@ -1,9 +1,10 @@
-"""How long it takes from `deg infer --on slurm` to the first unit at work, and how long the image takes to start.
+"""Measure the time from `deg infer --on slurm` to the first unit at work, and how long the image takes to start.
 
     python tests/bench/on_slurm.py [--runs 5] [--image FILE]
 
-On the small cluster of tests/cluster, as its ordinary user, with the real image; needs root and tests/cluster/install.
-Prints medians and all runs. The cluster schedules within a second; a busy one adds its queue to this.
+It runs on the small cluster of tests/cluster, as its ordinary user, with the real image, and needs root and
+tests/cluster/install. It prints medians and all runs. The small cluster schedules within a second; a busy one adds the
+time in its queue.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""Runs DeepEthogram's own code on the CPU. For the Python of its own environment.
+"""Run DeepEthogram's own code on the CPU, by the Python of its own environment.
 
     ENVIRONMENT/bin/python original_driver.py JOB.json
 
-JOB.json says by `do` what is done; the last line printed is JSON, the answer.
+The key `do` of JOB.json says what is done; the last line printed is the answer, as JSON.
 
     extract   feature-extractor inference over one video, its result beside the video. Given: video, weights, network
               ({cnn, flow, images}), class_names, mean, std, size, workers. Answer: `seconds` that its extract() took,
               from a network in memory to an HDF5 file.
     command   what `python -m deepethogram.MODULE ARGUMENTS` does. Given: module (such as feature_extractor.train),
-              arguments, seed (null: none, as the program itself). Answer: `seconds`, and the time at which training
-              began and at which each of its steps ended (`step_ends`, of a clock that starts anywhere).
-    load      the training clips of the feature extractor as its loader gives them, without a network. Given: arguments
-              as for feature_extractor.train, batches. Answer: `batch_ends`, likewise.
+              arguments, seed (null: none, as in the program itself). Answer: `seconds`, and the times at which training
+              began and at which each of its steps ended (`step_ends`, of a clock with an arbitrary start).
+    load      loading the training clips of the feature extractor, without a network. Given: arguments as for
+              feature_extractor.train, batches. Answer: `batch_ends`, by the same clock.
     look_up   what inference finds before it starts. Given: model (feature_extractor or sequence), arguments as for its
               inference. Answer: `weights`, the file it takes; `listed`, all weight files of that kind that it knows of;
               `thresholds`; `loaded` and `lacking`, the tensors of its network that have and have not the values in that
@@ -19,7 +19,8 @@ JOB.json says by `do` what is done; the last line printed is JSON, the answer.
     draw      learning curves and so on, from a metrics file into the folder `figures` beside it. Given: metrics.
               Answer: `figures`.
 
-Changed is the device, no model, loss, augmentation, data or metric: it asks for a GPU, always.
+Only the device is changed, because DeepEthogram always asks for a GPU: models, losses, augmentation, data and metrics
+are its own.
 """
 
 from __future__ import annotations
@@ -47,14 +48,14 @@ ENTRIES = {
     "sequence.train": "sequence_train",
     "sequence.inference": "sequence_inference",
 }
-"""By module, its function that takes a configuration; make_<module>_cfg of `configuration` makes that."""
+"""Each module's function that takes the configuration made by make_<module>_cfg of `configuration`."""
 
 
 # ------------------------------------------------------------------------------------------------------------ commands
 
 
 class Clock(pl.callbacks.Callback):
-    """When training began, and when each of its steps ended."""
+    """Times at which training began and at which each of its steps ended."""
 
     def __init__(self) -> None:
         self.step_ends: list[float] = []
@@ -67,7 +68,7 @@ class Clock(pl.callbacks.Callback):
 
 
 def train_on_the_cpu(clock: Clock) -> None:
-    """Every Trainer made from now on."""
+    """Make every Trainer created from now on use the CPU."""
     original = pl.Trainer
 
     class Trainer(original):  # type: ignore[misc, valid-type]
@@ -78,7 +79,7 @@ def train_on_the_cpu(clock: Clock) -> None:
 
 
 def extract_on_the_cpu(module: Any) -> None:
-    """The device is named once in the call of extract(), by keyword or by place."""
+    """Replace the device, which the call of extract() names once, by keyword or by position."""
     original = module.extract
 
     def extract(*args: Any, **options: Any) -> Any:
@@ -89,7 +90,7 @@ def extract_on_the_cpu(module: Any) -> None:
 
 
 def configuration(module: str, arguments: list[str]) -> Any:
-    """What the command makes of its command line: sys.argv is read again and again, until the end of the run."""
+    """Return the configuration for a command line. sys.argv stays set, because it is read until the end of the run."""
     from deepethogram import configuration, projects
 
     sys.argv = [module, *arguments]
@@ -167,14 +168,14 @@ def look_up(job: Job) -> Job:
 def draw(job: Job) -> Job:
     from deepethogram import viz
 
-    os.chdir(Path(job["metrics"]).parent)  # where it draws
+    os.chdir(Path(job["metrics"]).parent)  # it draws into the current folder
     plt.switch_backend("agg")
     viz.visualize_logger_multilabel_classification(job["metrics"])
     return {"figures": sorted(path.name for path in Path("figures").glob("*.png"))}
 
 
 def build_network(model: str, config: Any, weights: str) -> torch.nn.Module:
-    """As inference builds it, with the values of the weight file as far as it takes them."""
+    """Build the network as inference does, with all values of the weight file that it accepts."""
     from deepethogram import utils
 
     build = importlib.import_module(f"deepethogram.{model}.train").build_model_from_cfg

@@ -1,16 +1,16 @@
-"""Speed of training the feature extractor, `deg train` beside DeepEthogram, on the CPU: clips a second.
+"""Compare the speed of training the feature extractor by `deg train` and by DeepEthogram on the CPU, in clips a second.
 
     python tests/bench/training_against_original.py [--size 224 224] [--batch-size 16] [--runs 3] [--video FILE ...]
 
-Both train deg_f from the same random weights on the same compressed videos: H.264 with a key frame every 250 frames,
-which are made (or --video, three at least, whose labels are then made up), in turn, again and again.
+Both train deg_f from the same random weights on the same compressed videos, in turn and several times. The videos are
+made here, as H.264 with a key frame every 250 frames, or given by --video (at least three; their labels are made up).
 
-    loading  the data path alone: from the videos to batches in memory, without a network. Of deg with its frame cache,
-             and without it (compute.cache=none).
+    loading  the data path alone: from the videos to batches in memory, without a network. For deg both with its frame
+             cache and without it (compute.cache=none).
     step     whole steps: loading, augmentation, both streams, regularisation, backward, Adam
 
-Printed are medians over batches after the first ones, and their ratios; making the frame cache is reported by itself.
---only leaves one program out.
+It prints medians over batches after the first ones, and their ratios; making the frame cache is reported separately.
+With --only, one program is left out.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from against_original import HERE, machine, measure, original_python
 DEG = Path(sys.executable).with_name("deg")
 BEHAVIORS = ["move_right", "move_down"]
 KEY_FRAMES = 250
-"""Frames from one key frame to the next: what x264 does by itself."""
+"""Frames from one key frame to the next: the default of x264."""
 PIECE = 5
-"""Steps."""
+"""Number of steps."""
 
 
 # ------------------------------------------------------------------------------------------------------ what is needed
 
 
 def make_video(path: Path, frames: int, seed: int, width: int = 640, height: int = 480) -> Path:
-    """A textured square on textured ground, with a camera's noise; labels beside it."""
+    """Write a video of a textured square on textured ground with camera noise, and its labels beside it."""
     rng = np.random.default_rng(seed)
     ground = cv2.resize(rng.integers(40, 160, (24, 32, 3), dtype=np.uint8), (width, height))
     animal = cv2.resize(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8), (height // 6, height // 6))
@@ -73,7 +73,7 @@ def write_labels(video: Path, *happens: np.ndarray) -> None:
 
 
 def given_videos(videos: Sequence[Path], folder: Path) -> list[Path]:
-    """Links to them, with labels that mean nothing beside them."""
+    """Link to these videos, and write meaningless labels beside the links."""
     links = []
     for video in videos:
         link = folder / video.name
@@ -117,7 +117,7 @@ def shared_options(options: argparse.Namespace) -> list[str]:
 
 
 Measures = dict[str, float]
-"""`seconds` of a step in the median, and the share of the machine that `others` used."""
+"""Median `seconds` of a step, and the share of the machine that `others` used."""
 
 
 def load_original(project: Path, options: argparse.Namespace) -> Measures:
@@ -152,7 +152,7 @@ def _ask(
 
 
 def _environment(options: argparse.Namespace) -> dict[str, str]:
-    """As many threads for either program."""
+    """Return an environment with the same number of threads for both programs."""
     return {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
 
 
@@ -164,7 +164,7 @@ def _median_step(ends: Sequence[float], warm_up: int) -> float:
 
 
 def load_ours(project: Path, options: argparse.Namespace) -> Measures:
-    """With the frame cache, which is made anew."""
+    """Measure loading with the frame cache, which is made anew."""
     shutil.rmtree(project / "frame_cache", ignore_errors=True)
     return _load_ours(project, options, "project")
 
@@ -182,7 +182,7 @@ def _load_ours(project: Path, options: argparse.Namespace, cache: str) -> Measur
 
 
 def step_ours(project: Path, options: argparse.Namespace) -> Measures:
-    """With the frame cache. Short epochs are the pieces: the run says how fast each was, the first warms up."""
+    """Measure steps with the frame cache, in short epochs whose speed the run reports; the first one warms up."""
     epochs = 1 + -(-options.steps // PIECE)
     name = f"000101_{len(list((project / 'models').iterdir())):06d}_feature_extractor_train"
     arguments = [f"train.num_epochs={epochs}", f"train.steps_per_epoch.train={PIECE}", "preset=deg_f"]
@@ -243,7 +243,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def _ratios(speeds: dict[str, float]) -> dict[str, float]:
-    """Of deg's figures to DeepEthogram's for the same thing."""
+    """Return the ratios of deg's speeds to DeepEthogram's speeds for the same work."""
     theirs = {name: f"original {name.split()[1].rstrip(',')}" for name in speeds if name.startswith("deg")}
     return {name: round(speeds[name] / speeds[other], 3) for name, other in theirs.items() if other in speeds}
 

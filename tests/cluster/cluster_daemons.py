@@ -1,4 +1,4 @@
-"""Programs that run beside the tests and are found again by a file with their process id."""
+"""Programs that run beside the tests, and that are found again by a file with their process id."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ START_SECONDS = 60.0
 
 
 class ClusterError(Exception):
-    """The small cluster does not do what it should; the message says where to look."""
+    """Raised when the small cluster does not do what it should; the message says where to look."""
 
 
 def until(what: str, happened: Callable[[], bool], seconds: float = START_SECONDS) -> None:
@@ -25,7 +25,7 @@ def until(what: str, happened: Callable[[], bool], seconds: float = START_SECOND
 
 
 def run(*words: str | Path, check: bool = True, environment: Mapping[str, str] = {}, timeout: float = 120) -> str:
-    """Standard output of a command. ClusterError with its standard error if it fails."""
+    """Run a command and return its standard output. Raise ClusterError with its standard error if it fails."""
     done = subprocess.run(
         [str(word) for word in words],
         capture_output=True,
@@ -40,7 +40,7 @@ def run(*words: str | Path, check: bool = True, environment: Mapping[str, str] =
 
 
 class Daemon:
-    """One program that is to run; `folder` holds NAME.pid and NAME.log."""
+    """One program that should run; `folder` holds NAME.pid and NAME.log."""
 
     def __init__(self, folder: Path, name: str):
         self.name = name
@@ -50,7 +50,7 @@ class Daemon:
 
     @property
     def pid(self) -> int | None:
-        """None if it does not run, or has ended and was not yet reaped."""
+        """Its process id. None if it does not run, or has ended but was not reaped yet."""
         try:
             pid, born = self._pid_file.read_text().split()
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -70,7 +70,7 @@ class Daemon:
                 env={**os.environ, **environment},
                 start_new_session=True,
             )
-        # with the time of its birth, for ids are used again
+        # with its start time, because ids are used again
         pid = self._process.pid
         born = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
         self._pid_file.write_text(f"{pid} {born}")
@@ -84,5 +84,5 @@ class Daemon:
 
     def _has_ended(self) -> bool:
         if self._process is not None:
-            self._process.poll()  # reaps it, if it is our child
+            self._process.poll()  # reap it, if it is our child
         return self.pid is None

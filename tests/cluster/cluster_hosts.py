@@ -14,7 +14,7 @@ from cluster_daemons import Daemon, run
 BRIDGE = "degtest"
 NETWORK = "10.79.0"
 LOGIN_ADDRESS = f"{NETWORK}.1"
-"""This machine's, where users log in and the scheduler runs."""
+"""Address of this machine, where users log in and the scheduler runs."""
 
 
 class Host:
@@ -44,7 +44,7 @@ class Host:
         run(*inside, "route", "add", "default", "via", LOGIN_ADDRESS)
 
     def turn_on(self, program: str, hosts_file: Path, hidden: tuple[Path, ...], environment: dict[str, str]) -> None:
-        """The host is on as long as `program` runs there. What is `hidden` can neither be run nor entered there."""
+        """Turn the host on until `program` ends there. `hidden` paths can neither be run nor entered there."""
         prepare = [
             "mount -t tmpfs -o mode=1777 shm /dev/shm",
             "mount -t tmpfs -o mode=1777 tmp /tmp",
@@ -52,10 +52,10 @@ class Host:
             f"hostname {self.name}",
             *(f"mount -t tmpfs -o mode=0 none '{path}'" for path in hidden if path.is_dir()),
             *(f"mount --bind /dev/null '{path}'" for path in hidden if path.is_file()),
-            # the first process of a host reaps its orphans
+            # the first process of a host reaps orphans
             f"exec tini -- {program}",
         ]
-        # not `ip netns exec`: it puts a /sys in place that has no cgroups, without which slurmd does not start
+        # not `ip netns exec`: it mounts a /sys without cgroups, and slurmd does not start without them
         words = [
             "nsenter",
             f"--net=/run/netns/{self._netns}",
@@ -69,7 +69,7 @@ class Host:
         self._power.start(words, environment)
 
     def lose_power(self) -> None:
-        """All its processes die at once."""
+        """Kill all processes of the host at once."""
         self._power.stop(signal.SIGKILL)
 
     def cut_network(self) -> None:

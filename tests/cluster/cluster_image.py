@@ -3,8 +3,8 @@
     python tests/cluster/cluster_image.py        builds it unless it is there; takes three minutes
     DEG_CLUSTER_IMAGE=FILE pytest tests/cluster  uses that image, with the checkout's deg shown over the one inside
 
-An image is kept in cluster_home()/images under the fingerprint of all that it is made from. Whoever wants one that is
-being built waits for it, so that `make test` builds it while other tests run.
+An image is kept in cluster_home()/images under the fingerprint of everything that it is made from. A process that needs
+an image that is being built waits for it; `make test` builds it while other tests run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from small_cluster import ROOT, cluster_home, what_is_missing
 IN_NAMESPACE = Path(__file__).resolve().with_name("in_user_namespace")
 MIRROR = IN_NAMESPACE.with_name("debian_mirror")
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
-"""By which this machine trusts package indexes; there may be a proxy between."""
+"""Certificates by which this machine trusts package indexes, perhaps through a proxy."""
 SITE_PACKAGES = "/opt/deg/lib/python3.11/site-packages"
 
 
@@ -34,7 +34,7 @@ def given_image() -> Path | None:
 
 
 def image_of_checkout(home: Path) -> Path:
-    """The image of the checkout as it is, built if need be."""
+    """Return the image of the checkout as it is now; build it if necessary."""
     images = home / "images"
     images.mkdir(parents=True, exist_ok=True)
     image = images / f"deg-cu13-{fingerprint(ROOT / name for name in SOURCES)}.sif"
@@ -49,7 +49,7 @@ def image_of_checkout(home: Path) -> Path:
 
 
 def live_deg(home: Path) -> dict[str, str]:
-    """Variables by which Apptainer shows the checkout's deg in a given image, of which it may be newer."""
+    """Return variables by which Apptainer shows the checkout's deg in a given image, whose own may be older."""
     live = home / "live"
     shutil.rmtree(live, ignore_errors=True)
     live.mkdir(parents=True)
@@ -61,7 +61,7 @@ def live_deg(home: Path) -> dict[str, str]:
 
 
 def _base(home: Path) -> Path:
-    """A folder with a minimal Debian."""
+    """Make a folder with a minimal Debian."""
     base = home / "base"
     if not base.exists():
         part = home / "base.part"
@@ -114,7 +114,7 @@ def _build(image: Path, base: Path) -> None:
 
 
 def _lacks_capabilities() -> bool:
-    """Whether root is without some capability here, so that `apptainer build` would refuse to run %post."""
+    """Whether root lacks a capability here, so that `apptainer build` would refuse to run %post."""
     have = re.search(r"^CapEff:\s*(\w+)", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert have
     every = (1 << (int(Path("/proc/sys/kernel/cap_last_cap").read_text()) + 1)) - 1

@@ -1,4 +1,4 @@
-"""A small lab whose user works on the cluster: projects, the profile of the site, and what there is to compare."""
+"""A small lab whose user works on the cluster: projects, the profile of the site, and reference results."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from deg.runs.rundir import RunDir
 
 SIZE = 32
 JOBS, UNITS = 6, 6
-"""Workers at one time on the cluster, and into how many units the work is cut for each."""
+"""Workers at one time on the cluster, and the number of units that the work is cut into for each."""
 SHORT = (
     *("flow_generator.weights=null", "feature_extractor.weights=random", "train.num_epochs=1"),
     *("train.steps_per_epoch.train=3", "compute.batch_size=4", "compute.num_workers=0"),
     *("train.precision=fp32", "compute.threads=1"),
 )
-"""A training that takes a moment. In bf16 PyTorch's gradients of convolutions over a single pixel, which frames as
-small as these come down to, are not finite on CPUs."""
+"""Options of a training that takes a moment. It uses no bf16: on CPUs, PyTorch's bf16 gradients of convolutions over a
+single pixel, to which such small frames shrink, are not finite."""
 
 
 def make_project(
     folder: Path, user: User, *, videos: int, frames: int, labelled: int = 4, trained: bool = False
 ) -> Path:
-    """A project of the user's; `trained`: with untrained weights of all networks."""
+    """Make a project of the user; if `trained`, with untrained weights of all networks."""
     project = create_project(folder / "mice", ["groom", "rear"])
     for number in range(videos):
         video = write_video(folder / f"mouse{number:02d}.mp4", frames + number)
@@ -57,7 +57,7 @@ def make_project(
 
 
 def write_profile(folder: Path, user: User, image: Path | None, **options: Any) -> Path:
-    """The cluster profile of a site; `options` are those that it has besides."""
+    """Write the cluster profile of a site, with additional `options`."""
     cluster = {
         "image": None if image is None else str(image),
         "time": "0:20:00",
@@ -71,12 +71,12 @@ def write_profile(folder: Path, user: User, image: Path | None, **options: Any) 
 
 
 def undisturbed(project: Path, command: Sequence[str], to: Path, *, jobs: int = JOBS) -> Path:
-    """A copy of a project, on which the same command has run on this machine.
+    """Copy a project and run the same command on it on this machine.
 
-    Cut into the same units as for `jobs` on the cluster, and done by one thread each: equal to the last bit are numbers
-    from equal batches and threads.
+    The work is cut into the same units as for `jobs` on the cluster, and each is done by one thread: only equal batches
+    and threads give numbers that are equal to the last bit.
     """
-    shutil.copytree(project, to, symlinks=True)  # with its times
+    shutil.copytree(project, to, symlinks=True)  # with its modification times
     alike = ["inference.devices=2", f"inference.units_per_device={jobs * UNITS // 2}"] if command[0] != "train" else []
     two_cores = ["taskset", "--cpu-list", "0,1"]
     words = [*two_cores, sys.executable, "-m", "deg.launch.cli", *command, *alike, str(to)]
@@ -90,7 +90,7 @@ def newest_launch(project: Path) -> LaunchDir:
 
 
 def wait_for_launch(cluster: SmallCluster, project: Path, *, seconds: float) -> LaunchDir:
-    """Until none of its jobs is left, also none that another one has submitted."""
+    """Wait until no job of the launch is left, including jobs that its jobs have submitted."""
     launch = newest_launch(project)
     known: set[str] = set()
     while names := {job.job for job in launch.jobs()} - known:
@@ -100,13 +100,13 @@ def wait_for_launch(cluster: SmallCluster, project: Path, *, seconds: float) -> 
 
 
 def verdicts(launch: LaunchDir) -> list[str | None]:
-    """What the merge job of each stage found last."""
+    """Return the last verdict of each stage's merge job."""
     found = [launch.verdict(index) for index in range(len(launch.load().stages))]
     return [verdict and verdict.state for verdict in found]
 
 
 def story(launch: LaunchDir) -> str:
-    """All that a launch has to tell, for the message of an assertion."""
+    """Return all that a launch has logged, for the message of an assertion."""
     files = [launch.jobs_file, launch.path / "events.jsonl", *sorted(launch.path.glob("stages/*/merge.json"))]
     files += sorted(launch.jobs_folder.glob("*.err"))[-6:]
     loaded = launch.load()
@@ -116,10 +116,10 @@ def story(launch: LaunchDir) -> str:
 
 
 def results(project: Path) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Recording, dataset and values of everything in the outputs files."""
+    """Yield recording, dataset and values of everything in the outputs files."""
     for record in open_project(project).records.values():
         if record.outputs is None:
-            continue  # of two projects the same ones must have none: their datasets are compared by name
+            continue  # in both projects the same recordings must have none: their datasets are compared by name
         found: list[tuple[str, np.ndarray]] = []
         with h5py.File(record.outputs) as file:
             file.visititems(
@@ -130,7 +130,7 @@ def results(project: Path) -> Iterator[tuple[str, str, np.ndarray]]:
 
 
 def assert_same_results(one: Path, other: Path) -> int:
-    """Every dataset of every recording is the same, bit for bit; how many there are."""
+    """Check that every dataset of every recording is the same, bit for bit; return their number."""
     first, second = ({(key, name): values for key, name, values in results(project)} for project in (one, other))
     assert first.keys() == second.keys() and first
     for name, values in first.items():
@@ -139,5 +139,5 @@ def assert_same_results(one: Path, other: Path) -> int:
 
 
 def unit_events(run: RunDir, kind: str = "unit_done") -> list[int]:
-    """Units by the events of a kind."""
+    """Return the units that the events of a kind name."""
     return [event["unit"] for event in run.events() if event["event"] == kind]

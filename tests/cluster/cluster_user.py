@@ -1,4 +1,4 @@
-"""The ordinary user of the cluster: an account without rights, and the light `deg` of the login node that she types."""
+"""The ordinary user of the cluster: an account without rights, and the light `deg` that she types on the login node."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ SOURCES = (
     "README.md",
     "LICENSE",
 )
-"""Of the checkout, all that a package of deg is made from."""
+"""All files of the checkout that a package of deg is made from."""
 LOCKED = ROOT / "containers" / "cu13.txt"
-"""Versions of the libraries in the image."""
+"""Lock with the versions of the libraries in the image."""
 
 
 @dataclass
@@ -37,9 +37,9 @@ class User:
     name: str
     home: Path
     login: Path
-    """Virtual environment of the login node: deg without torch."""
+    """Virtual environment of the login node, with deg and without torch."""
     environment: dict[str, str] = field(default_factory=dict)
-    """Set for all that the user runs."""
+    """Variables that are set for every command of the user."""
 
     def run(
         self,
@@ -49,7 +49,7 @@ class User:
         check: bool = True,
         timeout: float = 300,
     ) -> subprocess.CompletedProcess[str]:
-        """A command with this user's rights and environment. AssertionError with all it said if it fails."""
+        """Run a command with this user's rights and environment. Raise AssertionError with its output if it fails."""
         clean = {
             "HOME": str(self.home), "USER": self.name, "LOGNAME": self.name, "SHELL": "/bin/bash", "LANG": "C.UTF-8",
             "PATH": f"{self.login}/bin:/usr/local/bin:/usr/bin:/bin", **self.environment, **environment,
@@ -73,18 +73,18 @@ class User:
         return done
 
     def deg(self, *words: str | Path, **more: object) -> subprocess.CompletedProcess[str]:
-        """`deg` as the user types it on the login node; further arguments are those of `run`."""
+        """Run `deg` as the user types it on the login node; further arguments are passed to `run`."""
         return self.run(self.login / "bin" / "deg", *words, **more)  # type: ignore[arg-type]
 
     def submit(self, script: str, *options: str, folder: Path | None = None) -> str:
-        """The number of a new job; `script` is its text. Jobs put their output into `folder`, else the home."""
+        """Submit a job with the text `script` and return its number. Its output goes to `folder`, else to the home."""
         folder = folder or self.home
         file = folder / f"job-{hashlib.sha256(script.encode()).hexdigest()[:8]}.sh"
         self.give(file, script if script.startswith("#!") else f"#!/bin/bash\n{script}")
         return self.run("sbatch", "--parsable", *options, file, folder=folder).stdout.strip()
 
     def give(self, path: Path, text: str | None = None) -> Path:
-        """A file with `text`, else a folder with all that is in it, that belongs to the user."""
+        """Make a file with `text`, or give a folder with all its contents to the user."""
         if text is None:
             path.mkdir(parents=True, exist_ok=True)
         else:
@@ -95,7 +95,7 @@ class User:
 
 
 def make_user(home: Path) -> User:
-    """The account, and her deg as the checkout is now."""
+    """Make the account, and install deg for her as the checkout is now."""
     folder = home / "home" / NAME
     try:
         pwd.getpwnam(NAME)
@@ -109,7 +109,7 @@ def make_user(home: Path) -> User:
 
 
 def fingerprint(paths: Iterable[Path]) -> str:
-    """Of names and contents of files, and of all files in folders."""
+    """Return a fingerprint of the names and contents of files, and of all files in folders."""
     total = hashlib.sha256()
     for path in paths:
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
@@ -129,7 +129,7 @@ def copy_sources(to: Path) -> None:
 
 
 def _install_login_deg(home: Path) -> None:
-    """As on a login node: Debian's Python, the image's versions, no torch. Readable for all, as our own may not be."""
+    """Install deg as on a login node: Debian's Python, the image's versions, no torch, and readable for all users."""
     login = home / "login"
     with (home / "login.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,16 +1,16 @@
-"""The small real cluster, as fixtures.
+"""Fixtures: the small real cluster.
 
-    cluster    SmallCluster (small_cluster.py): Slurm on n1, n2, n3, of the usual Site and without jobs; after the test
-               it is made so again. cluster.configure(Site(accounting=True, requeue=False, ...)) makes it another kind
+    cluster    SmallCluster (small_cluster.py): Slurm on n1, n2, n3, with the usual Site and without jobs; it is reset
+               after the test. cluster.configure(Site(accounting=True, requeue=False, ...)) makes it another kind
                of site within two seconds; cluster.kill_node("n2"), cut_node, start_node; cluster.run("scontrol", ...)
                as root; cluster.states(), cluster.wait("12", "13_0", state="RUNNING", seconds=60)
     image      Path of the real SIF, built from the checkout (cluster_image.py)
     user       User (cluster_user.py): an ordinary user on the login node. user.run("squeue"), user.deg("run", ...) from
                her light installation without torch, user.submit("script text", "--gres=gpu:1") -> "12"
-    folder     a new folder that belongs to the user, seen by all hosts, gone after the test if that passed
+    folder     a new folder that belongs to the user, visible on all hosts, removed after the test if that passed
 
-All tests here are marked `cluster` and run last: the image may be in the making meanwhile. Where something is missing
-(not root, not Debian, not installed) they are skipped and say why; DEG_REQUIRE_CLUSTER=1 makes that a failure.
+All tests here are marked `cluster` and run last: the image may be built meanwhile. Where something is missing (not
+root, not Debian, not installed) they are skipped and say why; with DEG_REQUIRE_CLUSTER=1 they fail instead.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from small_cluster import SmallCluster, cluster_home, what_is_missing
 
 HERE = Path(__file__).resolve().parent
 MOST_SECONDS = 1500
-"""Of a test with its fixtures: the first waits for the image."""
+"""Time limit of a test with its fixtures, in seconds: the first test waits for the image."""
 
 RESULT = pytest.StashKey[bool]()
 
@@ -55,7 +55,7 @@ def pytest_runtest_makereport(item, call):
 
 @pytest.fixture(scope="session")
 def _home():
-    """Skips, or fails, where there can be no cluster."""
+    """Skip, or fail, where there can be no cluster."""
     if reason := what_is_missing():
         if os.environ.get("DEG_REQUIRE_CLUSTER") == "1":
             pytest.fail(reason)
@@ -80,7 +80,7 @@ def image(_home):
 
 @pytest.fixture(scope="session")
 def _running_cluster(_home, user):
-    """A cluster that somebody started by hand is used, and left running."""
+    """The cluster. One that was started by hand is used, and left running."""
     small = SmallCluster(_home)
     with small.locked():
         was_running = small.is_running
@@ -102,7 +102,7 @@ def cluster(_running_cluster):
 
 @pytest.fixture
 def folder(request, user):
-    """Kept after a failure, with all that jobs have written, for whoever looks for the reason."""
+    """A new folder of the user. After a failure it is kept, with everything that jobs have written."""
     name = re.sub(r"\W+", "-", request.node.name).strip("-")
     path = user.home / name
     shutil.rmtree(path, ignore_errors=True)

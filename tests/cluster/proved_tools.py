@@ -1,9 +1,9 @@
-"""Whether the tests of the test tools have passed with these tools, and with this image, as they are.
+"""Tell whether the tests of the test tools have passed with the present tools and image.
 
-    python tests/cluster/proved_tools.py             status 0 if they have, 1 if something changed since
-    python tests/cluster/proved_tools.py --record    they have just passed: keeps that in proved_tools.txt
+    python tests/cluster/proved_tools.py             status 0 if they have, 1 if something has changed since
+    python tests/cluster/proved_tools.py --record    they have just passed: record that in proved_tools.txt
 
-`make test` leaves these tests out where they have passed. The file is committed: a fresh clone, and CI, know it too.
+`make test` leaves these tests out if they have passed. The file is committed, so a fresh clone and CI know it too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RECORD = HERE / "proved_tools.txt"
 
 
 def tools() -> Iterator[Path]:
-    """The image's recipe, the fake and the recorded Slurm, what makes the small cluster, and the tests of these."""
+    """Yield the image's recipe, the fake and the recorded Slurm, the parts of the small cluster, and their tests."""
     yield from (ROOT / name for name in OUTSIDE)
     for path in sorted(HERE.iterdir()):
         if path != RECORD and (path.name in TESTS_OF_TOOLS or not path.name.startswith("test_")):

@@ -4,9 +4,9 @@
     python tests/cluster/small_cluster.py kill-node|cut-node|start-node n2
     python tests/cluster/small_cluster.py stop
 
-As root, after tests/cluster/install. The hosts are n1, n2, n3 (cluster_hosts.py), with two stand-in GPUs each: device
-files with nothing behind them, so that Slurm counts them and sets CUDA_VISIBLE_DEVICES. This machine is the login node.
-Partitions: gpu (default; its jobs give way), urgent (takes places from gpu), short (limit of a minute).
+Needs root and tests/cluster/install. The hosts are n1, n2, n3 (cluster_hosts.py), with two stand-in GPUs each: device
+files with nothing behind them, which Slurm counts and lists in CUDA_VISIBLE_DEVICES. This machine is the login node.
+Partitions: gpu (default; its jobs can be preempted), urgent (preempts jobs of gpu), short (time limit of a minute).
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from cluster_hosts import LOGIN_ADDRESS, Host, build_network, remove_network
 
 ROOT = Path(__file__).resolve().parents[2]
 USER = "degstudent"
-"""The account of the ordinary user (cluster_user.py)."""
+"""Name of the ordinary user's account on the machine (cluster_user.py)."""
 NODES = ("n1", "n2", "n3")
 GPUS, CPUS = 2, 8
-"""Of each node, as Slurm believes."""
+"""Resources of each node, as Slurm believes."""
 PORTS = {"slurmctld": 36917, "slurmdbd": 36918, "slurmd": 36919}
 LOST_SECONDS = 10
-"""After so long without an answer Slurm takes a node to be lost."""
+"""Slurm takes a node to be lost after this many seconds without an answer."""
 ACCOUNT = "lab"
-"""Pays for the jobs of all users, where there is accounting."""
+"""Slurm account that jobs of all users are charged to, where there is accounting."""
 
 
 @dataclass(frozen=True)
@@ -45,22 +45,22 @@ class Site:
     """What one site allows and another does not."""
 
     accounting: bool = False
-    """sacct and sacctmgr answer."""
+    """Whether sacct and sacctmgr answer."""
     requeue: bool = True
-    """Jobs may be put back into the queue; else never, even if they ask for it."""
+    """Whether jobs may be requeued. If not, they never are, even if they ask for it."""
     max_array_size: int = 1001
     memory_flag: bool = True
-    """--mem and its like may be used."""
+    """Whether --mem and similar options may be used."""
     gpus_by: Literal["any", "gres"] = "any"
-    """gres: only --gres=gpu:N is accepted, not --gpus and its like."""
+    """How GPUs may be requested. With `gres`, only --gres=gpu:N is accepted, not --gpus and similar options."""
     python_on_nodes: bool = False
-    """Compute nodes have the Python of this machine; else none at all."""
+    """Whether compute nodes have the Python of this machine; if not, they have none at all."""
 
 
 def cluster_home() -> Path:
-    """Folder of all that the cluster needs and makes: open to all users, and outside /tmp, which each node has itself.
+    """Return the folder of all files of the cluster: open to all users, and outside /tmp, which each node has itself.
 
-    DEG_CLUSTER_HOME, else .cluster in the checkout if other users may enter that, else /var/lib/deg-cluster.
+    It is DEG_CLUSTER_HOME, else .cluster in the checkout if other users may enter that, else /var/lib/deg-cluster.
     """
     if named := os.environ.get("DEG_CLUSTER_HOME"):
         return Path(named).resolve()
@@ -71,7 +71,7 @@ def cluster_home() -> Path:
 
 
 def what_is_missing() -> str | None:
-    """Why no cluster can be started here; None if it can."""
+    """Return why no cluster can be started here; None if one can."""
     if os.geteuid() != 0:
         return "the cluster tests need root: they make hosts out of namespaces"
     programs = (
@@ -96,7 +96,7 @@ def what_is_missing() -> str | None:
 
 
 class SmallCluster:
-    """In `home`/slurm. Another process may have started it, and may go on with it."""
+    """The cluster in `home`/slurm. Another process may have started it, and may use it further."""
 
     def __init__(self, home: Path):
         self.folder = home / "slurm"
@@ -112,7 +112,7 @@ class SmallCluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a user of the cluster needs."""
+        """Environment variables that a user of the cluster needs."""
         return {"SLURM_CONF": str(self.conf)}
 
     @property
@@ -120,13 +120,13 @@ class SmallCluster:
         return self._controller.pid is not None
 
     def run(self, *words: str | Path, check: bool = True) -> str:
-        """Standard output of one of Slurm's commands, as root."""
+        """Run one of Slurm's commands as root, and return its standard output."""
         return run(*words, check=check, environment=self.environment)
 
     # ---------------------------------------------------------------------------------------------- start and end
 
     def start(self, site: Site = Site()) -> None:
-        """From nothing, or `configure` if it runs."""
+        """Start the cluster from nothing, or `configure` it if it runs."""
         if not self.is_running:
             self.stop()
             for name in ("etc", "state", "spool"):
@@ -150,7 +150,7 @@ class SmallCluster:
         remove_network()
 
     def configure(self, site: Site) -> None:
-        """Makes it that kind of site. Takes two seconds; jobs stay. Lost nodes come back."""
+        """Make it that kind of site, in two seconds. Jobs stay, and lost nodes come back."""
         self._controller.stop()
         self._write_configuration(site)
         if site.accounting:
@@ -165,7 +165,7 @@ class SmallCluster:
         self.await_nodes()
 
     def reset(self) -> None:
-        """No jobs, all nodes there, the usual site: as after `start`."""
+        """Restore the state after `start`: no jobs, all nodes, the usual site."""
         jobs = self.run("squeue", "-h", "-o", "%A").split()
         if jobs:
             self.run("scancel", *jobs)
@@ -178,7 +178,7 @@ class SmallCluster:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """One user of the cluster at a time."""
+        """Hold the cluster for one process at a time."""
         import fcntl
 
         with (self.folder / "lock").open("w") as file:
@@ -188,15 +188,15 @@ class SmallCluster:
     # ------------------------------------------------------------------------------------------------------- nodes
 
     def kill_node(self, name: str) -> None:
-        """Its power fails: everything there is gone at once."""
+        """Cut the power of a node: all its processes are gone at once."""
         self.hosts[name].lose_power()
 
     def cut_node(self, name: str) -> None:
-        """Its network cable is pulled; what runs there goes on."""
+        """Pull the network cable of a node; processes there continue."""
         self.hosts[name].cut_network()
 
     def start_node(self, name: str) -> None:
-        """It is there, with power and network."""
+        """Give a node power and network."""
         host = self.hosts[name]
         (self.folder / "spool" / name).mkdir(exist_ok=True)
         host.restore_network()
@@ -205,7 +205,7 @@ class SmallCluster:
         host.turn_on(f"slurmd -D -N {name} -f {self.conf}", self._hosts_file, hidden, self.environment)
 
     def await_nodes(self, seconds: float = 60) -> None:
-        """Until all nodes take jobs."""
+        """Wait until all nodes accept jobs."""
 
         def usable() -> bool:
             states = self.run("sinfo", "-h", "-N", "-p", "gpu", "-o", "%T", check=False).split()
@@ -219,12 +219,12 @@ class SmallCluster:
     # -------------------------------------------------------------------------------------------------------- jobs
 
     def states(self) -> dict[str, str]:
-        """Name of every job and array element that Slurm still knows -> its state."""
+        """Return the state of every job and array element that Slurm still knows, by its name."""
         lines = self.run("squeue", "-h", "-r", "-t", "all", "-o", "%i %T").splitlines()
         return dict(line.split() for line in lines)
 
     def wait(self, *names: str, state: str | None = None, seconds: float = 120) -> dict[str, str]:
-        """Until these jobs have ended, or are in `state`; then all states. An array's name means all its elements."""
+        """Wait until these jobs, or all elements of these arrays, have ended or are in `state`; return all states."""
         deadline = time.monotonic() + seconds
         while True:
             states = self.states()
@@ -239,7 +239,7 @@ class SmallCluster:
     # ----------------------------------------------------------------------------------------------------- daemons
 
     def _start_munge(self) -> None:
-        """Unless one runs already, which then stays."""
+        """Start munged, unless one is running."""
         try:
             run("munge", "-n")
         except ClusterError:
@@ -269,7 +269,7 @@ class SmallCluster:
         self._database.start(["mariadbd", "--no-defaults", "--user=mysql", *options])
         client = ("mariadb", "--no-defaults", "-S", str(socket_file), "-e")
         until("MariaDB answering", lambda: "1" in run(*client, "select 1", check=False))
-        # job numbers begin at 1 again in each new cluster
+        # job numbers start at 1 in each new cluster
         run(*client, "drop database if exists slurm_acct_db; create database slurm_acct_db")
         conf = self.folder / "etc" / "slurmdbd.conf"
         conf.touch(mode=0o600)
@@ -284,7 +284,7 @@ class SmallCluster:
         usual.symlink_to(socket_file)
         self._accounts.start(["slurmdbd", "-D"], self.environment)
         until("slurmdbd answering", lambda: "Cluster" in self.run("sacctmgr", "list", "cluster", check=False))
-        # its tables must be there before slurmctld speaks of jobs
+        # its tables must exist before slurmctld reports jobs
         self.run("sacctmgr", "-i", "add", "cluster", "small")
         self.run("sacctmgr", "-i", "add", "account", ACCOUNT, "cluster=small")
         for user in ("root", USER):
@@ -348,14 +348,14 @@ PartitionName=short Nodes={nodes} MaxTime=0:01:00 PriorityTier=1
 
 
 def pythons_of_this_machine(home: Path) -> tuple[Path, ...]:
-    """Every Python that a job might run without the image: those on PATH, where they are installed, and the user's."""
+    """Return every Python that a job might run without the image: those on PATH, where they lie, and the user's."""
     found = {path.resolve() for folder in ("/usr/bin", "/usr/local/bin") for path in Path(folder).glob("python3*")}
     found |= {Path(sys.executable).resolve(), home / "login", ROOT / ".venv"}
     return tuple(sorted(path for path in found if path.exists()))
 
 
 def _job_submit(site: Site) -> str:
-    """What slurmctld does with a job that is submitted."""
+    """Return the Lua script by which slurmctld checks submitted jobs."""
     lines = ["function slurm_job_submit(job, partitions, uid)"]
     if not site.memory_flag:
         for name in ("min_mem_per_node", "min_mem_per_cpu"):
@@ -369,7 +369,7 @@ def _job_submit(site: Site) -> str:
 
 
 def _cli_filter(site: Site) -> str:
-    """What sbatch and srun do before they submit: slurmctld cannot tell --gres from --gpus-per-node."""
+    """Return the Lua script by which sbatch and srun check jobs: slurmctld cannot tell --gres from --gpus-per-node."""
     lines = ["function slurm_cli_pre_submit(options, offset)"]
     if site.gpus_by == "gres":
         for name in ("gpus", "gpus-per-node", "gpus-per-task"):
@@ -381,7 +381,7 @@ def _cli_filter(site: Site) -> str:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Never half a file: users' commands read it all the while."""
+    """Replace a file at once, because users' commands may read it at any moment."""
     beside = path.with_suffix(".new")
     beside.write_text(text)
     beside.replace(path)

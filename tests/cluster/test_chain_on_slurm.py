@@ -1,4 +1,4 @@
-"""One command from labelled videos to a report, by jobs in the image, on three hosts."""
+"""One command leads from labelled videos to a report, by jobs in the image, on three hosts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from deg.runs.networks import scan
 
 
 def test_from_nothing_to_the_report_equals_this_machine_in_every_dataset(cluster, image, user, folder):
-    """With accounting. Nothing is typed but the one command."""
+    """The site has accounting. Only one command is typed."""
     from small_cluster import Site
 
     cluster.configure(Site(accounting=True))
@@ -79,7 +79,7 @@ def test_a_dry_run_shows_scripts_and_the_word_of_the_scheduler_and_leaves_nothin
 
 
 def weights_of(project) -> dict[str, np.ndarray]:
-    """Of the newest network that was trained."""
+    """Return the weights of the newest trained network."""
     newest = scan(open_project(project).model_path)[-1]
     file = next((newest.folder / "lightning_checkpoints").glob("epoch=*.ckpt"))
     state = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]

@@ -1,4 +1,4 @@
-"""`deg doctor --on slurm`, typed by an ordinary user: what it finds out about sites of different kinds."""
+"""`deg doctor --on slurm`, typed by an ordinary user: what it finds about sites of different kinds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from small_cluster import Site
 
 @pytest.fixture
 def doctor(cluster, image, user, folder):
-    """`doctor("key=value"..., status=0)` -> the whole document, and its findings by check, as lists."""
+    """`doctor("key=value"..., status=0)` returns the whole document, and lists of findings by check."""
 
     def examine(*words: str, status: int = 0):
         options = [f"cluster.image={image}", "cluster.cpus_per_task=2", "cluster.memory_gb=2", *words]

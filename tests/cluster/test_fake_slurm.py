@@ -1,4 +1,4 @@
-"""The fake Slurm of the other tests says and does what the real one does: the same scripts on both, compared."""
+"""The fake Slurm of the other tests says and does what the real one does: the same scripts run on both."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ NOT_IMITATED = {
     "SLURM_SRUN_COMM_PORT", "SLURM_STEP_GPUS", "SLURM_STEP_LAUNCHER_PORT", "SLURM_TOPOLOGY_ADDR_PATTERN", "SLURM_UMASK",
     "SLURM_WORKING_CLUSTER", "SLURM_TASK_PID",
 }  # fmt: skip
-"""Variables of the real one that nothing of ours reads, and one that the fake's srun gives to tasks only."""
+"""Variables of the real Slurm that deg does not read, and one that the fake's srun gives to tasks only."""
 
 
 @dataclass
 class Slurm:
-    """One of the two."""
+    """The real Slurm or the fake one."""
 
     folder: Path
     command: Callable[..., subprocess.CompletedProcess[str]]
@@ -47,7 +47,7 @@ class Slurm:
 
 @pytest.fixture
 def fake(tmp_path):
-    """Not the fixture `fake_slurm`, which would put its commands before the real ones."""
+    """A fake Slurm. The fixture `fake_slurm` would put its commands before the real ones."""
     slurm = FakeSlurm(
         tmp_path / "slurm",
         Site(partitions={"gpu": 120, "urgent": 120, "short": 1}, accounting=False, first_job_id=7001),
@@ -59,7 +59,7 @@ def fake(tmp_path):
 
 @pytest.fixture
 def both(cluster, user, folder, fake, tmp_path):
-    """The real one first. Numbers of jobs differ between them, so tests tell jobs by what `submit` gave."""
+    """The real Slurm, then the fake one. Job numbers differ, so tests refer to jobs by what `submit` returned."""
     jobs = tmp_path / "jobs"
     jobs.mkdir()
 
@@ -103,7 +103,7 @@ def test_environment_of_batch_script_and_tasks(both):
         assert not differ, place
 
 
-def test_what_becomes_of_jobs_that_depend_on_others(both):
+def test_how_jobs_that_depend_on_others_end(both):
     def scene(slurm: Slurm) -> object:
         bad = slurm.submit("exit 3")
         good = slurm.submit("true", "--array=0-1")
@@ -164,13 +164,13 @@ def test_signals_and_cancelling(both):
         slurm("scancel", "--signal=USR2", told)
         slurm("scancel", ended)
         states = slurm.wait(told, ended)
-        # the script that is cancelled may or may not come to its next line
+        # the cancelled script may or may not reach its next line
         return states[told], states[ended], slurm.text("out.told"), slurm.text("out.ended").splitlines()[0]
 
     same(both, scene)
 
 
-def test_tasks_of_which_one_fails(both):
+def test_a_step_with_one_failing_task(both):
     def scene(slurm: Slurm) -> object:
         script = """
         srun --ntasks=3 --output=t.%t bash -c 'echo $SLURM_PROCID/$SLURM_NTASKS; exit $((SLURM_PROCID * 5))'

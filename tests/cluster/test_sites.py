@@ -1,4 +1,4 @@
-"""What one site allows and another does not; and `deg cancel`, `why` and `resume` where they are needed."""
+"""What one site allows and another does not, and `deg cancel`, `why` and `resume` where they are needed."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from deg.runs.attempts import read_attempts
 
 
 def test_a_site_that_forbids_almost_everything(cluster, image, user, folder):
-    """No accounting, no requeueing, arrays of four, no --mem, GPUs by gres alone, no Python on the nodes.
+    """The site has no accounting, requeueing, --mem or Python on nodes, arrays of four, and GPUs by gres alone.
 
-    The command is typed in another folder than the project, and names recordings from there.
+    The command is typed outside the project, and names recordings relative to that folder.
     """
     cluster.configure(Site(requeue=False, max_array_size=4, memory_flag=False, gpus_by="gres"))
     project = make_project(folder, user, videos=6, frames=515, labelled=0, trained=True)
@@ -42,13 +42,13 @@ def test_a_site_that_forbids_almost_everything(cluster, image, user, folder):
     assert [len(job.elements) for job in arrays] == [4, 1]
     run = launch.load().run_of(0)
     until("the first attempt", lambda: (run.unit_folder(0) / "attempts.jsonl").exists())
-    # stopped, and nobody may put it back; scancel's own status tells of other elements
+    # stopped, and must not be requeued; the status of scancel is about other elements
     cluster.run("scancel", "--signal=USR2", f"{arrays[0].job}_0", check=False)
     launch = wait_for_launch(cluster, project, seconds=400)
     assert verdicts(launch) == ["done", "done"], story(launch)
     attempts = read_attempts(run.unit_folder(0))
     assert [attempt.end for attempt in attempts] == ["stopped", "done"]
-    assert attempts[0].job.partition("_")[0] != attempts[1].job.partition("_")[0]  # by a job of its own
+    assert attempts[0].job.partition("_")[0] != attempts[1].job.partition("_")[0]  # by another job
     assert_same_results(project, alone)
     assert all((record.outputs is None) == (key not in keys) for key, record in open_project(project).records.items())
 
@@ -73,9 +73,9 @@ def test_a_launch_is_recorded_cancelled_and_resumed(cluster, image, user, folder
     assert provenance["command"][1:3] == ["infer", "feature_extractor"]
     run = launch.load().run_of(0)
     refused = user.deg("infer", "feature_extractor", project, "--on", "slurm", f"cluster={profile}", check=False)
-    assert refused.returncode == 2 and "deg cancel" in refused.stderr  # the same work twice
+    assert refused.returncode == 2 and "deg cancel" in refused.stderr  # it would do the same work twice
     until("the first result", lambda: run.result_file(0).exists())
-    profile.unlink()  # what was asked for is kept
+    profile.unlink()  # the options of the launch are kept
     user.deg("cancel", project)
     until("an empty queue", lambda: cluster.run("squeue", "--noheader") == "")
     stamp = run.result_file(0).stat().st_mtime_ns

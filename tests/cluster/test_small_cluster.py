@@ -1,4 +1,4 @@
-"""The cluster itself does what clusters do: without that, no test on it would mean anything."""
+"""The small cluster behaves as clusters do: otherwise no test on it would mean anything."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from small_cluster import NODES, Site
 
 WAITS = "trap 'exit 75' USR2; while true; do sleep 0.2; done"
-"""Ends when told to."""
+"""Script that ends when it is told to."""
 
 
 def output(folder, job: str) -> str:
@@ -85,7 +85,7 @@ def test_a_site_with_accounting_and_one_without(cluster, user, folder):
     job = user.submit("exit 3", folder=folder)
     cluster.wait(job)
     words = ("sacct", "-X", "-n", "-P", "-j", job, "-o", "State,ExitCode,Account")
-    end = time.monotonic() + 30  # the accounts lag behind
+    end = time.monotonic() + 30  # accounting lags behind
     while "FAILED" not in (said := user.run(*words).stdout) and time.monotonic() < end:
         time.sleep(0.5)
     assert said == "FAILED|3:0|lab\n"

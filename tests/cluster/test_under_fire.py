@@ -1,4 +1,4 @@
-"""Whatever the cluster does to the jobs, the results are those of an undisturbed run."""
+"""Whatever the cluster does to the jobs, the results equal those of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from deg.runs.attempts import read_attempts
 
 
 def until(what: str, test: Callable[[], object], seconds: float = 180):
-    """The first true answer."""
+    """Wait for the first true answer."""
     deadline = time.monotonic() + seconds
     while not (answer := test()):
         assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
@@ -38,14 +38,14 @@ def until(what: str, test: Callable[[], object], seconds: float = 180):
 
 
 def running(cluster) -> dict[str, str]:
-    """Host of each element that runs."""
+    """Return the host of each running element."""
     lines = cluster.run("squeue", "--noheader", "--states=RUNNING", "--format=%i %N").splitlines()
     return dict(line.split() for line in lines)
 
 
 def test_inference_under_fire(cluster, image, user, folder):
-    """A job preempted, a host without power, a host without network, a time limit, an element cancelled, and the
-    process that submitted killed."""
+    """A job is preempted, one host loses power, another its network, a time limit is reached, an element is cancelled,
+    and the submitting process is killed."""
     project = make_project(folder, user, videos=8, frames=520, labelled=0, trained=True)
     profile = write_profile(folder, user, image, stop_ahead=20)
     command = ["infer", "feature_extractor"]
@@ -73,8 +73,8 @@ def test_inference_under_fire(cluster, image, user, folder):
     cancelled = next(job for job, host in on.items() if host == "n1")
     cluster.run("scancel", cancelled)
     limited = next(job for job, host in on.items() if host == "n1" and job != cancelled)
-    cluster.run("scancel", "--signal=STOP", limited)  # or it would be done before its time is up
-    # of the next attempts, too: told to stop 20 s before, none would be done within one minute on a loaded machine
+    cluster.run("scancel", "--signal=STOP", limited)  # otherwise it would be done before its time limit
+    # also of the next attempts: stopped 20 s before the limit, none would finish within a minute on a loaded machine
     cluster.run("scontrol", "update", f"JobId={limited}", "TimeLimit=2")
     cluster.kill_node("n3")
     cluster.cut_node("n2")
@@ -92,7 +92,7 @@ def test_inference_under_fire(cluster, image, user, folder):
 
 
 def test_signals_once_or_many_times_give_the_same(cluster, image, user, folder):
-    """To one process of the first element once, to all of the second many times."""
+    """One process of the first element gets one signal, all processes of the second get many."""
     project = make_project(folder, user, videos=2, frames=600, labelled=0, trained=True)
     profile = write_profile(folder, user, image, jobs=2)
     alone = undisturbed(project, ["infer", "feature_extractor"], folder / "alone", jobs=2)
@@ -103,18 +103,18 @@ def test_signals_once_or_many_times_give_the_same(cluster, image, user, folder):
     until("the first attempts", lambda: all(read_attempts(run.unit_folder(unit)) for unit in (0, 1)))
     cluster.run("scancel", "--signal=USR2", f"{job}_0")
     for number in ("USR2", "TERM", "USR2", "TERM"):
-        cluster.run("scancel", "--full", f"--signal={number}", f"{job}_1", check=False)  # it may be gone by then
+        cluster.run("scancel", "--full", f"--signal={number}", f"{job}_1", check=False)  # it may be gone by now
     launch = wait_for_launch(cluster, project, seconds=300)
     assert verdicts(launch) == ["done"], story(launch)
     once, often = ([attempt.end for attempt in read_attempts(run.unit_folder(unit))] for unit in (0, 1))
     assert once == ["stopped", "done"], story(launch)
-    assert often in (once, [None, "done"]), story(launch)  # at the second SIGTERM srun kills what it has started
+    assert often in (once, [None, "done"]), story(launch)  # at the second SIGTERM srun kills its tasks
     assert sorted(unit_events(run)) == list(range(len(run.load_plan().units)))
     assert_same_results(project, alone)
 
 
 def test_training_under_fire(cluster, image, user, folder):
-    """Told to stop, its host without power: what is learned in the end is what one undisturbed run learns."""
+    """The training is told to stop, and its host loses power: it learns what an undisturbed run learns."""
     project = make_project(folder, user, videos=4, frames=60)
     profile = write_profile(folder, user, image, gpus_per_node=2)
     long = ["train.num_epochs=3", "train.steps_per_epoch.train=60", "train.checkpoint_every=0.05", "train.patience=9"]

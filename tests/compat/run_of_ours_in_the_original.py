@@ -1,11 +1,12 @@
-"""Runs that `deg train` made, in DeepEthogram's own hands: found, loaded, and giving the numbers of `deg infer`.
+"""Check that DeepEthogram itself finds and loads runs of `deg train`, and gets the numbers of `deg infer` from them.
 
     python tests/compat/run_of_ours_in_the_original.py PROJECT [--venv DIR] [--videos KEY ...] [KEY=VALUE ...]
 
-PROJECT has a trained feature extractor, a sequence network or both. All happens in a copy of it. DeepEthogram's own
-code looks for the newest weights, loads them, reads the thresholds, draws its learning curves and infers; `deg infer`
-does the same in fp32 with the same flow generator. The sequence networks of both read the features that `deg infer`
-wrote. One line for each check, OK or FAIL; exit status 1 if any failed. KEY=VALUE are options for both programs.
+PROJECT has a trained feature extractor, a sequence network or both. Everything happens in a copy of it. DeepEthogram's
+own code looks for the newest weights, loads them, reads the thresholds, draws its learning curves and infers; `deg
+infer` does the same in fp32 with the same flow generator. The sequence networks of both read the features that `deg
+infer` wrote. Each check prints one line, OK or FAIL; the exit status is 1 if any failed. KEY=VALUE are options for both
+programs.
 
 DeepEthogram's environment is made as by tests/bench/against_original.py. It takes the newest networks of the
 architectures that the project's configuration names.
@@ -38,7 +39,7 @@ from deg.runs.networks import companion, read_thresholds, resolve_weights, run_s
 
 DEG = Path(sys.executable).with_name("deg")
 RELATIVE, ABSOLUTE = 1e-3, 1e-4
-"""How far a probability, logit or feature may differ."""
+"""Largest difference that is allowed in a probability, logit or feature."""
 READ_BY_THE_GUI = [("sequence", key) for key in ("latent_name", "output_name", "arch")] + [
     ("feature_extractor", "arch")
 ]
@@ -46,7 +47,7 @@ READ_BY_THE_GUI = [("sequence", key) for key in ("latent_name", "output_name", "
 
 @dataclass
 class Checks:
-    """How many there were, and how many failed."""
+    """Numbers of checks done and failed."""
 
     done: int = 0
     failed: int = 0
@@ -59,7 +60,7 @@ class Checks:
 
 @dataclass(frozen=True)
 class Bench:
-    """The copied project and the means to work on it."""
+    """The copied project and the tools to work on it."""
 
     project: Project
     config: Config
@@ -79,7 +80,7 @@ class Bench:
         measure([DEG, "infer", stage, self.project.path, *videos, "--overwrite", *given])
 
     def ask(self, do: str, arguments: Sequence[str] = (), **job: Any) -> dict[str, Any]:
-        """The driver's answer. SystemExit with DeepEthogram's own words where it fails."""
+        """Return the driver's answer. Raise SystemExit with DeepEthogram's own words if it fails."""
         arguments = [f"project.path={self.project.path}", "compute.num_workers=1", *arguments, *self.options]
         file = self.folder / "job.json"
         file.write_text(json.dumps({"do": do, "arguments": arguments} | job))
@@ -92,7 +93,7 @@ class Bench:
         self.ask("command", chosen, module=f"{stage}.inference", seed=None)
 
     def take(self, key: str, group: str) -> dict[str, np.ndarray] | None:
-        """The results of one network; None where there are none. They are gone afterwards."""
+        """Return the results of one network and remove them from the file; None if there are none."""
         with h5py.File(self.outputs(key), "r+") as file:
             if group not in file:
                 return None
@@ -133,7 +134,7 @@ def check_stage(bench: Bench, checks: Checks, stage: str) -> None:
 
 
 def flow_generator(bench: Bench, extractor: Path) -> list[str]:
-    """The one that the feature extractor was trained with, which `deg infer` takes by itself."""
+    """Return the option for the flow generator that the feature extractor was trained with, as `deg infer` finds it."""
     path, _ = training_flow_weights(companion(extractor).config or {}, bench.project)
     if path is None:
         sys.exit(f"{extractor}: its config.yaml does not say which flow generator it was trained with.")

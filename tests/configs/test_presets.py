@@ -1,4 +1,4 @@
-"""The files in configs/: presets that do what they say, and a template that a new project starts from."""
+"""The files in configs/: presets do what they say, and a new project starts from the template."""
 
 from __future__ import annotations
 

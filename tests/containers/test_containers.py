@@ -1,4 +1,4 @@
-"""The definition and the locks: complete, consistent, and of no one machine."""
+"""The definition and the locks are complete, consistent, and independent of any one machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def locked(kind) -> dict[str, str]:
 
 
 def asked_for() -> list[Requirement]:
-    """What setup.cfg asks for, with the extras that the image holds."""
+    """Return what setup.cfg asks for, with the extras that the image holds."""
     settings = configparser.ConfigParser()
     settings.read(ROOT / "setup.cfg", encoding="utf-8")
     texts = [
@@ -79,7 +79,7 @@ def test_an_unknown_flavour_is_told():
 
 
 def section(text: str, name: str) -> str:
-    """The last section of that name."""
+    """Return the last section of that name."""
     return text.rpartition(f"\n%{name}\n")[2].partition("\n%")[0]
 
 
@@ -102,7 +102,7 @@ def test_the_environment_of_the_image_only_exports():
 
 
 def test_the_image_keeps_caches_where_jobs_have_them():
-    """Started by hand, without container.sh, it writes to the same places below its scratch folder."""
+    """An image that is started by hand, without container.sh, writes to the same places below its scratch folder."""
     exported = dict(re.findall(r'export (\w+)="\$\{\w+:-\$DEG_SCRATCH(\S*)\}"', section(definition(), "environment")))
     caches = {name: folder for name, folder in CACHES.items() if name != "TMPDIR"}
     assert exported == {**caches, "TORCH_HOME": "/torch"}

@@ -1,4 +1,4 @@
-"""Doing units: one whole result or none, whatever goes wrong and whoever is killed."""
+"""Executing a unit leaves one whole result or none, whatever goes wrong and whichever process is killed."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def start(run):
 
 
 def heard(process: subprocess.Popen[str], event: str) -> dict:
-    """The next message of a kind."""
+    """Return the next message of a kind."""
     for line in process.stdout:
         if (message := json.loads(line))["event"] == event:
             return message
@@ -241,7 +241,7 @@ def test_a_stop_signal_ends_it_when_it_waits_for_work(run, plan, script, start):
 
 
 @pytest.mark.parametrize("busy", [True, False])
-def test_it_ends_when_whoever_gave_the_work_is_gone(run, plan, script, start, busy):
+def test_it_ends_when_the_process_that_gave_the_work_is_gone(run, plan, script, start, busy):
     script(pause=0.05)
     process = start("-")
     heard(process, "ready")
@@ -256,7 +256,7 @@ def test_it_ends_when_whoever_gave_the_work_is_gone(run, plan, script, start, bu
     assert run.finished_units() == set()
 
 
-def test_weights_that_do_not_fit_are_said_before_it_begins(run, plan, script, start):
+def test_weights_that_do_not_fit_are_reported_before_it_begins(run, plan, script, start):
     script(refuse="weights.ckpt: the weights have 4 classes, the project 3.")
     process = start("-")
     message = heard(process, "failed")

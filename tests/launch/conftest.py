@@ -1,4 +1,4 @@
-"""What the tests of deg.launch share."""
+"""Fixtures that the tests of deg.launch share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recorder says what the imitated Slurm says, which tests/cluster/test_fake_slurm.py compares with the real one."""
+"""The recorder answers as the fake Slurm does, which tests/cluster/test_fake_slurm.py compares with the real one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.tools
 
 @pytest.fixture
 def both(recorder, fake_slurm, tmp_path):
-    """`both("sbatch", script)` -> what the recorder says and what the other says, each with its exit status."""
+    """`both("sbatch", script)` returns the answers of the recorder and of the fake, each with its exit status."""
     for node in fake_slurm.site.nodes:
         fake_slurm.kill_node(node)
     recorder.configure(MaxArraySize=3)

@@ -1,4 +1,4 @@
-"""The files of the project, as git sees them: what is committed, and what is new and not ignored."""
+"""The files of the project, as git sees them: those committed, and new ones that are not ignored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @cache
 def files() -> list[Path]:
-    """Every file that is or would be committed, relative to ROOT."""
+    """Return every file that is or would be committed, relative to ROOT."""
     if not (ROOT / ".git").exists():
         pytest.skip("what belongs to the project cannot be told without git", allow_module_level=True)
     command = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]

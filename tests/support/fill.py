@@ -1,6 +1,6 @@
-"""Parameters without a weight file: values drawn from each tensor's name and shape, the same wherever they are drawn.
+"""Parameters without a weight file: values drawn from each tensor's name and shape, equal on every machine.
 
-The golden outputs were made with parameters of this rule. For a tensor named key, a generator PCG64 seeded with
+The golden outputs were made with parameters drawn by this rule. For a tensor named key, a generator PCG64 seeded with
 crc32(key) + salt * 2^32 draws, in float64:
 
     running_var               uniform in [0.5, 1.5)
@@ -9,9 +9,9 @@ crc32(key) + salt * 2^32 draws, in float64:
     weight with one axis      normal around 1, deviation 0.1
     another with one axis     normal, deviation 0.5
     two or more axes          normal, deviation 1 / sqrt(elements of one output)
-    num_batches_tracked       is left as it is
+    num_batches_tracked       left unchanged
 
-A tensor that has two names is drawn by the first of them (SECOND_NAMES).
+A tensor that has two names is drawn by its first name (SECOND_NAMES).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SECOND_NAMES = {
 
 
 def draw(key: str, shape: tuple[int, ...], salt: int = 0) -> np.ndarray:
-    """float32 values of the tensor `key`."""
+    """Return float32 values for the tensor `key`."""
     leaf = key.split(".")[-1]
     for pattern, name in SECOND_NAMES.items():
         key = re.sub(pattern, name, key)
@@ -54,7 +54,7 @@ def draw(key: str, shape: tuple[int, ...], salt: int = 0) -> np.ndarray:
 
 
 def filled_state(state: dict[str, Tensor], salt: int = 0, prefix: str = "") -> dict[str, Tensor]:
-    """A state dict of the same keys, filled; `prefix` is what stands before the keys in the whole network."""
+    """Return a filled state dict with the same keys; `prefix` precedes the keys in the whole network."""
     return {
         key: torch.from_numpy(draw(prefix + key, tuple(old.shape), salt)) if old.is_floating_point() else old.clone()
         for key, old in state.items()
@@ -62,6 +62,6 @@ def filled_state(state: dict[str, Tensor], salt: int = 0, prefix: str = "") -> d
 
 
 def fill(network: nn.Module, salt: int = 0, prefix: str = "") -> nn.Module:
-    """Fill the parameters and buffers of a network in place; returns it, in eval mode."""
+    """Fill the parameters and buffers of a network in place, and return it in eval mode."""
     network.load_state_dict(filled_state(network.state_dict(), salt, prefix))
     return network.eval()

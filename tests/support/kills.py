@@ -1,8 +1,8 @@
-"""`deg infer` among random SIGKILLs, and a reader that looks at its files all the while.
+"""`deg infer` under random SIGKILLs, while a reader looks at its files.
 
-reference    undisturbed, once
-project      a copy: deg infer, killed, deg infer, a worker killed, ..., exit 0; compared; wiped; again
-             reader: another process, polls every file that stands there under its final name
+reference    a project: deg infer runs once, undisturbed
+project      a copy: deg infer is killed, runs again, a worker is killed, ..., exit 0; compared; wiped; repeated
+             reader: another process, which polls every file there that has its final name
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from deg.runs.rundir import RunDir
 
 LENGTHS = {"long": 1600, "short": 40, "odd": 517, "even": 512}
 TOKEN = "DEG_KILLS"
-"""Environment variable by which the processes that come from a command are known, whoever their parent is by now."""
+"""Environment variable that identifies the processes of a command, even after their parent has changed."""
 MOST_IN_ONE_COMMAND = 2
-"""`deg` gives a unit up when it has taken three workers with it: so many kills it has to survive without a word."""
+"""Kills that a unit must survive silently: `deg` gives a unit up when it has killed three workers."""
 POLL_SECONDS = 0.004
 ORPHAN_SECONDS = 20.0
 VICTIMS = {"command": 45, "worker": 25, "all workers": 8, "decoder": 12, "everything": 10}
@@ -43,7 +43,7 @@ MOMENTS = {"soon": 25, "any time": 45, "planning": 6, "unit done": 10, "merging"
 
 
 def make_whole_project(folder: Path, lengths: Mapping[str, int]) -> Path:
-    """Videos of 48 x 64 and untrained networks; two workers, several units of the longest."""
+    """Make a project of untrained networks and videos of 48 x 64: two workers, several units of the longest video."""
     make_project(
         folder,
         project={"path": None},  # its copies are projects of their own
@@ -77,10 +77,10 @@ def start_command(project: Path, *words: str, token: str, log: Path) -> subproce
 class Process:
     pid: int
     kind: str
-    """command, worker, decoder or other."""
+    """Role of the process: command, worker, decoder or other."""
 
     def kill(self) -> bool:
-        """Whether it was there to be killed."""
+        """Kill the process; return whether it still existed."""
         try:
             if Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
                 return False
@@ -91,7 +91,7 @@ class Process:
 
 
 def processes(token: str) -> list[Process]:
-    """All living processes that come from the commands of `token`."""
+    """Return all living processes of the commands of `token`."""
     found = []
     for folder in Path("/proc").iterdir():
         if not folder.name.isdecimal():
@@ -108,7 +108,7 @@ def processes(token: str) -> list[Process]:
 
 
 def chosen(victim: str, living: list[Process], draw: random.Random) -> list[Process]:
-    """The processes that are meant; empty where there are none of the kind."""
+    """Return the processes to kill; empty if there are none of that kind."""
     by_kind = {
         kind: [process for process in living if process.kind == kind] for kind in ("command", "worker", "decoder")
     }
@@ -125,15 +125,15 @@ def chosen(victim: str, living: list[Process], draw: random.Random) -> list[Proc
 @dataclass
 class Tally:
     kills: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """By victim and phase."""
+    """Number of kills by victim and phase."""
     commands: int = 0
     completed: int = 0
     rounds: Counter[str] = field(default_factory=Counter)
-    """Projects done from nothing, or done again with --overwrite, and compared."""
+    """Number of projects done from nothing, or repeated with --overwrite, and compared."""
     abandoned: int = 0
-    """Folders that were killed before they became runs."""
+    """Number of folders whose making was killed before they became runs."""
     longest_orphan: float = 0.0
-    """Seconds that a process outlived its command."""
+    """Longest time that a process outlived its command, in seconds."""
     reference_seconds: float = 0.0
     seconds: float = 0.0
     polls: int = 0
@@ -146,7 +146,7 @@ class Tally:
 
 
 class Campaign:
-    """Kills until there are enough, and lets the work come to its end after the last."""
+    """A series of kills; after the last one, the work is completed."""
 
     def __init__(self, folder: Path, kills: int, seed: int, pace: float, minutes: float):
         self._folder, self._wanted, self._pace, self._minutes = folder, kills, pace, minutes
@@ -197,7 +197,7 @@ class Campaign:
         return reference
 
     def _round(self, expected: Expected) -> None:
-        """From nothing, or once more over what is there, to results that equal the undisturbed ones."""
+        """Complete the work, from nothing or over existing results, and compare it with the undisturbed results."""
         if outputs_of(self._project) and self._random.random() < 0.3:
             self._complete("feature_extractor", "--overwrite")
             self._complete("sequence", "--overwrite")
@@ -215,11 +215,11 @@ class Campaign:
 
     def _complete(self, *words: str) -> None:
         while not self._command_ends_well(*words) and not self.tally.violations:
-            if self._random.random() < 0.3:  # else the next command meets what the last has left running
+            if self._random.random() < 0.3:  # otherwise the next command meets processes of the last one
                 self._await_orphans()
 
     def _command_ends_well(self, *words: str) -> bool:
-        """One command and its kills; True if it came to its end."""
+        """Run one command and its kills; return whether it completed."""
         begun = self._log.stat().st_size
         command = start_command(self._project, *words, token=self._token, log=self._log)
         self.tally.commands += 1
@@ -237,7 +237,7 @@ class Campaign:
         return command.returncode == 0
 
     def _strike(self, command: subprocess.Popen[bytes], victim: str) -> bool:
-        """Kill; whether somebody died whom the command outlives."""
+        """Kill the victims; return whether the command outlives them."""
         phase, living = self._phase(), processes(self._token)
         victims = chosen(victim, living, self._random)
         if not victims:
@@ -257,7 +257,7 @@ class Campaign:
         return self._random.choices(list(weights), list(weights.values()))[0]
 
     def _moment_comes(self, command: subprocess.Popen[bytes]) -> bool:
-        """Wait for a moment to strike; False if the command ends before."""
+        """Wait for the moment to kill; return False if the command ends first."""
         moment = self._pick(MOMENTS)
         if moment == "soon":
             return not ends_within(command, self._pace * self._random.uniform(0, 4))
@@ -271,7 +271,7 @@ class Campaign:
         return not ends_within(command, self._random.uniform(0, 0.04))
 
     def _signs(self) -> dict[str, int]:
-        """Numbers that grow when something has just happened."""
+        """Return numbers that grow whenever something happens."""
         models, data = self._project / "models", self._project / "DATA"
         runs = runs_of(self._project)
         return {
@@ -296,7 +296,7 @@ class Campaign:
         return "between units" if any(run.finished_units() for run in open_runs) else "starting"
 
     def _await_orphans(self) -> None:
-        """Nobody outlives a command for long."""
+        """Check that no process outlives its command for long."""
         started = time.monotonic()
         while living := processes(self._token):
             waited = time.monotonic() - started
@@ -316,7 +316,7 @@ def ends_within(command: subprocess.Popen[bytes], seconds: float) -> bool:
 
 
 def wipe(project: Path) -> None:
-    """Away with all results; runs first, for a finished run promises results."""
+    """Remove all results, and runs before them, because a finished run promises results."""
     for folder in project.glob("models/*_inference*"):
         (folder / "done.json").unlink(missing_ok=True)
         shutil.rmtree(folder)
@@ -325,6 +325,8 @@ def wipe(project: Path) -> None:
 
 
 def kill_inference(folder: Path, *, kills: int, seed: int = 0, pace: float = 1.0, minutes: float = math.inf) -> Tally:
-    """The whole story, in an empty folder. `pace` below 1: less time between kills, for workers that start faster.
-    After `minutes` no more is killed."""
+    """Run the whole campaign in an empty folder, and return its tally.
+
+    A `pace` below 1 leaves less time between kills, for workers that start faster. After `minutes` nothing is killed.
+    """
     return Campaign(folder, kills, seed, pace, minutes).run()

@@ -1,4 +1,4 @@
-"""A project whose report is known: simulated predictions beside labels, and a training with its metrics."""
+"""A project whose report is known: simulated predictions, labels, and a training with its metrics."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from deg.data.results import Mark, write_group
 from deg.projects.project import write_split
 
 CLASSES = ("background", 'groom <b>&"x"', "舐める", "عض")
-"""Names that must be escaped, and in scripts that no font of the pictures has."""
+"""Names that must be escaped, or that are in scripts which no font of the pictures has."""
 THRESHOLDS = np.array([0.5, 0.6, 0.4, 0.5], np.float32)
 
 
 def simulate(num_frames: int, noise: float, seed: int, classes: int = len(CLASSES)) -> tuple[np.ndarray, np.ndarray]:
-    """(probabilities, labels) of bouts of 10 frames; the last class never occurs."""
+    """Return (probabilities, labels) of bouts of 10 frames; the last class never occurs."""
     rng = np.random.default_rng(seed)
     active = np.repeat(rng.integers(0, classes - 1, num_frames // 10 + 1), 10)[:num_frames]
     labels_TK = np.eye(classes, dtype=np.int8)[active]
@@ -39,7 +39,7 @@ def add_recording(
     activation: str = "sigmoid",
     group: str = "tgmj",
 ) -> Path:
-    """A recording with results; its outputs file. There is a video in name only."""
+    """Add a recording with results and return its outputs file. Its video is an empty file."""
     place = folder / "DATA" / key
     place.mkdir()
     (place / f"{key}.mp4").write_bytes(b"")
@@ -61,7 +61,7 @@ def add_recording(
 
 
 def validation_row(noise: float, seed: int = 5, **others) -> dict:
-    """What a network of that noise scores on a validation set."""
+    """Return the scores of a network with that noise on a validation set."""
     probabilities_TK, labels_TK = simulate(400, noise, seed)
     by_threshold = threshold_metrics(Counts.of(probabilities_TK, labels_TK))
     predictions_TK = with_background(apply_thresholds(probabilities_TK, by_threshold.optimum))
@@ -70,7 +70,7 @@ def validation_row(noise: float, seed: int = 5, **others) -> dict:
 
 
 def add_training(folder: Path, name: str = "261122_100000_sequence_train", stage: str = "sequence") -> MetricsFile:
-    """A finished training of three epochs, of which the second was the best."""
+    """Add a finished training of three epochs; the second is the best."""
     run = folder / "models" / name
     run.mkdir(parents=True)
     config = {
@@ -88,7 +88,7 @@ def add_training(folder: Path, name: str = "261122_100000_sequence_train", stage
 
 
 def make_reported_lab(folder: Path) -> Path:
-    """`accurate` and `bad` agree with their labels as they are called; `another` has no labels; and a training."""
+    """Make a project: `accurate` and `bad` agree with their labels as named, `another` has none; plus a training."""
     bouts = {"type": "min_bout", "min_bout_length": 2}
     make_project(folder, project={"class_names": list(CLASSES)}, postprocessor=bouts)
     add_recording(folder, "accurate", *simulate(120, noise=0.5, seed=1))
@@ -100,7 +100,7 @@ def make_reported_lab(folder: Path) -> Path:
 
 
 class Page(HTMLParser):
-    """What a page shows: its text, tables, pictures, links and anchors."""
+    """The content of a page: its text, tables, pictures, links and anchors."""
 
     def __init__(self, path: Path):
         super().__init__()
@@ -146,6 +146,6 @@ class Page(HTMLParser):
             self.headings[-1] += data
 
     def table(self, heading: str) -> dict[str, list[str]]:
-        """The rows, by their first cell, of the first table whose heading row holds this text."""
+        """Return the rows of the first table whose heading row contains this text, by their first cell."""
         [found, *_] = [table for table in self.tables if table and heading in " ".join(table[0])]
         return {row[0].strip(): [cell.strip() for cell in row[1:]] for row in found}

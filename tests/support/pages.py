@@ -23,9 +23,9 @@ def read(path: Path) -> str:
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """The words after `deg` of every such command in the shell blocks of a page.
+    """Yield the words after `deg` of every such command in the shell blocks of a page.
 
-    In a block with prompts only the lines with a prompt are commands. Comments, pipes and redirections are left out.
+    In a block with prompts, only lines with a prompt are commands. Comments, pipes and redirections are left out.
     """
     for block in FENCE.finditer(text):
         if block["language"] not in {"bash", "sh", "shell", "console"}:

@@ -1,6 +1,6 @@
-"""A Slurm that takes jobs and starts none: commands on PATH that note what they are given, and answer as Slurm does.
+"""A Slurm that takes jobs and starts none: commands on PATH that record what they get, and answer as Slurm does.
 
-Its words are those of fake_slurm, which are compared with the real ones. Tests in which jobs run use that.
+It has the texts of fake_slurm, which are compared with the real ones. Tests in which jobs run use fake_slurm.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CONFIG = {
     "SelectTypeParameters": "CR_CORE",
     "SLURM_VERSION": "22.05.8",
 }
-"""What `scontrol show config` tells."""
+"""Output of `scontrol show config`."""
 
 SBATCH = r"""
 for script; do :; done
@@ -35,7 +35,7 @@ refuse() {
     exit 1
 }
 """
-"""The beginning of sbatch; the rules by which it refuses follow."""
+"""Beginning of the sbatch script; the rules by which it refuses jobs follow."""
 TAKEN = r"""
 if [ "$try" ]; then
     cp "$script" ../tried/$(ls ../tried | wc -l)
@@ -67,12 +67,12 @@ done
 
 @dataclass(frozen=True)
 class Recorded:
-    """A job or array as it was submitted, and what became of it."""
+    """A job or array as it was submitted, and its present states."""
 
     options: dict[str, str]
-    """Options of its script, such as `nodes`."""
+    """Options of its script by name, such as `nodes`."""
     states: dict[str, str]
-    """States by element."""
+    """State of each element."""
 
     @property
     def dependency(self) -> str:
@@ -80,7 +80,7 @@ class Recorded:
 
 
 class RecordedSlurm(Shims):
-    """Jobs get the numbers from 1 on. What they come to is told by the test."""
+    """A recorder of jobs, which get the numbers from 1 on. The test decides their states."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
         super().__init__(folder, monkeypatch)
@@ -97,14 +97,14 @@ class RecordedSlurm(Shims):
     # ---------------------------------------------------------------------------------------------- what kind of site
 
     def configure(self, **changes: object) -> None:
-        """Change what `scontrol show config` tells; arrays longer than that are refused."""
+        """Change the output of `scontrol show config`; longer arrays are refused."""
         config = CONFIG | {name: str(value) for name, value in changes.items()}
         self("scontrol", "".join(f"{name:<23} = {value}\n" for name, value in config.items()))
         self._longest = config["MaxArraySize"]
         self._write_sbatch()
 
     def forbid(self, *flags: str) -> None:
-        """Scripts with these flags are refused."""
+        """Refuse scripts with these flags."""
         for flag in flags:
             self.refuse(rf"{flag}\(=\|$\)", "Unspecified error", f"--{flag} is not allowed on this cluster")
 
@@ -118,23 +118,23 @@ class RecordedSlurm(Shims):
         self._rules = []
         self._write_sbatch()
 
-    # ------------------------------------------------------------------------------------------------------ what is so
+    # ----------------------------------------------------------------------------------------------------------- state
 
     def jobs(self) -> dict[str, Recorded]:
-        """All that was submitted, by number."""
+        """Return all that was submitted, by number."""
         folders = sorted(self._jobs.iterdir(), key=lambda folder: int(folder.name))
         return {folder.name: self._read(folder) for folder in folders}
 
     def states(self) -> dict[str, str]:
-        """States of all jobs and elements of arrays, by number."""
+        """Return the states of all jobs and elements of arrays, by number."""
         return {name: state for job in self.jobs().values() for name, state in job.states.items()}
 
     def waiting(self) -> dict[str, Recorded]:
-        """Jobs of which something waits, by number."""
+        """Return the jobs that are still waiting, or have waiting elements, by number."""
         return {number: job for number, job in self.jobs().items() if "PENDING" in job.states.values()}
 
     def tell(self, state: str, *jobs: str, reason: str = "None") -> None:
-        """What squeue says from now on of jobs or elements of arrays; of all, if none is named."""
+        """Set what squeue says from now on about jobs or elements of arrays; about all, if none is named."""
         for file in self._jobs.glob("*/squeue"):
             lines = [line.split("|") for line in file.read_text().splitlines()]
             for cells in lines:
@@ -143,7 +143,7 @@ class RecordedSlurm(Shims):
             file.write_text("".join("|".join(cells) + "\n" for cells in lines))
 
     def check(self) -> None:
-        """`Refused` if fake_slurm would not take a script that was taken here, or would have been."""
+        """Raise `Refused` if fake_slurm would not take a script that was accepted here, or would have been."""
         scheduler = Scheduler(self._jobs, Site())
         for file in [*self._jobs.glob("*/script"), *self._tried.iterdir()]:
             text = file.read_text()

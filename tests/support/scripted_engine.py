@@ -1,12 +1,12 @@
-"""An engine that computes nothing: its rows tell which frame they are of. What goes wrong stands in a script.
+"""An engine that computes nothing: each row names its frame. A script says what goes wrong.
 
 The script is JSON in the environment variable SCRIPT; all keys are optional:
 
-    pause     seconds for each batch of 16 frames
+    pause     seconds that each batch of 16 frames takes
     folder    where deaths are counted, one file each
     deaths    {key: n}: the first n workers that reach the recording are killed by SIGKILL in its middle
     faults    {key: message}: the recording cannot be decoded
-    refuse    message with which no engine can be made
+    refuse    no engine can be made; this is the message
     start     {"exit": status}: the worker ends before it begins; with "devices", on these alone
 """
 
@@ -28,7 +28,7 @@ FEATURES = 512
 
 
 def rows_of(first: int, last: int, classes: int, features: int = FEATURES) -> dict[str, np.ndarray]:
-    """What the engine says of frames [first, last): the number of the frame, plus column / 8 in the features."""
+    """Return the engine's rows of frames [first, last): the number of the frame, plus column / 8 in the features."""
     frames = np.arange(first, last, dtype=np.float32)[:, None]
     column = np.arange(features, dtype=np.float32) / 8
     return {

@@ -1,15 +1,15 @@
-"""A rank that trains nothing: it says what a rank says, goes in step with the others, and dies as a script says.
+"""A rank that trains nothing: it sends the messages of a rank, steps together with the others, and dies by a script.
 
 The script is JSON in the environment variable SCRIPT; all keys but `folder` are optional:
 
-    folder    where ranks leave their marks: one file for each step done, one when they are gone
-    steps     how many; `pause` seconds for each
+    folder    where ranks leave their marks: one file for each step done, one when they end
+    steps     number of steps, with `pause` seconds for each
     at        {rank: [step, what, ...]}: what happens to a rank in that step: `kill`; `raise`, words of the exception;
               `fail`, message, status; `hang`
     late      {rank: seconds} before it listens to signals
-    deaf      [rank, ...]: these never listen
-    bereaved  ranks that wait for a dead one wait for ever; else they die of it, as with gloo
-    children  each rank leaves a process behind that holds its standard output
+    deaf      [rank, ...]: these never listen to signals
+    bereaved  ranks that wait for a dead one wait for ever; else they fail, as with gloo
+    children  each rank leaves a process behind that holds its standard output open
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""A training that learns nothing: in place of deg.train in a job, which counts steps, and of `run_ranks` in a test.
+"""A training that learns nothing: replaces deg.train in a job, where it counts steps, and `run_ranks` in a test.
 
 The script is JSON in the environment variable SCRIPT; all keys are optional:
 
-    steps     of each phase; `pause` seconds for each
-    fail      {stage: message}: it cannot be trained
+    steps     number of steps of each phase, with `pause` seconds for each
+    fail      {stage: message}: this stage cannot be trained
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # a job has the folder `scripted` alone
+sys.path.insert(0, str(Path(__file__).parent))  # a job has only the folder `scripted`
 
 from scenes.training import leave_trained
 
@@ -24,7 +24,7 @@ from deg.runs.rundir import steps_done
 
 
 class Ranks:
-    """In place of deg.train.ranks, which needs torch."""
+    """Replaces deg.train.ranks, which needs torch."""
 
     def __init__(self, first):
         self.is_first = first
@@ -52,13 +52,13 @@ def train_phase(run, plan, unit, stop, tell):
 
 
 class ScriptedRanks:
-    """In place of `run_ranks`: remembers its calls; `then` says what happens instead of training, once for each."""
+    """Replaces `run_ranks` and records its calls; `then` says what happens in each call instead of training."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, int, int]] = []
-        """Run, unit and number of devices."""
+        """Calls so far: run, unit and number of devices."""
         self.then: list[object] = []
-        """`stop`, `nothing` or an exception; when they are used up, phases are trained."""
+        """Events of the next calls: `stop`, `nothing` or an exception; once they are used up, phases are trained."""
 
     def __call__(self, run, unit, devices, hear) -> Outcome:
         self.calls.append((run.name, unit, len(devices)))

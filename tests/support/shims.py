@@ -1,4 +1,4 @@
-"""Commands of a scheduler on PATH that print what a test wants and note how they were called."""
+"""Commands of a scheduler on PATH that print what a test wants and record how they were called."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 
 class Shims:
-    """`shims("squeue", "text")` puts a command there; `calls("squeue")` are the words that it was called with."""
+    """`shims("squeue", "text")` makes such a command; `calls("squeue")` returns the words that it was called with."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
         self._folder = folder
@@ -18,7 +18,7 @@ class Shims:
         monkeypatch.setenv("PATH", f"{folder}{os.pathsep}/usr/bin{os.pathsep}/bin")
 
     def __call__(self, name: str, prints: str = "", *, errors: str = "", status: int = 0, then: str = "") -> None:
-        """`then` is what it does in the end, in the language of the shell."""
+        """Make a command that prints a text and finally runs `then`, a shell command."""
         script = self._folder / name
         log = shlex.quote(str(self._folder / f"{name}.calls"))
         script.write_text(

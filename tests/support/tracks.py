@@ -10,17 +10,17 @@ import numpy as np
 from deg.data.keypoints import PARTS
 
 MOUSE = np.array([[8, 0], [6, 1], [6, -1], [2, 2], [2, -2], [0, 0], [-3, -3]], float)
-"""PARTS of a mouse with its tailbase at 0 and its nose along x; its tail is bent to one side."""
+"""Positions of the PARTS of a mouse with its tailbase at 0, its nose along x, and its tail bent to one side."""
 
 
 def turned(points: np.ndarray, angle: float) -> np.ndarray:
-    """Points (..., 2) turned about 0."""
+    """Return points (..., 2) turned about 0."""
     cos, sin = np.cos(angle), np.sin(angle)
     return points @ np.array([[cos, sin], [-sin, cos]])
 
 
 def walk(num_frames: int, seed: int = 0) -> np.ndarray:
-    """The mouse somewhere, twisting a little: points (T, 7, 2)."""
+    """Return the points (T, 7, 2) of a mouse that walks about and twists a little."""
     rng = np.random.default_rng(seed)
     return turned(MOUSE + rng.normal(0, 0.3, (num_frames, 7, 2)), rng.uniform(-3, 3)) + rng.normal(50, 9, 2)
 
@@ -28,7 +28,7 @@ def walk(num_frames: int, seed: int = 0) -> np.ndarray:
 def write_csv(
     path: Path, points_TP2: np.ndarray, likelihood_TP: np.ndarray | None = None, parts: Sequence[str] = PARTS
 ) -> Path:
-    """A file of these points; sure of everything where nothing is said."""
+    """Write a file of these points; by default, the tracker is sure of all of them."""
     likelihood_TP = np.ones(points_TP2.shape[:2]) if likelihood_TP is None else likelihood_TP
     lines = [
         ",".join(["scorer", *["DLC_resnet50"] * 3 * len(parts)]),

@@ -1,4 +1,4 @@
-"""Trainings of real networks, seconds long: in this process, or in others that are stopped and killed."""
+"""Trainings of real networks that take seconds: in this process, or in others that are stopped and killed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from deg.work import StopFlag, Teller
 
 
 class StopAfter(StopFlag):
-    """A signal that comes between two batches: after so many looks at the flag."""
+    """A stop flag that is set between two batches, after this many looks at it."""
 
     def __init__(self, looks: int):
         self._looks = looks
@@ -36,7 +36,7 @@ class StopAfter(StopFlag):
 
 
 class Quiet(Teller):
-    """Keeps what is said."""
+    """A teller that keeps all messages."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Quiet(Teller):
 
 
 def train_here(run: RunDir, *, unit: int = 0, stop: StopFlag | None = None) -> Quiet:
-    """A phase, in this process, by one rank."""
+    """Train one phase in this process, with one rank."""
     from deg.train.fit import train_phase
 
     plan, tell = run.load_training_plan(), Quiet()
@@ -66,7 +66,7 @@ def weights_of(run: RunDir) -> dict[str, torch.Tensor]:
 class Rank:
     """`python -m deg.execute RUN UNIT`, as a process of its own.
 
-    It is the fork of a process that has imported all libraries: they take ten times as long as these trainings.
+    It is forked from a process that has imported all libraries: importing them takes ten times as long as the training.
     """
 
     def __init__(self, run: RunDir, unit: int, environment: dict[str, str]):
@@ -78,7 +78,7 @@ class Rank:
         self._process.start()
 
     def poll(self) -> int | None:
-        """Its exit status, the negative number of the signal that ended it, None while it runs."""
+        """Return its exit status, the negative number of the signal that ended it, or None while it runs."""
         return self._process.exitcode
 
     def wait(self, seconds: float = 300.0) -> int | None:
@@ -91,7 +91,7 @@ class Rank:
             os.kill(self._process.pid, number)
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """What it tells, until it ends."""
+        """Yield its messages until it ends."""
         with (self._folder / "1").open() as lines:
             while True:
                 ended = self.poll() is not None
@@ -103,7 +103,7 @@ class Rank:
 
     @property
     def complaints(self) -> str:
-        """Its standard error."""
+        """Text of its standard error."""
         return (self._folder / "2").read_text()
 
 
@@ -127,7 +127,7 @@ def _execute(words: list[str], environment: dict[str, str], folder: Path) -> Non
 
 
 def kill_when(process: Rank, condition: Callable[[], object], seconds: float = 120.0) -> None:
-    """SIGKILL as soon as the condition holds; TimeoutError if it never does."""
+    """Send SIGKILL as soon as the condition holds. Raise TimeoutError if it never does."""
     deadline = time.monotonic() + seconds
     while process.poll() is None and not condition():
         if time.monotonic() > deadline:

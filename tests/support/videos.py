@@ -1,7 +1,7 @@
-"""Writes small videos whose frame t carries t in its pixels, whole or damaged in all the ways that recordings are.
+"""Small videos whose frame t shows t in its pixels, whole or damaged in all the ways that recordings are.
 
-A frame is 64 x 80: left, 16 black or white squares, the bits of t; right, a texture that moves by one row a frame, so
-that frames decoded from the wrong reference look different.
+A frame is 64 x 80. On the left are 16 black or white squares, the bits of t; on the right is a texture that moves by
+one row a frame, so that frames decoded from the wrong reference look different.
 
     0  1  2  3  ~
     4  5  6  7  ~
@@ -27,14 +27,14 @@ OPEN_GOP = {"g": "20", "bf": "3", "x264-params": "open-gop=1:scenecut=0:b-adapt=
 
 
 def picture(number: int) -> np.ndarray:
-    """Frame `number`, uint8 (H, W, 3) RGB; its white is a little red, so that channels in the wrong order are seen."""
+    """Return frame `number`, uint8 (H, W, 3) RGB; its white is reddish, so that channels in the wrong order show."""
     bits = np.array([number >> bit & 1 for bit in range(16)], np.uint8).reshape(4, 4)
     squares = np.kron(bits, np.ones((SQUARE, SQUARE), np.uint8))[..., None] * np.array([255, 200, 200], np.uint8)
     return np.concatenate([squares, np.roll(TEXTURE, number, axis=0)], axis=1)
 
 
 def number_in(frame_HWC: np.ndarray) -> int:
-    """The number that `picture` put there, also after lossy compression; any size."""
+    """Return the number that `picture` put into a frame, also after lossy compression and at any size."""
     height, width = frame_HWC.shape[:2]
     rows = (np.arange(4) * 2 + 1) * height // 8
     columns = (np.arange(4) * 2 + 1) * SQUARE * width // (2 * WIDTH)
@@ -58,7 +58,7 @@ def write_video(
     container: Mapping[str, str] | None = None,
     times: Sequence[int] | None = None,
 ) -> Path:
-    """Frames 0 .. num_frames - 1. `times`: when each is shown, in 1/1000 s, in place of a constant rate."""
+    """Write frames 0 .. num_frames - 1. `times` are display times in 1/1000 s, instead of a constant rate."""
     with av.open(str(path), "w", options=dict(container or {})) as file:
         stream = file.add_stream(codec, rate=fps, options=dict(options or {}))
         stream.height, stream.width = size
@@ -76,7 +76,7 @@ def write_video(
 
 
 def write_opencv(path: Path, num_frames: int, codec: str = "MJPG") -> Path:
-    """By OpenCV, as many recording programs do; 0 frames leave a file with headers only."""
+    """Write a video by OpenCV, as many recording programs do; with 0 frames, the file has headers only."""
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), 30, (WIDTH, HEIGHT))
     for number in range(num_frames):
         writer.write(cv2.cvtColor(picture(number), cv2.COLOR_RGB2BGR))
@@ -92,7 +92,7 @@ def write_images(folder: Path, num_frames: int, suffix: str = ".png") -> Path:
 
 
 def write_hdf5(path: Path, num_frames: int) -> Path:
-    """As DeepEthogram does: RGB given to an encoder that takes it for BGR."""
+    """Write HDF5 as DeepEthogram does: it gives RGB to an encoder that takes it for BGR."""
     with h5py.File(path, "w") as file:
         frames = file.create_dataset("frame", (num_frames,), h5py.vlen_dtype(np.uint8))
         for number in range(num_frames):
@@ -111,7 +111,7 @@ def write_sound(path: Path) -> Path:
 
 
 def write_cut(path: Path, source: Path, hidden: int) -> Path:
-    """All packets of `source`, the first `hidden` frames hidden by an edit list, as trimming tools leave it."""
+    """Copy all packets of `source`, but hide the first `hidden` frames by an edit list, as trimming tools do."""
     with av.open(str(source)) as whole, av.open(str(path), "w", options={"avoid_negative_ts": "disabled"}) as file:
         stream = file.add_stream_from_template(whole.streams.video[0])
         shift = int(hidden / (whole.streams.video[0].average_rate * whole.streams.video[0].time_base))
@@ -123,7 +123,7 @@ def write_cut(path: Path, source: Path, hidden: int) -> Path:
 
 
 def write_size_change(path: Path, num_frames: int) -> Path:
-    """`num_frames` of 64 x 80 and as many of 128 x 160 in one bare H.264 stream."""
+    """Write `num_frames` of 64 x 80 and as many of 128 x 160 in one bare H.264 stream."""
     small, large = path.with_name("small.h264"), path.with_name("large.h264")
     write_video(small, num_frames)
     write_video(large, num_frames, size=(2 * HEIGHT, 2 * WIDTH))
@@ -138,7 +138,7 @@ def write_truncated(path: Path, source: Path, fraction: float) -> Path:
 
 
 def write_flipped(path: Path, source: Path, *, at: float, count: int) -> Path:
-    """`count` bytes turned over from the fraction `at` of the file on."""
+    """Flip `count` bytes, from the fraction `at` of the file on."""
     data = bytearray(source.read_bytes())
     first = int(len(data) * at)
     data[first : first + count] = bytes(byte ^ 0xFF for byte in data[first : first + count])
@@ -147,7 +147,7 @@ def write_flipped(path: Path, source: Path, *, at: float, count: int) -> Path:
 
 
 def write_rotated(path: Path, source: Path) -> Path:
-    """An MP4 that asks to be shown turned clockwise by 90 degrees."""
+    """Write an MP4 that asks to be shown turned clockwise by 90 degrees."""
     data = bytearray(source.read_bytes())
     matrix = data.index(b"tkhd") + 4 + 40
     struct.pack_into(">9i", data, matrix, 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)

@@ -1,6 +1,6 @@
-"""What inference leaves on the disk: compared with an undisturbed run's, and looked at while it is being made.
+"""Compare the files of an inference with those of an undisturbed run, and watch them while they are written.
 
-python watching.py PROJECT REFERENCE        polls until standard input ends, then says as JSON what was seen
+python watching.py PROJECT REFERENCE        polls until standard input ends, then prints what it saw, as JSON
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def runs_of(project: Path) -> list[RunDir]:
 
 
 Expected = dict[str, dict[str, tuple[Any, dict[str, np.ndarray]]]]
-"""{recording: {group: (mark, {dataset: values})}}."""
+"""Expected results: {recording: {group: (mark, {dataset: values})}}."""
 
 
 def read_outputs(project: Path) -> Expected:
@@ -49,7 +49,7 @@ def same_bytes(left: np.ndarray, right: np.ndarray) -> bool:
 
 
 def differences(project: Path, expected: Expected) -> list[str]:
-    """What of a finished project is not as in the undisturbed one, dataset by dataset, and what should not be there."""
+    """Return what differs in a finished project from the undisturbed one, dataset by dataset, and superfluous files."""
     found = read_outputs(project)
     wrong = [f"{key}: no outputs" for key in expected.keys() - found.keys()]
     for key, groups in found.items():
@@ -71,13 +71,13 @@ def differences(project: Path, expected: Expected) -> list[str]:
 
 
 def parts_of(project: Path) -> list[Path]:
-    """Parts of files, but for those in folders that were killed before they became runs: nobody reads these."""
+    """Return parts of files, except in folders that never became runs because of a kill: nobody reads these."""
     in_runs = [part for run in runs_of(project) for part in run.path.rglob("*.part")]
     return [*in_runs, *project.glob("*.part"), *(project / "DATA").rglob("*.part")]
 
 
 class Watch:
-    """Looks at every file under its final name that has changed since the last look."""
+    """A watch on every file with its final name: it looks at those that changed since the last look."""
 
     def __init__(self, project: Path, expected: Expected):
         self._project, self._expected = project, expected
@@ -108,7 +108,7 @@ class Watch:
         except (OSError, KeyError, ValueError, RuntimeError, DegError) as error:
             wrong = [f"{type(error).__name__}: {error}"]
         if wrong and not self._is_still(path, identity):
-            return  # replaced or wiped while we read: the next poll looks again
+            return  # it was replaced or removed while it was read: the next poll looks again
         self._seen[path] = identity
         self.files += 1
         self.violations += [f"{path.relative_to(self._project)}: {what}" for what in wrong]
@@ -156,7 +156,7 @@ class Watch:
         return []
 
     def _look_at_outcome(self, path: Path) -> list[str]:
-        """Who reads that a run is finished finds the results it names."""
+        """Check that all results exist which a finished run names."""
         plan, outcome = RunDir(path.parent).load_plan(), json.loads(path.read_text())
         wrong = [f"{key} failed: {reason}" for key, reason in outcome["failed"].items()]
         return wrong + [
@@ -165,7 +165,7 @@ class Watch:
 
 
 def watch(project: Path, reference: Path) -> None:
-    """Poll until standard input ends; then say what was seen, as one line of JSON."""
+    """Poll until standard input ends, then print what was seen as one line of JSON."""
     seen = Watch(project, read_outputs(reference))
     while not select.select([sys.stdin], [], [], 0.02)[0]:
         seen.poll()

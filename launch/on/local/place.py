@@ -17,7 +17,7 @@ from deg.types import Unit
 
 
 class Local:
-    """This machine: a `Place`, whose `Workers` are processes, one for each device."""
+    """This machine: a `Place` and its `Workers`, with one process for each device."""
 
     def how_many(self, request: StageRequest) -> int:
         if request.verb == "train":

@@ -1,8 +1,8 @@
 """Does the units of an inference on this machine: one worker for each device, all fed from one list.
 
-A worker that dies is replaced and its unit done again; a unit that has killed its worker three times is given up with
-the reason, and the rest goes on. State is on disk alone: when this process is killed too, its workers end by
-themselves, and the next run does what is missing.
+A worker that dies is replaced, and its unit is done again. A unit that has killed its worker three times is given up
+with the reason, and the rest continues. All state is on disk: if this process is killed, its workers end by themselves,
+and the next call does what is missing.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from deg.types import Unit
 from deg.work import STOPPED
 
 MOST_DEATHS = 3
-"""A unit that has killed its worker this often is given up, and a device whose workers died as often at the start."""
+"""A unit that has killed its worker this often is given up. So is a device whose workers die as often early on."""
 GRACE_SECONDS = 60.0
-"""Seconds in which workers may reach the end of a batch after a signal; then they are killed."""
+"""Seconds that workers have to reach the end of a batch after a signal. Then they are killed."""
 SILENT_SECONDS = 3600.0
-"""Seconds after its last sign of life at which a worker is taken to hang. A batch takes seconds; compiling, minutes."""
+"""A worker that has been silent this many seconds is taken to hang. A batch takes seconds, compiling takes minutes."""
 
 
 class LocalPool:
@@ -38,7 +38,7 @@ class LocalPool:
         self._run, self._progress = run, progress
         self._waiting = deque(units)
         self._at: dict[Worker, Unit] = {}
-        """Unit that each worker is at."""
+        """Unit that each worker is doing."""
         self._deaths: Counter[int] = Counter()
         self._early_deaths: Counter[int] = Counter()
         self._workers = Workers(run)
@@ -47,7 +47,10 @@ class LocalPool:
         self._stopped = False
 
     def execute(self) -> Outcome:
-        """Do all units; returns when they are done or given up, or a signal came. DegError if no worker can start."""
+        """Do all units. Returns when they are done or given up, or when a signal came.
+
+        Raises DegError if no worker can start.
+        """
         with signals_to(self._stop):
             try:
                 for device in self._devices:
@@ -86,14 +89,17 @@ class LocalPool:
             self._stop()
 
     def _give(self, worker: Worker) -> None:
-        """Give a worker its next unit, or an empty line: there is none. If it has just died, `_ended` takes it back."""
+        """Give a worker its next unit, or an empty line if none is left.
+
+        If the worker has just died, `_ended` takes the unit back.
+        """
         self._at.pop(worker, None)
         if self._waiting:
             self._at[worker] = self._waiting.popleft()
         worker.say(str(self._at[worker].index) if worker in self._at else "")
 
     def _kill_silent(self) -> None:
-        """Kill workers that hang: their units are done again by others, as after any death."""
+        """Kill workers that hang. Others do their units again, as after any death."""
         for worker in self._workers.running:
             if time.monotonic() - worker.heard > SILENT_SECONDS:
                 worker.kill()
@@ -103,26 +109,28 @@ class LocalPool:
         assert status is not None
         if status == 0 and unit is None:
             return
-        if worker.error is not None:  # weights that do not fit, say: the next worker would say the same
+        if worker.error is not None:  # such as weights that do not fit: the next worker would fail too
             raise worker.error
         if status == STOPPED:  # the signal went to the worker alone
             self._stop()
             return
-        reason = f"its worker {describe_exit(status)}; see {worker.log}"
+        end = f"{describe_exit(status)}; see {worker.log}"
         self._run.log_event("worker_died", unit=None if unit is None else unit.index, status=status)
         if unit is None:
             self._early_deaths[worker.index] += 1
         elif not self._run.result_file(unit.index).exists():
-            self._try_again(unit, reason)
+            self._try_again(unit, f"its worker {end}")
         if self._early_deaths[worker.index] >= MOST_DEATHS:
             if self._workers.running or not self._waiting:
                 return  # only this device is broken
-            raise LaunchError(f"Workers die before they begin: {reason}. Its last words:\n  {_last_lines(worker.log)}")
+            raise LaunchError(
+                f"Workers die before they begin: the last one {end}. Its last lines:\n  {_last_lines(worker.log)}"
+            )
         if self._waiting:
             self._start(next(device for device in self._devices if device.index == worker.index))
 
     def _try_again(self, unit: Unit, reason: str) -> None:
-        """Put a unit that has killed its worker back in front, or give it up."""
+        """Put a unit that has killed its worker back at the head of the queue, or give it up."""
         self._deaths[unit.index] += 1
         if self._deaths[unit.index] < MOST_DEATHS:
             self._waiting.appendleft(unit)
@@ -130,7 +138,7 @@ class LocalPool:
             self._failed[unit.index] = f"{reason} ({MOST_DEATHS} times)"
 
     def _end_all(self) -> None:
-        """Leave no worker behind: each gets time to stop at the end of a batch, then is killed."""
+        """End all workers. Each gets time to stop at the end of a batch, then it is killed."""
         for worker in self._workers.running:
             worker.signal(signal.SIGTERM)
         self._workers.end(GRACE_SECONDS)

@@ -1,9 +1,9 @@
-"""Runs one phase of a training on this machine: one process for each device, all of them at the same unit.
+"""Runs one phase of a training on this machine, with one process for each device.
 
-The ranks are `python -m deg.execute RUN UNIT`, told who they are by torchrun's variables. They work in lockstep, so one
-that dies or fails ends all of them, and the error names the cause, not what the others then died of. A signal to this
-process is passed on: the ranks stop together after a step, with their state saved. When this process is killed, their
-standard input ends, and they stop in the same way.
+The ranks are `python -m deg.execute RUN UNIT`, and torchrun's variables tell them who they are. All do the same unit in
+lockstep, so one that dies or fails ends all of them. The error names the cause, not what the others then died of. A
+signal to this process is passed on: the ranks stop together after a step, with their state saved. If this process is
+killed, their standard input closes, and they stop in the same way.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from deg.runs.rundir import RunDir
 from deg.work import LAUNCHER, STOPPED, available_cores
 
 STOP_SIGNAL = signal.SIGUSR2
-"""Asks ranks to stop. Not SIGTERM, at which Lightning would talk to the other ranks within the signal handler."""
+"""Signal that asks ranks to stop. Not SIGTERM: Lightning would talk to the other ranks within its signal handler."""
 GRACE_SECONDS = 300.0
-"""How long ranks may take to end a step and to save their state after a signal: a step may be in the middle of
-validation, and disks of clusters are slow."""
+"""Seconds that ranks have to end a step and save their state after a signal. They may be in the middle of validation,
+and the disks of clusters are slow."""
 FOLLOW_SECONDS = 60.0
-"""How long the other ranks may take once one has stopped, which they do after the same step."""
+"""Seconds that the other ranks have to stop once one has stopped. They stop after the same step."""
 COLLATERAL_SECONDS = 5.0
-"""How long the other ranks may live once one has died: they wait for it in vain."""
+"""Seconds that the other ranks may live once one has died. They could only wait for it."""
 SILENT_SECONDS = 3600.0
-"""Seconds after a rank's last sign of life at which all are taken to hang. A step takes seconds; compiling, minutes."""
+"""Ranks that have all been silent for this long are taken to hang. A step takes seconds, compiling takes minutes."""
 
 BEREAVED = re.compile(r"(closed|reset) by peer|remote process exited|Dist(Backend|Network)Error|Broken pipe", re.I)
-"""What a rank dies with that has lost another, in words of gloo, NCCL and PyTorch."""
+"""Words of gloo, NCCL and PyTorch in the log of a rank that died because it had lost another one."""
 
 RESUME = "What was learned up to the last checkpoint is kept: run the same command again to resume."
 
 
 def rank_devices(compute: schema.Compute, environment: Mapping[str, str] = os.environ) -> list[Device]:
-    """The share of each rank: one for each GPU, or a single one on the CPU; or as many as `compute.devices`.
+    """Return a device for each rank: one per GPU or a single one on the CPU, or as many as `compute.devices` says.
 
-    Each rank sees all GPUs, for NCCL connects them directly only then, and picks its own. ConfigError if there are
-    fewer than wanted.
+    Each rank sees all GPUs and picks its own: only then does NCCL connect them directly. Raises ConfigError if there
+    are fewer GPUs than the options ask for.
     """
     gpus = visible_gpus(environment)
     count = max(len(gpus), 1) if compute.devices == "auto" else int(compute.devices)
@@ -60,9 +60,9 @@ def rank_devices(compute: schema.Compute, environment: Mapping[str, str] = os.en
 
 
 def run_ranks(run: RunDir, unit: int, devices: Sequence[Device], hear: Hear) -> Outcome:
-    """Do a unit by one rank for each device; returns when it is done or a signal stopped it.
+    """Do a unit with one rank for each device. Returns when it is done or a signal has stopped it.
 
-    Raises a DegError with what the first rank that failed had to say, LaunchError if one died or all hang.
+    Raises the DegError of the first rank that failed, or LaunchError if one died or all hang.
     """
     return _Ranks(run, unit, devices, hear).execute()
 
@@ -74,13 +74,13 @@ class _Ranks:
         self._run, self._unit, self._devices, self._hear = run, unit, devices, hear
         self._workers = Workers(run)
         self._troubled: list[Worker] = []
-        """Ranks that failed or died, in the order in which that was seen."""
+        """Ranks that failed or died, in the order in which this was noticed."""
         self._asked = False
-        """Whether a signal came to this process."""
+        """Whether this process has received a signal."""
         self._told = False
         """Whether the ranks have been asked to stop."""
         self._deadline = math.inf
-        """Time at which those that still run are killed, by the monotonic clock."""
+        """Time at which ranks that still run are killed, by the monotonic clock."""
 
     def execute(self) -> Outcome:
         with signals_to(self._ask):
@@ -118,7 +118,7 @@ class _Ranks:
         self._workers.start(device.index, str(self._unit), f"rank-{device.index}.log", environment)
 
     def _look(self) -> None:
-        """Hear the ranks, and see who has ended, whether a signal came, and whether they hang."""
+        """Handle what ranks say and which have ended, pass on a signal, and check whether they hang."""
         for rank, event in self._workers.events():
             if event is None:
                 self._ended(rank)
@@ -130,13 +130,13 @@ class _Ranks:
             self._stop_within(GRACE_SECONDS)
         if time.monotonic() - max(rank.heard for rank in self._workers.all) > SILENT_SECONDS:
             raise LaunchError(
-                f"No rank has said anything for {SILENT_SECONDS / 60:.0f} minutes: they hang, and are ended. "
+                f"No rank has said anything for {SILENT_SECONDS / 60:.0f} minutes: they hang and were killed. "
                 f"{self._workers.all[0].last_words()}\n{RESUME}"
             )
 
     def _ended(self, rank: Worker) -> None:
         self._run.log_event("rank_ended", unit=self._unit, rank=rank.index, status=rank.status)
-        if self._told and rank.status == -STOP_SIGNAL:  # it came before the rank heeded it, or when it no more did
+        if self._told and rank.status == -STOP_SIGNAL:  # it came before the rank handled it, or when it no longer did
             self._stop_within(COLLATERAL_SECONDS)
         elif rank.status == STOPPED:
             self._stop_within(FOLLOW_SECONDS)
@@ -149,14 +149,14 @@ class _Ranks:
             self._stop_within(COLLATERAL_SECONDS)
 
     def _stop_within(self, seconds: float) -> None:
-        """Ask all that run to stop, once; those that do not are killed."""
+        """Ask all running ranks to stop, once. Those that still run after `seconds` are killed."""
         self._deadline = min(self._deadline, time.monotonic() + seconds)
         for rank in self._workers.running if not self._told else ():
             rank.signal(STOP_SIGNAL)
         self._told = True
 
     def _kill_all(self) -> None:
-        """Leave no rank behind."""
+        """Kill all ranks that still run."""
         for rank in self._workers.end():
             self._run.log_event("rank_killed", unit=self._unit, rank=rank.index)
             if self._asked and not self._troubled:
@@ -164,7 +164,10 @@ class _Ranks:
                 self._hear(rank.index, {"event": "note", "message": message})
 
     def _cause(self) -> DegError:
-        """Why it ended: what a rank said itself, else the first that was killed, else the first that died by itself."""
+        """Return why the training ended.
+
+        It is what a rank reported itself, else the first that was killed, else the first that died by itself.
+        """
         for rank in self._troubled:
             if rank.error is not None:
                 return rank.error
@@ -177,5 +180,5 @@ class _Ranks:
 
 
 def _was_killed(rank: Worker) -> bool:
-    """Whether a signal ended it that is not one with which libraries end a process that waits for a dead one."""
+    """Whether a rank was killed by a signal that is neither ours nor that of a library that waited for a dead rank."""
     return rank.status is not None and rank.status < 0 and rank.status not in (-signal.SIGABRT, -STOP_SIGNAL)

@@ -1,7 +1,7 @@
-"""Supervises child processes that do units: starts them, hears them, stops them, and tells their ends in words.
+"""Supervises child processes that do units: starts them, listens to them, stops them, and describes how they ended.
 
-A worker is `python -m deg.execute RUN WHAT`. It says in lines of JSON on its standard output what it does, and writes
-all else into a log. Its standard input ends when this process does, killed or not; then it stops by itself.
+A worker is `python -m deg.execute RUN WHAT`. It reports what it does in JSON lines on its standard output, and writes
+everything else into a log. Its standard input closes when this process ends, killed or not; then it stops by itself.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from deg.errors import DegError, show_path
 from deg.runs.rundir import RunDir, tail
 
 LOOK_SECONDS = 0.05
-"""Seconds between two looks at who has ended."""
+"""Seconds between two checks for workers that have ended."""
 LATE_WORDS_SECONDS = 2.0
-"""Seconds that the last lines of a process that has ended may take to arrive."""
+"""Longest time that the last lines of an ended process may take to arrive, in seconds."""
 KILL_SECONDS = 10.0
-"""Seconds after which a killed process that does not end is left to the kernel: a disk or a GPU does not answer."""
+"""A killed process that has not ended after this many seconds is left to the kernel: a disk or GPU does not answer."""
 
 
 @dataclass(eq=False)
@@ -39,17 +39,17 @@ class Worker:
     process: subprocess.Popen[str]
     log: Path
     log_start: int
-    """Position in the log where the lines of this process begin, in bytes."""
+    """Position in the log at which the lines of this process begin, in bytes."""
     listener: threading.Thread = field(init=False)
     heard: float = field(default_factory=time.monotonic)
     """Time of its last line, by the monotonic clock."""
     error: DegError | None = None
-    """Error that it told of before it gave up."""
+    """Error that it reported before it ended."""
     status: int | None = None
     """Exit status, negative for a signal; None while it runs."""
 
     def say(self, line: str) -> None:
-        """Write a line to its standard input; one that has just died does not hear it."""
+        """Write a line to its standard input. If it has just died, the line is lost."""
         assert self.process.stdin is not None
         with suppress(BrokenPipeError):
             self.process.stdin.write(f"{line}\n")
@@ -60,15 +60,15 @@ class Worker:
         os.kill(self.process.pid, number)
 
     def kill(self) -> None:
-        """Kill the process and all that it has started. It is reaped by `Workers` alone, so its number is still its."""
+        """Kill the process and all that it has started. Only `Workers` reaps it, so no other process has its number."""
         os.killpg(self.process.pid, signal.SIGKILL)
 
     def has_ended(self) -> bool:
-        """Whether the process has ended. It stays a zombie, so that its number means it and its group alone."""
+        """Whether the process has ended. It stays a zombie, so that no other process or group gets its number."""
         return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def last_words(self) -> str:
-        """The last lines of its log, under the name of the log."""
+        """Return the last lines of its log, below the name of the log."""
         with self.log.open("rb") as log:
             log.seek(self.log_start)
             lines = tail(log.read().decode("utf-8", "replace"), lines=8)
@@ -89,7 +89,7 @@ class Workers:
         return [worker for worker in self.all if worker.status is None]
 
     def start(self, index: int, what: str, log_name: str, environment: Mapping[str, str]) -> Worker:
-        """Start a worker for `what`: a unit, or `-` for those that it will be told."""
+        """Start a worker for `what`: the index of a unit, or `-` for the units that `Worker.say` gives it."""
         folder = self._run.path / "jobs"
         folder.mkdir(exist_ok=True)
         log = folder / log_name
@@ -103,7 +103,7 @@ class Workers:
                 text=True,
                 encoding="utf-8",
                 errors="replace",
-                start_new_session=True,  # Ctrl-C goes to this process, which passes it on in its own way
+                start_new_session=True,  # Ctrl-C reaches this process only, which passes it on in its own way
             )
             worker = Worker(index, process, log, errors.tell())
         worker.listener = threading.Thread(target=self._listen, args=(worker,), daemon=True)
@@ -112,9 +112,9 @@ class Workers:
         return worker
 
     def events(self, seconds: float = LOOK_SECONDS) -> Iterator[tuple[Worker, dict[str, Any] | None]]:
-        """What workers have said, and None for each that has ended since; waits at most `seconds` for the first line.
+        """Yield what workers have said, and None for each that has ended.
 
-        The last lines of a worker come before its end.
+        Waits at most `seconds` for the first line. The last lines of a worker come before its None.
         """
         yield from self._said(seconds)
         for worker in self.running:
@@ -124,7 +124,7 @@ class Workers:
                 yield worker, None
 
     def end(self, seconds: float = 0.0) -> list[Worker]:
-        """Wait `seconds` for the workers that still run, then kill them; returns those that were killed."""
+        """Wait `seconds` for the workers that still run, then kill them. Return those that were killed."""
         deadline = time.monotonic() + seconds
         while self.running and time.monotonic() < deadline:
             for worker in self.running:
@@ -160,8 +160,8 @@ class Workers:
             yield worker, event
 
     def _close(self, worker: Worker) -> None:
-        """Take the last words and the exit status of a worker that has ended, and end what it has left behind."""
-        worker.kill()  # loaders of data keep the pipe open
+        """Read the last lines and the exit status of a worker that has ended, and kill the processes that it left."""
+        worker.kill()  # its data loaders keep the pipe open
         worker.listener.join(LATE_WORDS_SECONDS)
         worker.status = worker.process.wait()
         assert worker.process.stdin is not None
@@ -171,7 +171,7 @@ class Workers:
 
 @contextmanager
 def signals_to(heard: Callable[[int], None]) -> Iterator[None]:
-    """Have SIGINT, SIGTERM and SIGUSR2 call `heard` with their number; nothing changes outside the main thread."""
+    """Call `heard` with the number of each SIGINT, SIGTERM or SIGUSR2. Has no effect outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -185,7 +185,7 @@ def signals_to(heard: Callable[[int], None]) -> Iterator[None]:
 
 
 def describe_exit(status: int) -> str:
-    """Tell an exit status of a process in words."""
+    """Describe the exit status of a process in words."""
     if status >= 0:
         return f"ended with exit status {status}"
     name = signal.Signals(-status).name

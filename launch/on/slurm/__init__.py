@@ -1,1 +1,1 @@
-"""A Slurm cluster: stages submitted all at once, and done by jobs."""
+"""A Slurm cluster: stages are submitted all at once and done by jobs."""

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# What a job does on its host when its work has ended. No Python: the nodes need none outside the image.
+# What a job does on its host after its work has ended. It uses no Python: nodes need none outside the image.
 #
 #   after.sh STATUS LAUNCH execute STAGE FIRST RUN REQUEUE
 #   after.sh STATUS LAUNCH merge STAGE REQUEUE
 #
-# STATUS is that of the work: 75 stopped cleanly, 143 and 140 stopped before it could heed a signal. A job that
-# computes is put back into the queue then. A merge job is followed by a new one: it may have asked for more
-# computing first, in STAGE/again, a line for each array: CHUNK ELEMENTS EXCLUDED_NODES ROUND, `-` for none.
+# STATUS is the exit status of the work. 75: it stopped cleanly. 143 or 140: a signal ended it before it could stop.
+# After any of these, a job that computes is put back into the queue, and a merge job submits a new merge job. If the
+# merge job asked for it in STAGE/again, arrays are submitted again before that. The file has one line for each array,
+# CHUNK ELEMENTS EXCLUDED_NODES ROUND, with `-` for none.
 set -u
 
 status=$1 launch=$2 role=$3 stage=$4
@@ -21,13 +22,13 @@ was_stopped() {
   [[ $status == 75 || $status == 143 || $status == 140 ]]
 }
 
-# Whether the job, though its work has stopped, was meant to go on: not one that somebody has cancelled, nor one whose
-# time is up or whose place another job takes, which Slurm itself puts back or which the merge job submits again.
+# Whether the job should continue although its work has stopped. It should not if somebody has cancelled it, nor if it
+# is out of time or preempted: then Slurm itself puts it back into the queue, or the merge job submits it again.
 is_wanted() {
   [[ $(timeout 60 squeue --noheader --jobs="$job" --format=%T 2>/dev/null) == RUNNING ]]
 }
 
-# Processes of this job that the kernel killed for want of memory, or null where it does not say.
+# Print how many processes of this job the kernel killed because memory ran out, or null where it does not say.
 oom_kills() {
   local group file
   group=$(sed -n 's/^0:://p; s/^[0-9]*:memory://p' /proc/self/cgroup 2>/dev/null | head -n 1)
@@ -41,23 +42,23 @@ oom_kills() {
   echo null
 }
 
-# Beside the unit that was at work, how its process ended.
+# Write beside the unit how the process that worked on it ended.
 note_exit() {
   local unit=$1 run=$2 fields to
   to=$(printf '%s/units/%05d' "$run" "$unit")
-  [[ -d $run ]] || return 0 # nothing was to be done
+  [[ -d $run ]] || return 0 # there was nothing to do
   mkdir -p "$to"
   fields=$(printf '"job": "%s", "restart": %d, "host": "%s", "status": %d, "oom_kills": %s, "time": %d' \
     "$job" "${SLURM_RESTART_COUNT:-0}" "$(hostname)" "$status" "$(oom_kills)" "$(date +%s)")
   printf '{%s}\n' "$fields" >"$to/.exit.json.$job" && mv -f "$to/.exit.json.$job" "$to/exit.json"
-  # of a job that is cancelled, preempted or out of time, the work is not to blame
+  # if the job was cancelled, preempted or out of time, the work is not to blame
   if [[ $status != 0 ]] && is_wanted; then
     printf '{"event": "exited", %s}\n' "$fields" >>"$to/attempts.jsonl"
   fi
 }
 
-# Submit a script of this stage once more; prints the number of the new job. Slurm's variables of this job would
-# be taken for options of the new one.
+# Submit a script of this stage again and print the number of the new job. Slurm's variables of this job are unset:
+# sbatch would take them for options of the new one.
 submit_again() {
   local variable
   (
@@ -68,7 +69,7 @@ submit_again() {
   ) | cut -d';' -f1
 }
 
-# Hand the pickle of the work to a new job, under the names by which its processes look for it.
+# Give the pickle of the work to a new job, under the file names that its processes look for.
 hand_over() {
   local pickle=$1 new=$2 elements=$3 element
   if [[ $elements == - ]]; then
@@ -87,7 +88,8 @@ note_job() {
     "$new" "$stage" "$what" "$elements" "$round" "$(date +%s)" >>"$launch/jobs.jsonl"
 }
 
-# Have more computed if that was asked for, then merge again; whoever waits for this job waits for the new one instead.
+# Submit the arrays that STAGE/again asks for, then a new merge job. Jobs that wait for this job then wait for
+# the new one.
 follow_up() {
   local chunk elements excluded round new after='' last=0 array without dependent waiting_for
   if [[ -e $folder/again ]]; then
@@ -95,9 +97,10 @@ follow_up() {
       array=() without=()
       [[ $elements == - ]] || array=("--array=$elements")
       [[ $excluded == - ]] || without=("--exclude=$excluded")
-      # without a dependency: the one in the script was for the first time
+      # no dependency: it held only for the first submission
       new=$(submit_again --dependency= ${array[@]+"${array[@]}"} ${without[@]+"${without[@]}"} "$folder/execute-$chunk.sh")
-      if [[ -z $new && $excluded != - ]]; then # the scheduler knows the node by another name, or too few are left
+      # without the excluded nodes there may be too few, or Slurm may know them by other names
+      if [[ -z $new && $excluded != - ]]; then
         new=$(submit_again --dependency= ${array[@]+"${array[@]}"} "$folder/execute-$chunk.sh")
       fi
       [[ -n $new ]] || return 1
@@ -121,7 +124,7 @@ follow_up() {
     done
 }
 
-# Where the job kept its temporary files, on each of its nodes.
+# Remove the job's temporary files on each of its nodes.
 clean_up() {
   if [[ ${SLURM_JOB_NUM_NODES:-1} == 1 ]]; then
     timeout 60 bash "$launch/jobs/cleanup.sh"
@@ -137,21 +140,21 @@ if [[ $role == execute ]]; then
   note_exit "$unit" "$run"
   clean_up
   if was_stopped && [[ $requeue == yes ]] && is_wanted; then
-    timeout 60 scontrol requeue "$job" || echo "deg: this site does not requeue jobs; the merge job submits again" >&2
+    timeout 60 scontrol requeue "$job" || echo "deg: this site does not requeue jobs; the merge job resubmits it" >&2
   fi
   exit "$status"
 fi
 
 clean_up
 if was_stopped; then
-  # preempted: Slurm puts it back by itself, and two would merge; or cancelled: then none is wanted
+  # preempted: Slurm puts it back by itself, and two jobs would merge; or cancelled: then no new job is wanted
   if [[ $5 == yes && ! -e $folder/again && $(squeue --noheader --jobs="$job" --format=%T) == COMPLETING ]]; then
     exit "$status"
   fi
   if follow_up; then
     exit 0
   fi
-  echo "deg: could not submit the work that is left; \`deg resume\` does" >&2
+  echo "deg: could not submit the remaining work; \`deg resume\` submits it" >&2
   exit 1
 fi
 exit "$status"

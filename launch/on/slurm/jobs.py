@@ -1,10 +1,10 @@
-"""What jobs of a scheduler do: the callable that submitit starts, in the image, with texts as arguments.
+"""What the jobs of a launch do. submitit calls `work` inside the image, with strings as arguments.
 
-    work("execute", LAUNCH, STAGE, FIRST)    the units of one element of an array, or one rank of a training
-    work("merge", LAUNCH, STAGE)             merge a stage, plan the next one; after the last one report
+    work("execute", LAUNCH, STAGE, FIRST)    do the units of one array element, or be one rank of a training
+    work("merge", LAUNCH, STAGE)             merge a stage, then plan the next one or, after the last, write the report
 
-Nothing is remembered between jobs but files. It never returns: the exit status tells the job's script on the host
-(after.sh) what to do. 75: stopped cleanly, or, of a merge job, that something is to be submitted again.
+Jobs share nothing but files. `work` never returns: its exit status tells the job's script on the host (after.sh) what
+to do. 75 means that the work stopped cleanly or, for a merge job, that something must be submitted again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from deg.errors import DegError
 from deg.launch.on.slurm.orders import request_of, workers_on
 from deg.launch.say import say
 from deg.launch.scheduler.launches import Launch, LaunchDir, Verdict
-from deg.launch.stages.chain import may_go_on
+from deg.launch.stages.chain import may_continue
 from deg.launch.stages.report import write_report
 from deg.launch.stages.request import StageReport
 from deg.launch.stages.stage import answer_of, merge_run, plan_run
@@ -36,11 +36,11 @@ from deg.work import STOPPED, StopFlag, Stopped
 
 FAILED = 1
 RANK_ZERO_SECONDS = 1800.0
-"""How long ranks wait for the first one to write what is to be written at the end of a training."""
+"""Longest time that ranks wait for the first one to write the files of a finished phase, in seconds."""
 
 
 def work(*words: str) -> None:
-    """Do what the words say, and end the process. Signals are taken over first: submitit would requeue by itself."""
+    """Do what the words say, then end the process. Replaces signal handlers first: submitit's would requeue the job."""
     role, folder, stage, *rest = words
     stop = StopFlag(_deadline(os.environ))
     stop.install()
@@ -64,7 +64,7 @@ def work(*words: str) -> None:
 
 
 def execute(launch: Launch, index: int, first: int, stop: StopFlag) -> int:
-    """Do the units of this element, or train as this rank; the exit status."""
+    """Do the units of this array element, or train as this rank. Return the exit status."""
     stage = launch.stages[index]
     run = launch.run_of(index)
     if run.done_file.exists() or not run.plan_file.exists():
@@ -84,7 +84,7 @@ def execute(launch: Launch, index: int, first: int, stop: StopFlag) -> int:
             continue  # the unit is at fault, and its error.json says why
         if status:
             return status
-        # the first rank writes what is to be written; and srun ends all ranks soon after one has ended
+        # the first rank may still be writing, and srun ends all ranks soon after one has ended
         deadline = time.monotonic() + RANK_ZERO_SECONDS
         while not found.is_unit_done(unit) and time.monotonic() < deadline:
             stop.check()
@@ -103,13 +103,13 @@ def this_job(cluster: Cluster, environment: Mapping[str, str]) -> ThisJob:
 
 
 def _deadline(environment: Mapping[str, str]) -> float:
-    """When the work is to stop, ahead of its time limit, in seconds since 1970."""
+    """Return when the work must stop, ahead of its time limit, in seconds since 1970; infinity if nothing says when."""
     end, ahead = environment.get("DEG_JOB_END", ""), environment.get("DEG_STOP_AHEAD", "")
     return float(end) - float(ahead) if end.isdecimal() and ahead.isdecimal() else math.inf
 
 
 def _say_where(folder: LaunchDir, index: int, element: int, unit: int) -> None:
-    """Tell the script on the host which unit this element is at."""
+    """Tell the script on the host which unit this element is doing."""
     folder.stage_folder(index).mkdir(parents=True, exist_ok=True)
     write_atomically(folder.stage_folder(index) / f"at-{element}", str(unit))
 
@@ -118,7 +118,7 @@ def _say_where(folder: LaunchDir, index: int, element: int, unit: int) -> None:
 
 
 def merge(launch: Launch, index: int, stop: StopFlag) -> int:
-    """Merge a stage and plan the next, or ask for what is still to be computed; the exit status."""
+    """Merge a stage and plan the next one, or ask for units to be computed again. Return the exit status."""
     stop.check()
     folder, stage, restarts = launch.folder, launch.stages[index], launch.cluster.restarts
     run = launch.run_of(index)
@@ -142,7 +142,7 @@ def merge(launch: Launch, index: int, stop: StopFlag) -> int:
 
 
 def fruitless_rounds(folder: LaunchDir, index: int, progress: int) -> int:
-    """How many times in a row a stage was submitted again without getting further since."""
+    """Count how many times in a row a stage was submitted again without any progress since."""
     count = 0
     for event in reversed(read_lines(folder.path / "events.jsonl")):
         if event["event"] == "resumed" or (event.get("stage") == index and event.get("progress", progress) != progress):
@@ -152,7 +152,7 @@ def fruitless_rounds(folder: LaunchDir, index: int, progress: int) -> int:
 
 
 def _merged(launch: Launch, index: int, stop: StopFlag) -> Verdict:
-    """Merge a stage, then plan the next one or write the report; how that ended."""
+    """Merge a stage, then plan the next one or write the report. Return how that ended."""
     verdict = Verdict("done")
     run = launch.run_of(index)
     if run.plan_file.exists():
@@ -162,7 +162,7 @@ def _merged(launch: Launch, index: int, stop: StopFlag) -> Verdict:
         merged = answer_of(lambda: merge_run(request_of(launch, index)))
         if merged.exit_status:
             stop.check()
-            if not may_go_on(launch.project, merged):
+            if not may_continue(launch.project, merged):
                 return Verdict("failed", merged.reason, merged.exit_status)
             verdict = Verdict("partly", merged.reason, merged.exit_status)
     following = [number for number in range(index + 1, len(launch.stages)) if not launch.folder.is_done(number)]
@@ -183,7 +183,7 @@ def _plan(launch: Launch, index: int) -> StageReport:
 
 
 def units_left(run: RunDir, most: int) -> list[int]:
-    """The units that are worth another attempt."""
+    """Return the undone units that are worth another attempt."""
     found = open_run(run)
     if found.close_if_complete():
         return []
@@ -194,7 +194,7 @@ def units_left(run: RunDir, most: int) -> list[int]:
 
 
 def _is_given_up(run: RunDir, unit: int, most: int) -> bool:
-    """Whether there is to be no further attempt at a unit, which then gets an error.json with the reason."""
+    """Whether a unit is given up. If it is, write the reason to its error.json."""
     folder = run.unit_folder(unit)
     reason = why_given_up(read_attempts(folder), steps_done(folder / "state"), most)
     if reason is not None and read_error(run, unit) is None:
@@ -203,7 +203,7 @@ def _is_given_up(run: RunDir, unit: int, most: int) -> bool:
 
 
 def ask_again(launch: Launch, index: int, elements: Sequence[int], excluded: Sequence[str], round: int) -> None:
-    """Leave word for the script on the host, a line for each array that is to be submitted again."""
+    """Ask the script on the host to submit arrays again: write `again`, with a line for each array."""
     size = launch.array_size
     nodes = ",".join(excluded) or "-"
     lines = []

@@ -1,4 +1,4 @@
-"""What is ordered of a cluster, stage by stage: how it is written down in a launch, and read from it on a node."""
+"""Orders of a launch: how a stage is written down when it is submitted, and read again on a node."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def options_text(order: Order) -> str:
 
 
 def named_in(configs: Iterable[Config]) -> list[Path]:
-    """Find the files and folders that options of these stages name."""
+    """Return the files and folders that the options of these stages name."""
     return [path for config in configs for path in named_paths(config)]
 
 
@@ -42,7 +42,7 @@ def request_of(launch: Launch, index: int) -> StageRequest:
 
 
 def workers_on(cluster: Cluster, request: StageRequest) -> int:
-    """How many workers or ranks do a stage there, on all nodes together."""
+    """Return how many workers or ranks do a stage on the cluster, on all its nodes together."""
     if request.verb == "infer":
         return cluster.jobs
     need = training_need(cluster, request.stage, "")
@@ -50,5 +50,8 @@ def workers_on(cluster: Cluster, request: StageRequest) -> int:
 
 
 def training_need(cluster: Cluster, stage: str, title: str) -> Need:
-    """What a training needs. One rank trains a sequence network in minutes: more would mostly wait for each other."""
+    """Return what a training needs.
+
+    One rank trains a sequence network in minutes. More would mostly wait for each other.
+    """
     return script.worker_need(cluster, title) if stage == "sequence" else script.training_need(cluster, title)

@@ -1,4 +1,4 @@
-"""`--on slurm`: a cluster. A command submits its stages and ends; jobs do them, and plan and merge on the way."""
+"""`--on slurm`: a cluster. A command submits its stages and ends. Jobs do them, and plan and merge in between."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from deg.projects.project import open_project
 
 
 class Slurm:
-    """The cluster that options `cluster.*` describe."""
+    """The cluster that the options `cluster.*` describe."""
 
     def how_many(self, request: StageRequest) -> int:
         return workers_on(request.config.cluster, request)
@@ -32,7 +32,7 @@ class Slurm:
 
 
 def _missing(request: ChainRequest) -> tuple[tuple[Order, ...], bool]:
-    """The steps of the chain that are missing, and whether a report is. Each is said."""
+    """Return the orders for the missing stages of the chain, and whether a report is missing. Says what it finds."""
     # the launch names the runs
     unnamed = replace(request, run_name=None, files=tuple(file.resolve() for file in request.files))
     steps = chain.steps(unnamed)

@@ -1,4 +1,4 @@
-"""Submits again what is left of a launch, from its first stage that is not done; units given up get a new chance."""
+"""Resumes a launch from its first stage that is not done. Units that were given up get a new chance."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ from deg.runs.state import open_run
 
 
 def resume_launch(folder: LaunchDir, overrides: Sequence[str]) -> Report:
-    """Submit again what is left of a launch. RunError if it is finished, or if its jobs are running or queued."""
+    """Submit again what is left of a launch.
+
+    Raises RunError if the launch is finished, or if its jobs are running or queued.
+    """
     launch = folder.load()
     left = undone(launch)
     if not left:
-        raise RunError(f"{folder.name}: it is finished.")
+        raise RunError(f"{folder.name}: it is finished, there is nothing to resume.")
     _clear_queue(folder)
     launch, left = _with_what_follows(replace(launch, cluster=_cluster(launch, overrides)), left)
     project = open_project(launch.project)
@@ -39,17 +42,17 @@ def resume_launch(folder: LaunchDir, overrides: Sequence[str]) -> Report:
         request = request_of(launch, left[0])
         plan_run(request, workers_on(launch.cluster, request))
     for word in folder.path.glob("stages/*/again"):
-        word.unlink()  # of a merge job that could not be followed by another
+        word.unlink()  # left by a merge job that could not submit what it asked for
     write_host_scripts(project, launch, named_in(config_of(launch, index) for index in range(len(launch.stages))))
     launch.write()
     folder.log_event("resumed", stages=left)
     submit_stages(launch, left)
-    say(f"Submitted again, from {stage.name} on: {folder.name}. Watch it with: deg status {show_path(launch.project)}")
+    say(f"Resumed {folder.name}, from {stage.name} on. Watch it with: deg status {show_path(launch.project)}")
     return describe(launch)
 
 
 def undone(launch: Launch) -> list[int]:
-    """The stages that are not done, or not whole because units were given up."""
+    """Return the stages that are not done, or that have gaps because units were given up."""
     return [
         index
         for index in range(len(launch.stages))
@@ -58,7 +61,7 @@ def undone(launch: Launch) -> list[int]:
 
 
 def _with_what_follows(launch: Launch, left: list[int]) -> tuple[Launch, list[int]]:
-    """Add the inferences after the first stage that is left, which lack what it will fill in; in runs of their own."""
+    """Add the inferences after the first unfinished stage, which lack what it will fill in. They get new runs."""
     stages, again, folder = list(launch.stages), set(left), launch.folder
     for index in range(left[0] + 1, len(stages)):
         stage = stages[index]
@@ -75,7 +78,7 @@ def _has_gaps(run: RunDir) -> bool:
 
 
 def _clear_queue(folder: LaunchDir) -> None:
-    """Take jobs out of the queue that will never run. RunError if others are alive."""
+    """Cancel jobs that never run or wait for another job. Raises RunError if any other is running or queued."""
     jobs = {name: job for name, job in in_queue([job.job for job in folder.jobs()]).items() if job.is_alive}
     at_work = sorted(name for name, job in jobs.items() if not job.never_runs and job.reason != "Dependency")
     if at_work:
@@ -88,7 +91,7 @@ def _clear_queue(folder: LaunchDir) -> None:
 
 
 def _cluster(launch: Launch, overrides: Sequence[str]) -> Cluster:
-    """The options of the launch, with what is asked for now."""
+    """Return the cluster options of the launch, changed by those given now."""
     asked = parse_overrides(overrides)
     cluster = asked.pop("cluster", {})
     if asked or not isinstance(cluster, dict) or "profile" in cluster:

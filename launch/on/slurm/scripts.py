@@ -1,4 +1,4 @@
-"""The batch scripts of a launch, and what their jobs find on the nodes' hosts."""
+"""The batch scripts of a launch, and the scripts that its jobs run on the hosts of the nodes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deg.projects.project import Project
 
 
 def write_host_scripts(project: Project, launch: Launch, paths: Sequence[Path]) -> None:
-    """Write the scripts that run on the nodes' hosts. `paths` are named by options, and shown in the container."""
+    """Write the scripts that run on the hosts of the nodes. The container shows `paths`, which options name."""
     container = Container.of(launch.cluster, [*_paths(project), *paths])
     jobs = launch.folder.jobs_folder
     write_atomically(jobs / "container.sh", script(container))
@@ -26,7 +26,7 @@ def write_host_scripts(project: Project, launch: Launch, paths: Sequence[Path]) 
 
 
 def _paths(project: Project) -> list[Path]:
-    """All of a project that jobs read or write: its folders, its videos and labels wherever they are."""
+    """Return all that jobs read or write of a project: its folders, and its videos and labels wherever they are."""
     found = [project.path, project.data_path, project.model_path]
     if project.pretrained_path is not None:
         found.append(project.pretrained_path)
@@ -36,13 +36,16 @@ def _paths(project: Project) -> list[Path]:
 
 
 def submitter_of(launch: Launch) -> Submitter:
-    """What submits the scripts of a launch."""
+    """Return the object that submits the scripts of a launch."""
     jobs = launch.folder.jobs_folder
     return Submitter(jobs, launch.cluster, jobs / "container.sh", jobs / "after.sh")
 
 
 def scripts_of(launch: Launch, index: int) -> tuple[list[Script], Script]:
-    """The scripts of a stage: those that do its units, an array no longer than the site allows, and the merging one."""
+    """Return the scripts of a stage: those that do its units, and the one that merges them.
+
+    An inference is one array, or several where the site does not allow one that long.
+    """
     stage, cluster = launch.stages[index], launch.cluster
     title = f"deg-{launch.project.name}-{stage.verb}-{stage.stage}"
     run, folder = str(launch.run_of(index).path), str(launch.folder.path)
@@ -68,7 +71,7 @@ def scripts_of(launch: Launch, index: int) -> tuple[list[Script], Script]:
 
 
 def all_scripts(launch: Launch) -> list[Script]:
-    """The scripts of all stages."""
+    """Return the scripts of all stages."""
     found = []
     for index in range(len(launch.stages)):
         arrays, merging = scripts_of(launch, index)
@@ -77,11 +80,11 @@ def all_scripts(launch: Launch) -> list[Script]:
 
 
 def keep_for_again(submitter: Submitter, script: Script, path: Path) -> None:
-    """Leave script and pickle where after.sh finds them, should there be a next time."""
+    """Leave script and pickle where after.sh finds them if the job must be submitted again."""
     write_atomically(path.with_suffix(".sh"), for_again(submitter.text(script)))
     submitter.pickle(script, path.with_suffix(".pkl"))
 
 
 def gpu_hours_of(launch: Launch) -> float | None:
-    """GPU hours that a launch takes at most; None without time limits."""
+    """Return the most GPU hours that a launch can take; None without time limits."""
     return gpu_hours([(script.need, script.elements or 1) for script in all_scripts(launch)])

@@ -2,9 +2,10 @@
 
     execute -> merge and plan the next -> execute -> merge and plan the next -> ... -> merge and report
 
-The first stage is planned here, so that a mistake is told at once; each of the others by the merge job of the one
-before it, when the networks and features that it needs are there. What is submitted is recorded in a launch directory,
-with all options of each stage as they are now, paths in full: they mean the same wherever a stage is planned.
+The first stage is planned here, so that a mistake is reported at once. Each later stage is planned by the merge job of
+the stage before it, when the networks and features that it needs are there. A launch directory records what was
+submitted, with all options of each stage as they are now. Paths are written in full, so that they mean the same
+wherever a stage is planned.
 """
 
 from __future__ import annotations
@@ -47,13 +48,13 @@ from deg.version import __version__
 
 @dataclass(frozen=True)
 class Submission:
-    """What is to be submitted at once."""
+    """Everything that one command submits."""
 
     project: Project
     cluster: Cluster
     orders: tuple[Order, ...]
     report: bool = False
-    """Write a report at the end."""
+    """Whether a report is written at the end."""
     run_name: str | None = None
     dry_run: bool = False
 
@@ -78,10 +79,10 @@ class Report:
 
 
 def submit(submission: Submission) -> Report:
-    """Plan the first stage that has something to do, and submit it with all that follow.
+    """Plan the first stage that has something to do, and submit it with all stages after it.
 
-    Returns at once. DegError if the first stage cannot be planned; LaunchError if the scheduler refuses, after which
-    nothing is left in its queue.
+    Returns at once. Raises DegError if the first stage cannot be planned, and LaunchError if the scheduler refuses a
+    job; then none of the jobs stays in its queue.
     """
     models = submission.project.model_path
     stamp = submission.run_name or datetime.now().strftime("%y%m%d_%H%M%S")
@@ -93,7 +94,7 @@ def submit(submission: Submission) -> Report:
     try:
         left, planned = _plan_first(submission)
         if not left:
-            say("Nothing to do: all is done.")
+            say("Nothing to do: everything is done.")
             return Report()
         orders = [_settled(order, stamp) for order in left]
         launch = _launch(submission, folder, orders, planned)
@@ -118,7 +119,7 @@ def submit(submission: Submission) -> Report:
 
 
 def _plan_first(submission: Submission) -> tuple[Sequence[Order], StageReport | None]:
-    """The orders from the first one on that has something to do, and what was planned for that."""
+    """Plan the first order that has something to do. Return the orders from that one on, and its report."""
     act = show_plan if submission.dry_run else plan_run
     for number, order in enumerate(submission.orders):
         # without a name an interrupted run is resumed, whatever it is called
@@ -130,12 +131,12 @@ def _plan_first(submission: Submission) -> tuple[Sequence[Order], StageReport | 
 
 
 def _name(request: StageRequest, stamp: str) -> str:
-    """Name of the run directory of a stage."""
+    """Return the name of the run directory of a stage."""
     return f"{stamp}_{request.stage}_{'train' if request.verb == 'train' else 'inference'}"
 
 
 def _settled(order: Order, stamp: str) -> Order:
-    """An order that means the same on a node, with the name of its run."""
+    """Return an order that means the same on every node, with the name of its run."""
     request = order.request
     narrowed = request.videos or request.config.inference.directory_list != "all"
     chosen = choose_records(request.project, request.videos, request.config.inference) if narrowed else ()
@@ -149,7 +150,7 @@ def _settled(order: Order, stamp: str) -> Order:
 
 
 def _launch(submission: Submission, folder: LaunchDir, orders: Sequence[Order], first: StageReport | None) -> Launch:
-    """The launch: its first stage is planned, the others are not."""
+    """Return the launch. Its first stage is planned, the others are not."""
     cluster = with_full_paths(submission.cluster, submission.project.path.resolve())
     return Launch(
         folder=folder,
@@ -164,9 +165,9 @@ def _launch(submission: Submission, folder: LaunchDir, orders: Sequence[Order], 
 
 
 def _stage(submission: Submission, order: Order, planned: StageReport | None) -> Stage:
-    """An order as a stage of the launch; `planned` is what its planning told, if it was planned."""
+    """Return the stage of the launch for an order. `planned` is the report of its planning, if it was planned."""
     request = order.request
-    # an interrupted run that is resumed has a name of its own
+    # an interrupted run that is resumed keeps its name
     run = (planned.run if planned else None) or request.run_name
     assert run is not None
     elements = 1 if request.verb == "train" else _elements(submission, request, planned)
@@ -174,9 +175,9 @@ def _stage(submission: Submission, order: Order, planned: StageReport | None) ->
 
 
 def _elements(submission: Submission, request: StageRequest, planned: StageReport | None) -> int:
-    """Number of elements of the array of an inference: one for each unit, where the number of units is known.
+    """Return the number of array elements of an inference: one for each unit, planned or expected.
 
-    A sequence network takes less time than it takes to start: there are no more elements than run at one time.
+    A sequence network needs less time for a unit than a job needs to start. It gets no more elements than run at once.
     """
     if planned is None:
         units = _units_of_all(submission, request)
@@ -188,7 +189,7 @@ def _elements(submission: Submission, request: StageRequest, planned: StageRepor
 
 
 def _units_of_all(submission: Submission, request: StageRequest) -> int:
-    """Into how many units an inference of all recordings is cut."""
+    """Count the units of an inference of all recordings."""
     records = {key: record.video for key, record in request.project.records.items() if record.video is not None}
     answers = dict(zip(records, probe_all(records.values()), strict=True))
     units = plan_units(
@@ -201,11 +202,11 @@ def _units_of_all(submission: Submission, request: StageRequest) -> int:
 
 
 def _require_image(cluster: Cluster) -> None:
-    """Require that the image is there, and of this version."""
+    """Require that the image exists and is of this version."""
     from deg.launch.image.file import require_same_version
 
     if (image := cluster.image) is None:
-        say("Note: cluster.image is null: jobs run the Python that submits, which all nodes must see.")
+        say("Note: cluster.image is null: jobs run the Python that submits them, which all nodes must see.")
         return
     path = Path(image).expanduser()
     if not path.exists():
@@ -220,7 +221,7 @@ def _require_image(cluster: Cluster) -> None:
 
 
 def _write(submission: Submission, launch: Launch, orders: Sequence[Order]) -> None:
-    """Write everything that jobs need, and at last launch.json."""
+    """Write everything that the jobs need, launch.json last."""
     folder = launch.folder
     for index, order in enumerate(orders):
         folder.stage_folder(index).mkdir(parents=True)
@@ -231,9 +232,9 @@ def _write(submission: Submission, launch: Launch, orders: Sequence[Order]) -> N
 
 
 def submit_stages(launch: Launch, indices: Sequence[int]) -> None:
-    """Submit stages in their order, each after the one before it; the first is planned already.
+    """Submit stages in their order, each to start after the one before it. The first is planned already.
 
-    LaunchError if the scheduler refuses one: then those before it are taken back.
+    Raises LaunchError if the scheduler refuses a job, after cancelling those that it accepted before.
     """
     submitter, folder = submitter_of(launch), launch.folder
     submitted: list[str] = []
@@ -258,14 +259,14 @@ def submit_stages(launch: Launch, indices: Sequence[int]) -> None:
             folder.add_job(SubmittedJob(before, index, "merge"))
     except BaseException:
         if submitted:
-            say(f"Taking back {len(submitted)} jobs that were submitted before.")
+            say(f"Cancelling the {len(submitted)} jobs that were submitted before it failed.")
             run_scheduler(["scancel", *submitted])
         raise
     folder.log_event("submitted", jobs=submitted)
 
 
 def _warn(launch: Launch) -> None:
-    """Say what the scheduler will not do. sbatch itself takes some jobs that then wait for ever."""
+    """Warn of jobs that the scheduler may never start. sbatch accepts some of them, and they wait for ever."""
     submitter = submitter_of(launch)
     alike = {replace(script.need, name=""): script for script in all_scripts(launch)}
     said = {test_only(submitter.text(script)) for script in alike.values()}
@@ -277,7 +278,7 @@ def _warn(launch: Launch) -> None:
 
 
 def describe(launch: Launch) -> Report:
-    """What was submitted."""
+    """Return what was submitted."""
     return Report(
         launch=launch.folder.name,
         stages=_stages(launch),
@@ -291,7 +292,7 @@ def _stages(launch: Launch) -> tuple[Mapping[str, Any], ...]:
 
 
 def _show(submission: Submission, launch: Launch, orders: Sequence[Order]) -> Report:
-    """Say what a dry run finds: stages, scripts, GPU hours, and what the scheduler would say."""
+    """Say and return what a dry run finds: stages, scripts, GPU hours, and what the scheduler would say."""
     write_host_scripts(submission.project, launch, named_in(order.request.config for order in orders))
     submitter = submitter_of(launch)
     container = launch.folder.jobs_folder / "container.sh"

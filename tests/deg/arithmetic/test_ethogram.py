@@ -1,4 +1,4 @@
-"""From probabilities to an ethogram."""
+"""Probabilities become an ethogram."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def trace(text: str) -> np.ndarray:
 
 
 def remove_slowly(values: list[int], bout_length: int) -> list[int]:
-    """The definition, read aloud: for each length, first gaps, then bouts, frame by frame."""
+    """Follow the definition literally: for each length first the gaps, then the bouts, frame by frame."""
     values = list(values)
     for length in range(1, bout_length + 1):
         for value in (0, 1):
@@ -56,7 +56,7 @@ def test_a_threshold_below_one_percent_counts_as_one_percent():
 
 
 def test_a_float32_threshold_compares_in_float32():
-    """0.3 of an outputs file is not the 0.3 of a training run: each is as large as it was when it was chosen."""
+    """The float32 0.3 of an outputs file is not a training run's float64 0.3: each is compared as it was chosen."""
     probability = np.array([[0.3]], np.float32)
     assert apply_thresholds(probability, np.array([0.3], np.float32)) == [[0]]
     assert apply_thresholds(probability, np.array([0.3], np.float64)) == [[1]]
@@ -73,7 +73,7 @@ def test_background_is_where_nothing_else_is():
     assert with_background(predictions)[:, 0].tolist() == [1, 1, 0, 0]
 
 
-def test_of_equally_probable_classes_the_first_is_taken():
+def test_the_first_of_equally_probable_classes_is_taken():
     probabilities = np.array([[0.1, 0.45, 0.45], [0.2, 0.2, 0.6]])
     assert most_probable(probabilities).tolist() == [[0, 1, 0], [0, 0, 1]]
 
@@ -189,7 +189,7 @@ def test_golden_bout_lengths(golden):
 
 
 def test_predictions_of_a_real_project_equal_the_originals(shared_data):
-    """The project's settings are the defaults: the first percentile of each behaviour's bouts."""
+    """The project has the default settings: the first percentile of each behaviour's bouts."""
     h5py = pytest.importorskip("h5py")
     recordings = sorted((shared_data("data/deg_project_original") / "DATA").glob("field_*"))
     labels = [

@@ -1,4 +1,4 @@
-"""Counts, and the rates, thresholds and scores made of them."""
+"""Counts, and the rates, thresholds and scores that are computed from them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ GOLDEN_SETS = [
 
 @pytest.fixture(params=GOLDEN_SETS)
 def golden_set(request, golden):
-    """Probabilities, labels and what the original made of them: `expected["by_threshold/f1"]`."""
+    """Probabilities, labels, and what the original computes from them, such as `expected["by_threshold/f1"]`."""
     arrays, _ = golden("metrics")
     of_set = {
         key.removeprefix(f"{request.param}/"): value
@@ -84,7 +84,7 @@ def test_counts_are_exact_integers():
 
 
 def test_a_float32_probability_is_compared_with_the_float64_threshold():
-    """Rounding the thresholds to float32 would put this probability, the next above one of them, at it."""
+    """If thresholds were rounded to float32, this probability, the next above one of them, would equal it."""
     threshold = next(t for t in THRESHOLDS_S if np.float32(t) > t)
     confusion = Counts.of(np.array([[threshold]], np.float32), np.array([[1]])).confusion_22SK
     assert confusion[1, 1, :, 0].sum() == np.flatnonzero(threshold == THRESHOLDS_S)[0] + 1
@@ -121,7 +121,7 @@ def test_golden_thresholds_are_exact(golden):
         np.testing.assert_array_equal(metrics.optimum_info, arrays[f"{name}/optimum_info"])
 
 
-def test_of_equally_good_thresholds_the_lowest_is_chosen():
+def test_the_lowest_of_equally_good_thresholds_is_chosen():
     """Any threshold from 0.3 up to (not including) 0.7 separates these two frames."""
     metrics = threshold_metrics(Counts.of(np.array([[0.3], [0.7]]), np.array([[0], [1]])))
     assert metrics.optimum == metrics.optimum_info == THRESHOLDS_S[THRESHOLDS_S >= 0.3][0]
@@ -182,7 +182,7 @@ def test_golden_multiclass(golden):
 
 
 def test_a_class_that_never_occurs_does_not_lower_the_mean():
-    """Four frames, two of class 0 and two of class 1, one of them taken for 0; none of class 2; one unlabelled."""
+    """Two frames have class 0, two have class 1 (one is predicted as 0), none has class 2, and one is unlabelled."""
     predicted, labels = np.array([0, 0, 1, 0, 2]), np.array([0, 0, 1, 1, -1])
     metrics = multiclass_metrics(multiclass_confusion(np.eye(3)[predicted], labels))
     assert metrics.accuracy == pytest.approx(3 / 4)

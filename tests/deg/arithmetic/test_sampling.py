@@ -1,4 +1,4 @@
-"""The order of samples is a function of seed and position: any cut, on any number of ranks, is the same stream."""
+"""The order of samples depends on seed and position alone: any cut, on any number of ranks, gives the same stream."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_stream_cut_anywhere_is_the_whole(seed, size, cut, weighted):
 
 @given(seeds, sizes, st.integers(1, 4), st.integers(1, 6))
 def test_ranks_together_draw_what_one_draws(seed, size, batch, ranks):
-    """Each rank has its contiguous share of each batch."""
+    """Each rank has a contiguous share of each batch."""
     shares = [share(batch, rank, ranks) for rank in range(ranks)]
     n = 3
     drawn = [stream(seed, n * batch + part.start, n * batch + part.stop, size) for part in shares]
@@ -77,7 +77,7 @@ def test_generators_repeat_and_differ_by_seed_purpose_and_number():
 
 
 def test_rarity_is_the_sum_over_the_behaviours_of_a_frame():
-    """Of 8 positive labels 5 are background, 2 groom, 1 rear; one frame grooms and rears, one is not labelled."""
+    """5 of 8 positive labels are background, 2 groom, 1 rear; one frame has groom and rear, one is not labelled."""
     labels_NK = np.array([[1, 0, 0]] * 5 + [[0, 1, 0], [0, 1, 1], [-1, -1, -1]])
     assert rarity_weights(labels_NK, 1.0) == pytest.approx([8 / 5] * 5 + [8 / 2, 8 / 2 + 8, 0])
     assert rarity_weights(labels_NK, 0.5)[5] == pytest.approx(2.0)

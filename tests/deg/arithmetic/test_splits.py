@@ -1,4 +1,4 @@
-"""Splits end, repeat with their seed, share nothing, and leave validation something to judge by."""
+"""Drawing a split ends and is repeatable with its seed; parts share nothing, and validation can be scored."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ classes = st.frozensets(st.sampled_from(["background", "groom", "rear", "jump"])
 
 @st.composite
 def labelled_recordings(draw):
-    """Keys, of which some are labelled: with the classes that have positive frames in them."""
+    """Keys of recordings; labelled ones come with the classes that have positive frames in them."""
     every = draw(keys)
     return every, {key: draw(classes) for key in every if draw(st.booleans())}
 
@@ -48,7 +48,7 @@ SIZES = [
     ((1, -1, 0), 10, (1, 9, 0)),
     ((0.8, 0.2, 0.0), 0, (0, 0, 0)),
 ]
-"""What is wanted, of how many recordings, and how many come into each part."""
+"""Requested shares or counts, the number of recordings, and the number that each part gets."""
 
 
 def test_sizes():
@@ -192,7 +192,7 @@ def test_a_recording_in_two_parts_stays_in_training_only():
 
 
 def test_validation_without_labels_gets_a_labelled_recording_and_that_is_told():
-    """The flow generator's split, made before anything was labelled."""
+    """The flow generator's split may have been made before anything was labelled."""
     existing = {"train": ["a", "b", "c"], "val": ["d"], "test": []}
     parts, notes = update_split(existing, "abcd", (0.8, 0.2, 0), rng(), {"a": {"groom"}, "b": {"groom"}})
     (moved,) = set(parts["val"]) - {"d"}

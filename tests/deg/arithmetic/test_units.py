@@ -1,4 +1,4 @@
-"""Plans: every frame in exactly one span, cuts where batches begin, units of about equal size."""
+"""Units of a plan: every frame is in exactly one span, cuts lie where batches begin, sizes are about equal."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_no_devices_and_no_units_are_refused(wrong):
 
 
 def test_work_grows_no_faster_than_the_number_of_recordings():
-    """Each recording is looked at once: counted, not timed."""
+    """Each recording is looked at once. Accesses are counted, not timed."""
     looked = []
 
     class Watched(dict):

@@ -1,4 +1,4 @@
-"""Windows: 11 frames around each label, mean colour where there is no video, batches that no cut can change."""
+"""Windows hold the 11 frames around each label, mean colour outside the video, and batches that no cut can change."""
 
 from __future__ import annotations
 

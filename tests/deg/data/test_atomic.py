@@ -1,4 +1,4 @@
-"""A file is the old one or the new one, whatever happens in between."""
+"""A file is either the old one or the new one, whatever happens in between."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path, monkeypatch):
 
 @pytest.fixture(params=["hard links", "no hard links"])
 def links(request, monkeypatch):
-    """File systems of both kinds."""
+    """Both kinds of file systems: with and without hard links."""
     if request.param == "no hard links":
 
         def refuse(*_: object) -> None:
@@ -84,7 +84,7 @@ def test_a_new_file_is_written_once(tmp_path, links):
     assert path.read_text() == "first" and names(tmp_path) == ["a.txt"]
 
 
-def test_who_was_slower_loses(tmp_path, links):
+def test_the_slower_writer_loses(tmp_path, links):
     path = tmp_path / "a.txt"
     with pytest.raises(FileExistsError), replacing(path, only_new=True) as part:
         part.write_text("slow")
@@ -121,14 +121,14 @@ def test_writers_of_two_hosts_with_one_process_number_do_not_meet(tmp_path, monk
 
 
 def part_of(path: Path, host: str, pid: int, age: float = 0.0) -> Path:
-    """What a writer left."""
+    """Make the unfinished file that a writer left."""
     part = path.with_name(f".{path.name}.{host}.{pid}.part")
     part.write_text("half")
     os.utime(part, (time.time() - age,) * 2)
     return part
 
 
-def test_what_is_nobodys_any_more_is_removed_and_nothing_else(tmp_path):
+def test_parts_that_belong_to_nobody_are_removed_and_nothing_else(tmp_path):
     path, here = tmp_path / "result.h5", socket.gethostname()
     dead = subprocess.Popen(["true"])
     dead.wait()
@@ -150,7 +150,7 @@ def test_what_is_nobodys_any_more_is_removed_and_nothing_else(tmp_path):
     assert [part.exists() for part in kept] == [True] * 4 and path.exists()
 
 
-def test_a_name_with_signs_of_patterns_is_a_name(tmp_path):
+def test_a_name_with_wildcards_is_taken_literally(tmp_path):
     path = tmp_path / "a[1]*.h5"
     dead = subprocess.Popen(["true"])
     dead.wait()

@@ -1,4 +1,4 @@
-"""Keypoints: a mouse drawn on squared paper, whose angles and distances can be worked out by hand."""
+"""Keypoints of a mouse drawn on squared paper, whose angles and distances can be worked out by hand."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_missing_file_is_named(file):
 
 
 def test_unsure_points_lie_between_the_sure_ones_around_them(file):
-    """The nose moves by 1 a frame; in frames 2 and 3 it was taken for the tail. All other parts keep their places."""
+    """The nose moves by 1 per frame; in frames 2 and 3 it is mistaken for the tail. All other parts stay in place."""
     truth = np.repeat(MOUSE[None], 6, axis=0)
     truth[:, 0, 0] += np.arange(6)
     tracked, likelihood = truth.copy(), np.ones((6, 7))
@@ -117,7 +117,7 @@ def test_a_part_that_is_never_sure_is_an_error(file):
 
 
 def test_features_of_a_mouse_on_squared_paper():
-    """Straight along x: so the camera and the mouse see the same."""
+    """The mouse lies straight along x, so that the camera and the mouse see the same."""
     (features,) = expand(MOUSE[None])
     assert len(features) == NUM_KEYPOINT_FEATURES
     positions = [*MOUSE.ravel(), *CENTROID]
@@ -130,7 +130,7 @@ def test_features_of_a_mouse_on_squared_paper():
     np.testing.assert_allclose(paw_angles, expected)
     root5, root17 = np.sqrt(5), np.sqrt(17)  # from nose to forepaw, from forepaw to hindpaw
     np.testing.assert_allclose(features[37:43], [8, np.sqrt(18), root17, root5, 2, 4])
-    # the outline: between the tailbase and the hindpaws 4, to the forepaws 12, to the nose 2
+    # areas of the outline: 4 between tailbase and hindpaws, 12 up to the forepaws, 2 up to the nose
     assert features[43] == pytest.approx(4 + 12 + 2)
 
 
@@ -150,13 +150,13 @@ def test_each_feature_is_on_its_own_scale(file):
         np.testing.assert_array_equal(read(7, 9), features[7:9])
     assert features.dtype == np.float32
     np.testing.assert_allclose(features.mean(axis=0), 0, atol=1e-5)
-    constant = [17, 26, 27]  # y of the nose, and the tailbase, are 0 as the mouse sees them
+    constant = [17, 26, 27]  # in the mouse's own coordinates, the tailbase and the nose's y are 0
     np.testing.assert_allclose(np.delete(features, constant, axis=1).std(axis=0), 1, rtol=1e-5)
     np.testing.assert_allclose(features[:, constant], 0, atol=1e-5)
 
 
 def test_neither_the_size_of_the_picture_nor_the_lens_matters(file, tmp_path):
-    """So the video need not be opened, though DeepEthogram divides by its size first."""
+    """The video need not be opened, although DeepEthogram divides by its size first."""
     near, far = walk(40), 0.001 * walk(40) - 1
     with KeypointReader(write_csv(file, near)) as one, KeypointReader(write_csv(tmp_path / "far.csv", far)) as other:
         np.testing.assert_allclose(one(0, 40), other(0, 40), atol=1e-5)

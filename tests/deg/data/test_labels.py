@@ -1,4 +1,4 @@
-"""Labels are read right, or refused with the place and the remedy."""
+"""Labels are read correctly, or refused with the place of the fault and the remedy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PLAIN = ",background,groom,rear\n0,1,0,0\n1,0,1,0\n2,0,1,1\n3,-1,-1,-1\n"
 
 @pytest.fixture
 def csv(tmp_path):
-    """Writes a label file and gives its path."""
+    """Writes a label file and returns its path."""
 
     def write(content: str | bytes, name: str = "m_labels.csv"):
         path = tmp_path / name
@@ -92,7 +92,7 @@ def test_names_in_any_script(csv):
     assert read_labels(path, classes).tolist() == [[0, 1, 0]]
 
 
-# ---- read right, with a warning
+# ---- read correctly, with a warning
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_names_in_any_script(csv):
     ],
     ids=["byte order mark", "CRLF", "empty rows at the end", "floats", "frame", "unnamed", "float index"],
 )
-def test_harmless_variants_need_no_word(csv, content):
+def test_harmless_variants_need_no_warning(csv, content):
     labels_TK, issues = inspect_labels(csv(content), CLASSES, 4)
     assert (labels_TK == LABELS).all()
     assert issues == []
@@ -144,7 +144,7 @@ def test_odd_files_are_read_right_with_a_warning(csv, content, word):
 
 
 def test_row_names_without_a_name_over_them(csv):
-    """R's write.table leaves it out."""
+    """R's write.table leaves that name out."""
     path = csv("background,groom,rear\n0,1,0,0\n1,0,1,0\n2,0,1,1\n3,-1,-1,-1\n")
     assert (read_labels(path, CLASSES) == LABELS).all()
 
@@ -213,11 +213,11 @@ def test_files_that_cannot_be_read_for_certain_are_refused(csv, content, words):
 
 
 BOUTS = np.eye(3, dtype=int)[np.arange(12) // 2 % 3]
-"""Bouts of two frames: background, groom, rear and over again."""
+"""Return labels in bouts of two frames: background, groom, rear, and again."""
 
 
 def table(labels_TK=BOUTS, names=CLASSES, **options) -> bytes:
-    """A CSV as pandas writes it."""
+    """Return a CSV as pandas writes it."""
     return pd.DataFrame(labels_TK, columns=list(names)).to_csv(**options).encode()
 
 
@@ -248,7 +248,7 @@ MESSAGES = {
     "zeros": (table()[:60] + bytes(60), "it was not written to the end", "Restore it from a copy"),
     "empty": (b"", "the file is empty", "Label the video"),
 }
-"""File, problem and remedy."""
+"""Label file, problem and remedy."""
 
 
 def test_every_refusal_names_file_problem_and_remedy_in_one_line(csv):
@@ -268,7 +268,7 @@ NOTES = {
     "transposed": (pd.DataFrame(BOUTS, columns=list(CLASSES)).T.to_csv().encode(), "wants one row per frame"),
     "semicolons": (table(sep=";"), "DeepEthogram wants commas"),
 }
-"""File, and what its owner is told."""
+"""Label file, and what its owner is told."""
 
 
 def test_every_warning_tells_what_deepethogram_wants_or_deg_does(csv):
@@ -297,7 +297,7 @@ def test_other_formats_and_missing_files_are_refused(tmp_path, csv):
 # ---- HDF5
 
 
-def test_hdf5_scores_go_before_labels(hdf5):
+def test_hdf5_scores_take_precedence_over_labels(hdf5):
     assert (read_labels(hdf5(scores=LABELS.astype(float), labels=LABELS * 0), CLASSES, 4) == LABELS).all()
 
 

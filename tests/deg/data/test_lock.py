@@ -35,7 +35,7 @@ def holder(tmp_path):
     process.wait()
 
 
-def test_who_comes_second_waits_a_while_and_is_told(tmp_path, holder):
+def test_the_second_process_waits_a_while_and_is_told(tmp_path, holder):
     with pytest.raises(RunError, match="somebody is at it"), exclusive(tmp_path, seconds=0.2, busy=BUSY):
         pytest.fail("two hold the same folder")
 

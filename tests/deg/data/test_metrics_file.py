@@ -24,7 +24,7 @@ CLASSES = 4
 
 
 def row(seed: int = 0, **others) -> dict:
-    """What a classifier with chance predictions gives."""
+    """Return the row of a classifier with random predictions."""
     rng = np.random.default_rng(seed)
     probabilities_TK = rng.random((300, CLASSES), np.float32)
     labels_TK = (rng.random((300, CLASSES)) < 0.3).astype(np.int8)
@@ -50,7 +50,7 @@ def fill(file: MetricsFile, epochs: int) -> MetricsFile:
 
 
 def datasets(path) -> dict[str, tuple]:
-    """{name: (shape of a row, dtype, may it grow)}"""
+    """Return {name: (shape of a row, dtype, whether it may grow)}."""
     found = {}
     with h5py.File(path) as file:
         file.visititems(
@@ -128,7 +128,7 @@ def test_thresholds_of_an_epoch_are_found_beside_its_checkpoint(new):
     )
 
 
-# ---- going on
+# ---- resuming
 
 
 def test_rows_survive_a_restart(new):

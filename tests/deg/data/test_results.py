@@ -1,4 +1,4 @@
-"""Outputs files: the layout that the GUI opens, whole at every moment, and honest about what they hold."""
+"""Outputs files have the layout that the GUI opens, are whole at every moment, and say truly what they hold."""
 
 from __future__ import annotations
 
@@ -274,7 +274,7 @@ def tiny_disk(tmp_path):
 
 
 @pytest.mark.parametrize("num_frames", [133, 135, 137, 150, 200, 400])  # full at the very end, late, early
-def test_a_full_disk_is_said_and_leaves_the_former_file(tiny_disk, num_frames, monkeypatch):
+def test_a_full_disk_is_reported_and_leaves_the_former_file(tiny_disk, num_frames, monkeypatch):
     monkeypatch.setattr(results, "SPARE_BYTES", 300_000)
     path = tiny_disk / "mouse_outputs.h5"
     write(path)
@@ -358,7 +358,7 @@ def test_a_result_of_other_programs_cannot_be_verified(path):
         verify_group(path, "resnet18", 50)
 
 
-def test_a_checksum_goes_on_from_that_of_the_rows_before():
+def test_a_checksum_continues_that_of_the_rows_before():
     values = rows(50)["P"]
     assert checksum(values[20:], checksum(values[:20])) == checksum(values)
     assert checksum(values.astype(np.float64)) == checksum(values[:, :].copy(order="F"))
@@ -391,7 +391,7 @@ def test_a_truncated_file_is_named_and_never_replaced(path):
 
 
 def test_an_empty_file_is_a_result_that_was_never_written(path):
-    """DeepEthogram makes one before it computes."""
+    """DeepEthogram creates an empty file before it computes."""
     path.touch()
     check_writable(path)
     write(path)
@@ -520,7 +520,7 @@ print(refused)
 
 
 def test_a_file_that_is_damaged_anywhere_is_refused_by_its_name(path):
-    """150 files with flipped bytes; in a process of its own, should HDF5 crash on one."""
+    """150 files with flipped bytes are read in a process of its own, because HDF5 might crash on one."""
     write(path)
     command = [sys.executable, "-c", FLIP, str(path), str(path.with_name("damaged.h5"))]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)

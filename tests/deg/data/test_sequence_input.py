@@ -1,4 +1,4 @@
-"""What a sequence network reads: features or keypoints, which version of them, and whether it can learn from them."""
+"""The input of a sequence network: features or keypoints, their version, and whether it can learn from them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_features_made_anew_are_another_version(tmp_path):
 
 
 def test_results_of_another_network_beside_them_change_nothing(tmp_path):
-    """They rewrite the file, so its modification time would not do."""
+    """They rewrite the file, so its modification time would not be enough."""
     path = write_features(tmp_path / "m_outputs.h5", np.zeros((4, 3), np.float32))
     before = describe_mark(path, "resnet18")
     rows = dict.fromkeys(("logits", "P"), np.zeros((4, 2), np.float32))

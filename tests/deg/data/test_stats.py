@@ -1,4 +1,4 @@
-"""Colour statistics: exact, whatever the order, and the numbers that DeepEthogram keeps."""
+"""Colour statistics are exact in any order, and equal the numbers that DeepEthogram keeps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine of features: each window holds just the frames that its label needs, however the video is cut."""
+"""The engine for features: each window holds exactly the frames that its label needs, however the video is cut."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from deg.runs.plans import FeatureTask
 CPU = torch.device("cpu")
 MEAN, STD = (0.5, 0.2, 0.999), (0.25, 0.5, 0.125)
 PAD = (127, 51, 254)
-"""The mean, truncated: what stands in for frames outside the video."""
+"""The truncated mean colour, which replaces frames outside the video."""
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -40,7 +40,7 @@ def task(**options) -> FeatureTask:
 
 
 class Seen(nn.Module):
-    """Says as features what it sees: of each frame of the window the colour of two pixels, in bytes."""
+    """A network whose features are what it sees: the colours of two pixels in each frame of the window, in bytes."""
 
     def __init__(self, stacks_frames: bool = True, most: int = 10**6):
         super().__init__()
@@ -60,7 +60,7 @@ class Seen(nn.Module):
 
 
 def video(num_frames: int) -> np.ndarray:
-    """uint8 (T, 2, 3, 3): a colour for each frame, another in the last pixel."""
+    """Return uint8 (T, 2, 3, 3): one colour for each frame, and another in its last pixel."""
     frame = np.arange(num_frames)
     colour = np.stack([frame % 251, (frame * 7) % 253, (frame // 251) % 256], axis=1).astype(np.uint8)
     frames = np.broadcast_to(colour[:, None, None], (num_frames, 2, 3, 3)).copy()
@@ -83,7 +83,7 @@ def joined(blocks: list, name: str) -> np.ndarray:
 
 
 def expected(frames: np.ndarray, start: int, stop: int, pixel: int) -> np.ndarray:
-    """The colours of the windows of labels [start, stop): (labels, 3 * 11), colour by colour."""
+    """Return the colours of the windows of labels [start, stop): (labels, 3 * 11), colour by colour."""
     padding = np.tile(np.array(PAD, np.uint8), (5, 1))
     colours = np.concatenate([padding, frames[:, pixel, pixel], padding])
     return np.stack([colours[label : label + WINDOW].T.ravel() for label in range(start, stop)])
@@ -148,7 +148,7 @@ def test_the_network_that_is_given_is_not_changed():
 
 
 def test_memory_for_frames_does_not_grow_with_the_video():
-    """Blocks are asked for only when a window needs them."""
+    """Blocks are requested only when a window needs them."""
     ahead = []
     frames = video(2000)
 
@@ -178,8 +178,8 @@ def test_a_decoder_that_gives_too_many_frames_is_a_defect():
         list(engine.run([video(15), video(1)], 0, 10, 100))
 
 
-def test_what_the_decoder_says_at_the_end_is_heard():
-    """That a file changed while it was read, say."""
+def test_an_error_of_the_decoder_at_the_end_is_raised():
+    """It may say, for example, that a file changed while it was read."""
 
     def blocks():
         yield video(15)
@@ -194,7 +194,7 @@ def test_what_the_decoder_says_at_the_end_is_heard():
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 8])
-def test_out_of_memory_halves_the_batch_and_goes_on_with_the_same_results(most):
+def test_out_of_memory_halves_the_batch_and_gives_the_same_results(most):
     frames = video(61)
     plain = FeatureEngine(Seen(), task(batch_size=16), CPU)
     engine = FeatureEngine(Seen(most=most), task(batch_size=16), CPU)

@@ -1,4 +1,4 @@
-"""Sequence inference: which frames a network is shown, and the original's numbers on real features."""
+"""Sequence inference: the frames that a network is shown, and the original's numbers on real features."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Stretches(nn.Module):
-    """Two "logits" of a frame: its first feature, and the sum of the first feature over the stretch it is shown in."""
+    """A network with two "logits" per frame: its first feature, and the sum of that over the stretch it is shown in."""
 
     def forward(self, features_BDL: torch.Tensor) -> torch.Tensor:
         own = features_BDL[:, :1]
@@ -45,7 +45,7 @@ class Windows(MLP):
 
 
 def frame_numbers(num_frames: int) -> np.ndarray:
-    """A video whose only feature is the number of the frame, from 1."""
+    """Return a video whose only feature is the number of the frame, from 1."""
     return np.arange(1, num_frames + 1, dtype=np.float32).reshape(-1, 1)
 
 
@@ -54,7 +54,7 @@ def reader(features_TD: np.ndarray):
 
 
 def run(engine: SequenceEngine, features_TD: np.ndarray) -> SimpleNamespace:
-    """All blocks of a video put together."""
+    """Return the results of all blocks of a video, joined."""
     blocks = list(engine.run(reader(features_TD), len(features_TD)))
     assert [block.start for block in blocks[1:]] == [block.stop for block in blocks[:-1]]
     assert (blocks[0].start, blocks[-1].stop) == (0, len(features_TD))
@@ -69,7 +69,7 @@ def run(engine: SequenceEngine, features_TD: np.ndarray) -> SimpleNamespace:
 
 @given(num_frames=st.integers(0, 50), length=st.integers(1, 12), batch_size=st.integers(1, 4))
 def test_each_frame_is_shown_once_with_the_stretch_that_it_lies_in(num_frames, length, batch_size):
-    """Sums over stretches do not change by the zeros that fill up the last one."""
+    """The zeros that fill up the last stretch do not change its sum."""
     engine = SequenceEngine(Stretches(), length, device=CPU, batch_size=batch_size)
     features = frame_numbers(num_frames)
     sums = [features[t - t % length : t - t % length + length].sum() for t in range(num_frames)]
@@ -78,7 +78,7 @@ def test_each_frame_is_shown_once_with_the_stretch_that_it_lies_in(num_frames, l
 
 
 def test_a_video_is_read_in_order_a_block_at_a_time():
-    """Ten stretches of 5 frames, 3 to a batch, and 2 frames more: memory holds 15 frames, however long the video."""
+    """Ten stretches of 5 frames, 3 per batch, and 2 more frames: memory holds 15 frames, however long the video is."""
     asked = []
 
     def read(start, stop):
@@ -204,7 +204,7 @@ def test_dropout_is_off():
 
 @pytest.fixture(scope="module")
 def trained(shared_data):
-    """The project of the original, and the task of its sequence training run."""
+    """The project of the original, and a task from its sequence training run."""
     project = shared_data("data/deg_project_original")
     folder = project / "models" / "261122_064227_sequence_train"
     options = yaml.safe_load((folder / "config.yaml").read_text())["sequence"]

@@ -1,4 +1,4 @@
-"""Engines as workers make them from a plan."""
+"""Engines, made from a plan as workers make them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from deg.runs.networks import require_planned, sha256
 from deg.runs.plans import SequenceTask
 
 SHA256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-"""Of the bytes `abc`."""
+"""Digest of the bytes `abc`."""
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_weights_that_went_away_are_named(plan, weights):
 
 @pytest.fixture
 def torch_as_before():
-    """An engine sets torch up for the whole process."""
+    """Restore the settings of torch, which an engine changes for the whole process."""
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""The scenes of the network tests: configurations of the original, its golden clips, and networks filled by rule."""
+"""Fixtures of the network tests: configurations of the original, its golden clips, and networks filled by rule."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _quiet_machine():
 
 
 def two_stream_sections(preset: str, **options: Any) -> tuple[SimpleNamespace, SimpleNamespace]:
-    """The sections feature_extractor and flow_generator of a preset, `options` laid over the first."""
+    """Return the sections feature_extractor and flow_generator of a preset, with `options` laid over the first."""
     arch, flow_arch, n_rgb = PRESETS[preset]
     extractor = {
         "arch": arch,
@@ -79,7 +79,7 @@ def make_sequence(num_features: int, num_classes: int, /, **options: Any) -> tor
 
 @pytest.fixture(scope="session")
 def scene():
-    """What the tests build networks with."""
+    """The functions that the tests build networks and clips with."""
     return SimpleNamespace(
         PRESETS=PRESETS,
         two_stream_sections=two_stream_sections,
@@ -91,7 +91,7 @@ def scene():
 
 
 def golden_clip(clip_uint8: np.ndarray, about: dict[str, Any], stacks_frames: bool) -> torch.Tensor:
-    """uint8 [B, 3, 11, H, W] -> normalised; frames stacked in the channel axis where the network wants that."""
+    """Normalise uint8 [B, 3, 11, H, W], and stack frames in the channel axis if the network expects that."""
     clip = torch.from_numpy(clip_uint8).float() / 255
     mean, std = (torch.tensor(about[name]).view(1, 3, 1, 1, 1) for name in ("mean", "std"))
     clip = (clip - mean) / std

@@ -1,4 +1,4 @@
-"""Batch norm folded into the layer before it gives the same numbers, and leaves the network given as it was."""
+"""Batch norm folded into the layer before it gives the same numbers, and leaves the original network unchanged."""
 
 from __future__ import annotations
 

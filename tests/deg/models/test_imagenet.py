@@ -1,4 +1,4 @@
-"""A stream starts from torchvision's ImageNet weights, found where torch.hub keeps them, or told how to get there."""
+"""A stream starts from torchvision's ImageNet weights, found where torch.hub keeps them, or says how to get them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from deg.models.two_stream import EXTRACTORS, Stream
 
 @pytest.fixture
 def torch_home(tmp_path, monkeypatch):
-    """The folder that torch.hub would download to, still to be made."""
+    """The folder that torch.hub would download to; it does not exist yet."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     return tmp_path / "torch" / "hub" / "checkpoints"
 
 
 @pytest.fixture(scope="module")
 def imagenet():
-    """Weights of torchvision's resnet18 as ImageNet's would be, and their file."""
+    """Weights of torchvision's resnet18 that stand for ImageNet's."""
     torch.manual_seed(5)
     return resnet18(weights=None).state_dict()
 
@@ -62,7 +62,7 @@ def test_each_channel_of_a_flow_stream_starts_from_the_mean_of_red_green_and_blu
 
 
 def test_the_layer_that_torchvision_does_not_have_keeps_its_values(tmp_path):
-    """The compression from 2048 to 512 features of a wide network."""
+    """That layer compresses the 2048 features of a wide network to 512."""
     from torchvision.models import resnet50
 
     torch.save(resnet50(weights=None).state_dict(), tmp_path / "resnet50.pth")

@@ -1,4 +1,4 @@
-"""What `auto` takes: the times decide, not the name of the processor."""
+"""Which precision `auto` takes: measured times decide, not the name of the processor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def unmeasured():
-    """As in a process that has measured nothing yet, and afterwards again."""
+    """Measurements are forgotten, as in a new process, before and after the test."""
     precision._faster.cache_clear()
     yield
     precision._faster.cache_clear()

@@ -1,4 +1,4 @@
-"""The sequence networks give what the original gives, on whole sequences and on ones shorter than their filters."""
+"""The sequence networks give the original's numbers, on whole sequences and on ones shorter than their filters."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_bells_are_those_worked_out_by_hand():
 @pytest.mark.parametrize("soft_attn", [True, False])
 @pytest.mark.parametrize("filter_length", [4, 7])
 def test_one_convolution_equals_a_sum_of_filtered_channels(soft_attn, filter_length):
-    """The definition, map by map, against the fused layer."""
+    """The fused layer equals the definition, map by map."""
     layer = MixtureLayer(3, 2, n_filters=4, filter_length=filter_length, soft_attn=soft_attn)
     sequences = torch.randn(5, 3, 20)
     filters = (torch.softmax(layer.soft_attn, dim=1) @ layer.bells()).view(2, 3, 1, 1, filter_length)
@@ -122,7 +122,7 @@ def test_conv_nonlinear_has_each_tensor_once_under_two_names(scene):
     network = scene.sequence(16, 3, arch="conv_nonlinear")
     state = network.state_dict()
     assert state["conv2.weight"].data_ptr() == state["net.4.weight"].data_ptr()
-    assert len(list(network.parameters())) == len(state) // 2 - 3  # less mean, variance and count of the batch norm
+    assert len(list(network.parameters())) == len(state) // 2 - 3  # without mean, variance and count of the batch norm
 
 
 @pytest.mark.parametrize("arch", SEQUENCE_NETWORKS)

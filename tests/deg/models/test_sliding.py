@@ -1,4 +1,4 @@
-"""Sliding over frames gives what the network gives on each window, also where tiles and image do not end together."""
+"""Sliding over frames gives the network's output on each window, also if tiles and image do not end together."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ TWO_STREAM_VARIANTS = {"fusion_concatenate": {"fusion": "concatenate"}, "final_b
 
 @pytest.fixture
 def network(scene):
-    """The network of an entry such as deg_f.spatial, sequence.tgmj or variant.sequence.rnn.gru."""
+    """Build the network of an entry such as deg_f.spatial, sequence.tgmj or variant.sequence.rnn.gru."""
 
     def make(name):
         first, *middle, last = name.removeprefix("variant.").split(".")
@@ -60,7 +60,7 @@ def test_names_order_and_shapes_are_the_originals(network, name):
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_names_and_shapes_one_by_one(network, name, shared_data):
-    """The same, so that a difference can be read."""
+    """This checks the same as the digests above, but a difference can be read."""
     reference = json.loads(shared_data("reference/state-dicts.json").read_text())
     with torch.device("meta"):
         shapes = shapes_of(network(name))

@@ -1,4 +1,4 @@
-"""The tcn: how far it sees, that nothing beyond the ends of a video reaches it, and that seeing far pays."""
+"""The tcn: how far it sees, that nothing beyond the ends of a video affects it, and that seeing far helps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def make(num_layers: int = 3, hidden: int = 8) -> TCN:
 
 @pytest.mark.parametrize("num_layers", [1, 3, 5])
 def test_a_frame_is_judged_by_the_frames_within_reach_and_no_others(num_layers):
-    network, middle = make(num_layers, hidden=64), 40  # wide, or all ReLUs on the way to a frame might be off
+    network, middle = make(num_layers, hidden=64), 40  # if it were narrow, all ReLUs on the way to a frame might be off
     features = torch.randn(1, 5, 81, requires_grad=True)
     network(features)[0, :, middle].sum().backward()
     matters = features.grad[0].abs().sum(dim=0) > 0
@@ -53,7 +53,7 @@ def test_each_layer_of_a_network_from_the_configuration_doubles_its_reach():
 
 
 def bouts(seed: int, num_frames: int = 1200) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features [1, D, T] so noisy that a frame alone says little, and labels [1, 2, T] of long bouts."""
+    """Return features [1, D, T] so noisy that a single frame says little, and labels [1, 2, T] of long bouts."""
     rng = np.random.default_rng(seed)
     behaves = np.repeat(rng.random(num_frames // 30) < 0.4, 30)
     directions = np.random.default_rng(0).normal(0, 0.2, (2, 12))

@@ -1,4 +1,4 @@
-"""The two-stream networks give what the original gives, with the names of its weight files."""
+"""The two-stream networks give the original's numbers, and have the names of its weight files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_outputs_are_the_originals(golden_model, name):
 @pytest.mark.parametrize("name", MODELS)
 @torch.inference_mode()
 def test_flow_is_the_originals_at_three_scales(golden_model, name):
-    """Those with odd sizes need maps cropped before they are joined."""
+    """Networks with odd sizes crop maps before they join them."""
     network, clip, expected = golden_model(name)
     for level, flow in enumerate(network.flow_generator(clip)):
         np.testing.assert_allclose(flow.numpy(), expected[f"flow_{level}"], **CLOSE)

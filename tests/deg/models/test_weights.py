@@ -1,4 +1,4 @@
-"""Weight files are read without running code from them, and fit, or are refused with a reason."""
+"""Weight files are read without running code from them, and they fit or are refused with a reason."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FLOW_CKPT = (
 
 
 def checkpoint_of(network, salt=1, prefix=""):
-    """Weights of that network in memory, filled by rule, `prefix` before each name."""
+    """Return weights of that network in memory, filled by rule, with `prefix` before each name."""
     state = {f"{prefix}{key}": value for key, value in filled_state(network.state_dict(), salt).items()}
     return Checkpoint(Path("weights.pt"), state, epoch=3)
 
@@ -67,7 +67,7 @@ def test_no_object_of_a_pickled_configuration_is_built(tmp_path, monkeypatch):
 
 
 class Attack:
-    """Unpickled carelessly, it makes a folder."""
+    """Creates a folder when it is unpickled carelessly."""
 
     def __init__(self, function, *args):
         self.function, self.args = function, args
@@ -166,7 +166,7 @@ def test_a_damaged_file_is_read_or_refused_and_nothing_else(checkpoint_bytes, tm
 @pytest.mark.parametrize("prefix", ["", "module.", "model.", "model.module.", "module.model."])
 @pytest.mark.parametrize("arch", ["linear", "mlp"])
 def test_prefixes_of_wrappers_are_taken_off_but_not_the_networks_own(scene, arch, prefix):
-    """An mlp's names begin with `model.` in any case."""
+    """The names of an mlp always begin with `model.`."""
     network = scene.sequence(8, 3, arch=arch)
     checkpoint = checkpoint_of(network, prefix=prefix)
     report = load_weights(network, checkpoint, strict=True)
@@ -320,7 +320,7 @@ def test_training_starts_from_weights_of_other_classes(scene):
 
 
 def test_loaded_weights_are_those_computed_with(scene, tmp_path):
-    """Through a file: written as the original writes it, read, and the same numbers come out."""
+    """Weights written to a file as the original writes it, and read again, give the same numbers."""
     network, again = fill(scene.sequence(8, 3), salt=4), scene.sequence(8, 3).eval()
     torch.save(
         {"epoch": 7, "state_dict": network.state_dict(), "optimizer": None, "hyperparameters": None},

@@ -1,4 +1,4 @@
-"""Cluster profiles: how they are named, where they lie, what they win over, and what a mistake is answered with."""
+"""Cluster profiles: how they are named, where they lie, what they override, and how mistakes are reported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from deg.plan.train import SHAPING, SHAPING_COMPUTE
 
 @pytest.fixture
 def places(tmp_path, monkeypatch):
-    """Folders of profiles of one's own; `places(folder, name, text)` writes a profile into `named`, `own` or `site`."""
+    """Folders of profiles for the test; `places(folder, name, text)` writes a profile into `named`, `own` or `site`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DEG_CLUSTERS", str(tmp_path / "named"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "own"))
@@ -172,7 +172,7 @@ def test_a_profile_wins_over_preset_and_stage_and_loses_to_the_project(places, t
     assert (config.feature_extractor.arch, config.flow_generator.arch) == ("resnet34", "MotionNet")
 
 
-def test_null_takes_an_option_of_the_profile_away(places):
+def test_null_removes_an_option_of_the_profile(places):
     places("own", "mysite", "cluster: {memory_gb: 64, cpus_per_task: 8, time: '1:00:00', qos: long}")
     cluster = load_config(
         None,
@@ -219,7 +219,7 @@ NONSENSE = {
     b"cluster: {setup: ['export X=${HOME}']}\n": "a reference ${...} that cannot be resolved",
     b"!!python/object/apply:os.system ['true']\n": "not valid YAML",
 }
-"""Profiles, and what is said of them."""
+"""Profiles, and the messages about them."""
 
 
 def test_nonsense_in_a_profile_is_answered_with_what_is_wrong(places):
@@ -267,7 +267,7 @@ TIME_LIMITS = {
     "120:00:00": 7200,
     "0:30": 0.5,
 }
-"""Texts, and their minutes."""
+"""Time limits as text, and their minutes."""
 
 
 def test_time_limits_are_read_as_slurm_does():

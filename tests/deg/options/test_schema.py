@@ -1,4 +1,4 @@
-"""Options: where they come from, which one wins, and what a mistake is answered with."""
+"""Options: where they come from, which one wins, and how mistakes are reported."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DOCS = Path(__file__).parents[3] / "docs" / "options.md"
 
 @pytest.fixture
 def project_file(tmp_path):
-    """`project_file("preset: deg_m")` writes a project_config.yaml and gives its path."""
+    """`project_file("preset: deg_m")` writes a project_config.yaml and returns its path."""
 
     def write(text: str, name: str = "project_config.yaml") -> Path:
         path = tmp_path / name

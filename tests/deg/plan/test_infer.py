@@ -1,4 +1,4 @@
-"""Planning inference: which recordings, with what, and what is done already. Nothing is computed."""
+"""Planning inference: which recordings, with which settings, and what is done already. Nothing is computed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def plan(folder: Path, *overrides: str, stage="feature_extractor", devices=1, ov
 
 
 def finish(prepared, columns=("logits", "P", "spatial_features", "flow_features")) -> None:
-    """Write results as if the plan had been carried out."""
+    """Write results as if the plan had been executed."""
     for key, video in prepared.plan.videos.items():
         width = {name: 512 if "features" in name else 3 for name in columns}
         write_group(
@@ -122,7 +122,7 @@ def test_what_is_done_is_left_out(folder):
 
 
 def test_videos_that_are_done_are_not_looked_into_again(folder, monkeypatch):
-    """A thousand finished videos are passed over without opening one of them."""
+    """A thousand finished videos are skipped without opening any of them."""
     finish(plan(folder))
     monkeypatch.setattr(
         "deg.plan.infer.probe_all", lambda paths, **_: [pytest.fail(f"{path} was opened") for path in paths]
@@ -202,7 +202,7 @@ def test_how_a_training_begins_does_not_matter_to_inference(folder, start):
     assert plan(folder, f"feature_extractor.weights={start}").plan == expected
 
 
-def test_more_devices_more_units(folder):
+def test_more_devices_give_more_units(folder):
     assert len(plan(folder, devices=4).plan.units) >= len(plan(folder).plan.units)
 
 
@@ -245,7 +245,7 @@ def test_features_of_another_version_of_the_video_are_not_used(folder):
 
 @pytest.fixture
 def tracked(folder):
-    """The project, its recordings tracked by DeepLabCut."""
+    """The project; its recordings were tracked by DeepLabCut."""
     for key, num_frames in LENGTHS.items():
         write_keypoints(folder / "DATA" / key / f"{key}DLC_resnet50.csv", num_frames)
     return folder

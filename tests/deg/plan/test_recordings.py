@@ -1,4 +1,4 @@
-"""Which recordings each stage takes; tests/bad_input/test_training.py has what it says of the others."""
+"""Which recordings each stage takes; tests/bad_input/test_training.py tests the messages about the others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LABELS = np.eye(3, dtype=int)[np.arange(FRAMES) // 2 % 3]
 
 @pytest.fixture
 def lab(tmp_path):
-    """Two labelled recordings with features, and one that has just a video."""
+    """Two labelled recordings with features, and one with a video alone."""
     lab = make_project(tmp_path / "lab")
     for key in ("a", "b", "raw"):
         video = add_good(lab, key, FRAMES)

@@ -1,4 +1,4 @@
-"""Planning training: parts, weights, split files, and which runs may be gone on with. Nothing is computed."""
+"""Planning training: parts, weights, split files, and which runs may be resumed. Nothing is computed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 FRAMES = 12
 LABELS = np.eye(3, dtype=int)[np.arange(FRAMES) // 2 % 3]
-"""Bouts of two frames: background, groom, rear and over again; 4 positive frames of each."""
+"""Return labels in bouts of two frames: background, groom, rear, and again; 4 positive frames of each."""
 LABELLED = ("a", "b", "c", "d")
 
 
@@ -44,7 +44,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def lab(finished):
-    """That project, without what a test before wrote into it."""
+    """That project, without what an earlier test wrote into it."""
     yield finished
     (finished / "DATA" / "split.yaml").unlink(missing_ok=True)
 
@@ -124,7 +124,7 @@ def test_the_configuration_names_the_weights_that_were_found(lab):
     ("value", "folder"),
     [
         ("project", "{lab}/frame_cache"),
-        ("scratch", "scratch"),  # of the node that trains, which is not this one
+        ("scratch", "scratch"),  # on the node that trains, which is not this one
         ("/big/disk", "/big/disk"),
         ("none", None),
     ],
@@ -150,7 +150,7 @@ def test_rare_behaviours_should_not_be_favoured_twice(lab):
     assert "train.oversampling_exp has no effect on the flow_generator." in notices
 
 
-def test_one_size_for_all_frames_comes_of_cropping_too(lab):
+def test_cropping_also_gives_all_frames_one_size(lab):
     assert plan(lab, "augs.resize=null", "augs.crop_size=[32,32]")
 
 
@@ -187,7 +187,7 @@ def test_the_split_depends_on_the_seed_alone(lab):
 
 @pytest.mark.slow
 def test_recordings_added_one_by_one_are_not_all_drawn_alike(lab):
-    """With the same generator each time, the next recording would always go where the one before went."""
+    """If each drawing used the same random numbers, every new recording would go where the previous one went."""
     went = set()
     for size in range(1, 40):
         write_split(lab, train=["a", "b", *(f"old{i}" for i in range(size))], val=["c"])
@@ -208,7 +208,7 @@ def test_a_new_split_is_drawn_on_demand_but_never_for_sequences(lab):
     assert len(split_of(lab)["val"]) == 1
 
 
-def test_a_split_file_of_one_s_own_is_kept_up_to_date(lab):
+def test_a_named_split_file_is_kept_up_to_date(lab):
     (lab / "mine.yaml").write_text(yaml.safe_dump({"train": ["a", "b"], "val": ["c"]}))
     prepared = plan(lab, "split.file=mine.yaml")
     commit(prepared, None)
@@ -223,7 +223,7 @@ def test_counts_may_leave_recordings_over(lab):
     assert any("Not used, as split.train_val_test says" in notice for notice in found.notices)
 
 
-def test_two_jobs_that_agree_both_go_on(lab):
+def test_two_jobs_that_agree_both_continue(lab):
     first, second = plan(lab), plan(lab, stage="flow_generator")
     commit(first, None)
     agreeing = replace(second, plan=replace(second.plan, parts=first.plan.parts))
@@ -265,12 +265,12 @@ def test_a_run_has_its_split_with_paths_as_deepethogram_has_it(lab, tmp_path):
     }
 
 
-# ---------------------------------------------------------------------------------------------------- going on
+# ---------------------------------------------------------------------------------------------------- resuming
 
 
 @pytest.mark.parametrize("stage", ["flow_generator", "feature_extractor", "sequence"])
 @pytest.mark.parametrize("reload", ["true", "false"])
-def test_a_run_that_has_just_begun_may_be_gone_on_with(lab, stage, reload):
+def test_a_run_that_has_just_begun_may_be_resumed(lab, stage, reload):
     started = plan(lab, f"split.reload={reload}", stage=stage)
     commit(started, None)
     assert same_training(started.plan, plan(lab, f"split.reload={reload}", stage=stage).plan)
@@ -281,7 +281,7 @@ def test_a_run_that_has_just_begun_may_be_gone_on_with(lab, stage, reload):
     ["compute.cache=scratch", "compute.num_workers=0", "train.checkpoint_every=1", "inference.precision=bf16",
      "sequence.arch=rnn", "notes=again"],
 )  # fmt: skip
-def test_an_interrupted_run_may_be_gone_on_with_on_another_machine(lab, harmless):
+def test_an_interrupted_run_may_be_resumed_on_another_machine(lab, harmless):
     started = TrainingPlan.from_json(plan(lab).plan.to_json())
     assert same_training(started, plan(lab, harmless, devices=4).plan)
 
@@ -291,11 +291,11 @@ def test_an_interrupted_run_may_be_gone_on_with_on_another_machine(lab, harmless
     ["train.lr=1e-3", "train.seed=1", "compute.batch_size=4", "augs.LR=0", "feature_extractor.dropout_p=0",
      "feature_extractor.curriculum=true", "feature_extractor.weights=random", "split.train_val_test=[0.5,0.5,0]"],
 )  # fmt: skip
-def test_it_may_not_be_for_another_network(lab, change):
+def test_a_run_may_not_be_resumed_for_another_network(lab, change):
     assert not same_training(plan(lab).plan, plan(lab, change).plan)
 
 
-def test_it_may_not_be_after_labels_or_weights_changed(lab):
+def test_a_run_may_not_be_resumed_after_labels_or_weights_changed(lab):
     started = plan(lab).plan
     path = lab / "DATA/a/a_labels.csv"
     before = path.read_bytes()
@@ -307,7 +307,7 @@ def test_it_may_not_be_after_labels_or_weights_changed(lab):
     assert not same_training(started, other)
 
 
-# ---------------------------------------------------------------------------------------------------- telling
+# ---------------------------------------------------------------------------------------------------- describing a plan
 
 
 def test_a_plan_can_be_read(lab):

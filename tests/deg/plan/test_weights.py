@@ -1,4 +1,4 @@
-"""The weights that a training begins with: by name or path, of the right network, or none."""
+"""The weights that a training starts from: by name or path, of the right network, or none."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def find(lab: Path, stage: str, *overrides: str):
 
 
 def features(lab: Path, *overrides: str):
-    """The stage whose weights are the most; null and latest where nothing else is said."""
+    """Plan the feature extractor, which has the most kinds of weights; null and latest are the defaults."""
     defaults = ("feature_extractor.weights=null", "flow_generator.weights=latest")
     return find(lab, "feature_extractor", *defaults, *overrides)
 
@@ -74,7 +74,7 @@ def test_l2_sp_pulls_to_the_pretrained_ones_whatever_training_begins_with(lab):
     assert weights["pretrained"]["path"] == str(pretrained / "checkpoint.pt")
 
 
-def test_of_several_pretrained_networks_the_newest_counts(lab):
+def test_the_newest_of_several_pretrained_networks_counts(lab):
     for date in ("200103_000000", "200102_000000"):
         add_pretrained(lab, "feature_extractor", "resnet18", date)
     weights, notices = features(lab)
@@ -104,7 +104,7 @@ def test_the_other_stages_begin_from_scratch(lab):
 
 
 def test_latest_is_the_newest_whose_training_has_ended(lab):
-    """A run that is gone on with must not take itself for what it began with."""
+    """A run that is resumed must not mistake its own weights for those that it started from."""
     ended = add_weights(lab, "feature_extractor", "resnet18", "200103_000000")
     running = add_weights(lab, "feature_extractor", "resnet18", "200104_000000")
     (running / "plan.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""What is added to a project is added whole or not at all."""
+"""A recording is added to a project whole or not at all."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def project(tmp_path):
 
 @pytest.fixture
 def video(tmp_path):
-    """`video("m.avi", 12)` makes a small video of random frames outside the project."""
+    """`video("m.avi", 12)` writes a small video of random frames outside the project."""
 
     def make(name: str = "m.avi", num_frames: int = 12) -> Path:
         path = tmp_path / "camera" / name
@@ -54,7 +54,7 @@ def rewrite(project, /, **sections) -> Path:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder and its content."""
+    """Return the content of every file in a folder."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
@@ -72,7 +72,7 @@ def test_a_recording_is_added_with_its_labels(project, video, tmp_path):
 
 
 def test_pooled_statistics_are_those_of_all_frames_together(project, tmp_path):
-    """A dark and a bright video: averaged deviations miss that they differ, pooled ones do not."""
+    """One video is dark and one is bright: averaged deviations miss that difference, pooled ones do not."""
     frames = {"dark.avi": 40, "bright.avi": 200}
     for name, level in frames.items():
         writer = cv2.VideoWriter(str(tmp_path / name), cv2.VideoWriter.fourcc(*"FFV1"), 25, (64, 48))
@@ -107,7 +107,7 @@ def test_the_projects_statistics_grow_and_nothing_else_changes(project, video):
     assert load_config(project.config_file).augs.normalization == found
 
 
-def test_a_damaged_video_can_be_taken_as_far_as_it_goes(project, video, tmp_path):
+def test_a_damaged_video_can_be_used_up_to_the_damage(project, video, tmp_path):
     path = video(num_frames=30)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(VideoError):
@@ -166,7 +166,7 @@ def test_names_by_which_the_video_would_be_lost_are_refused(project, video, name
         add_recording(project, video(name))
 
 
-def test_other_names_that_cannot_be(project, tmp_path, video):
+def test_other_names_that_are_not_allowed(project, tmp_path, video):
     (tmp_path / "m.mkv").touch()
     with pytest.raises(VideoError, match=r"found `\.mkv`"):
         add_recording(project, tmp_path / "m.mkv")

@@ -1,4 +1,4 @@
-"""`deg check` tells what is in a project, and finds what would end a run days later."""
+"""`deg check` says what is in a project, and finds what would end a run days later."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write_video(path: Path, num_frames: int = FRAMES) -> Path:
 
 
 def labels(num_frames: int = FRAMES) -> np.ndarray:
-    """Background, groom, rear in turn."""
+    """Return labels of background, groom and rear in turn."""
     return np.eye(3, dtype=np.int8)[np.arange(num_frames) % 3]
 
 
@@ -55,7 +55,7 @@ def sound_project(tmp_path_factory):
 
 @pytest.fixture
 def folder(sound_project, tmp_path):
-    """A copy of a project without a fault, to put one in."""
+    """A copy of a faultless project, in which a test makes a fault."""
     return Path(shutil.copytree(sound_project, tmp_path / "lab"))
 
 
@@ -65,7 +65,7 @@ def check(folder: Path, *overrides: str, deep: bool = False):
 
 
 def told(report) -> list[str]:
-    """The issues as `key severity: message`."""
+    """Return the issues as `key severity: message`."""
     return [f"{issue.key} {issue.severity}: {issue.message}" for issue in report.issues]
 
 

@@ -1,4 +1,4 @@
-"""Predictions taken elsewhere: the CSV that the original writes, and Parquet."""
+"""Exported predictions: the CSV that the original writes, and Parquet."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_labels_that_cannot_be_read_are_left_out_with_a_notice(folder):
 
 
 def test_argmax_takes_the_most_probable_class_of_a_softmax_network(folder):
-    """What the network is, its result says itself; the project's own option is of another network, perhaps."""
+    """The result itself says what its network is; the project's option may be for another network."""
     with h5py.File(folder / "DATA/mouse_1/mouse_1_outputs.h5", "a") as file:
         file["tgmj"].attrs["deg_provenance"] = json.dumps({"engines": [{"activation": "softmax"}]})
     report = export(folder, "inference.argmax=true")

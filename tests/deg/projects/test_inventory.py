@@ -1,4 +1,4 @@
-"""The same files are seen as DeepEthogram sees, and its traps are named."""
+"""deg finds the same files as DeepEthogram, and names the traps in them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from deg.projects.inventory import (
 
 @pytest.fixture
 def folder(tmp_path):
-    """`folder("a.mp4", "frames/")` makes a recording with those files and folders."""
+    """`folder("a.mp4", "frames/")` makes a recording with these files and folders."""
 
     def make(*names: str, key: str = "mouse") -> Path:
         for name in ("", *names):
@@ -90,7 +90,7 @@ CHOSEN = [
     (["a_flow.mp4", "flow_frames/"], "flow", "flow_frames"),
     (["a_stats.yaml", "Stats.yaml"], "stats", "a_stats.yaml"),
 ]
-"""Files, which kind is asked for, and what DeepEthogram 0.5.0 answered when it was run on such folders."""
+"""Files, the kind that is looked for, and the answer of DeepEthogram 0.5.0 for such folders."""
 
 
 def test_the_file_chosen_is_the_one_that_deepethogram_chooses(folder):

@@ -1,4 +1,4 @@
-"""A project opens wherever it was moved to, unchanged."""
+"""A project opens unchanged, wherever it was moved."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def rewrite(project, /, **sections) -> Path:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder and its content."""
+    """Return the content of every file in a folder."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
@@ -65,7 +65,7 @@ def test_a_relative_path_is_made_absolute(project, monkeypatch):
     assert open_project("lab_deepethogram").path == project.path
 
 
-def test_project_yaml_goes_before_project_config_yaml(project):
+def test_project_yaml_takes_precedence_over_project_config_yaml(project):
     content = yaml.safe_load(project.config_file.read_text())
     content["project"]["class_names"] = ["background", "sniff"]
     (project.path / "project.yaml").write_text(yaml.safe_dump(content))
@@ -105,7 +105,7 @@ def test_a_copied_project_does_not_reach_into_the_one_it_was_copied_from(project
 
 
 def test_a_new_project_has_a_folder_for_downloaded_weights(project):
-    """DeepEthogram refuses to infer in a project without one."""
+    """DeepEthogram refuses to infer in a project without that folder."""
     assert project.pretrained_path == project.path / "models/pretrained_models"
 
 
@@ -187,7 +187,7 @@ def test_a_new_project_has_the_layout_of_the_original(tmp_path):
     ("behaviors", "word"),
     [([], "at least one"), (["background"], "at least one"), (["a", "a"], "once"), ([""], "at least one")],
 )
-def test_behaviours_that_cannot_be(tmp_path, behaviors, word):
+def test_behaviours_that_are_not_allowed(tmp_path, behaviors, word):
     with pytest.raises(ProjectError, match=word):
         create_project(tmp_path / "lab", behaviors)
     assert not (tmp_path / "lab").exists()
@@ -248,7 +248,7 @@ def test_a_split_file_may_be_named(project):
 
 
 def test_a_project_whose_own_path_is_not_utf8_opens(tmp_path):
-    """Its path stands in the YAML as an escape that the fast YAML library refuses."""
+    """The YAML has its path with an escape that the fast YAML library refuses."""
     folder = tmp_path / os.fsdecode(b"lab_\xff")
     (folder / "DATA").mkdir(parents=True)
     content = {"project": {"path": str(folder), "class_names": ["background", "groom"]}, "augs": {}}

@@ -1,4 +1,4 @@
-"""Pictures show what the arrays say: looked at as pixels."""
+"""Pictures show what the arrays say; their pixels are examined."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from deg.report.figures import colour, ethogram_strip, frames_per_column, lane_o
 
 
 def pixels(figure) -> np.ndarray:
-    """uint8 (height, width, 3), a pixel of the page each."""
+    """Return a picture as uint8 (height, width, 3), with one entry per pixel of the page."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
 def shows(image: np.ndarray, hex_colour: str) -> np.ndarray:
-    """Where the image has that colour."""
+    """Return where the image has that colour."""
     return (np.abs(image.astype(int) - np.round(255 * np.array(to_rgb(hex_colour)))) <= 8).all(axis=-1)
 
 
 def columns_of_bar(image: np.ndarray, lane: int, y: int, hex_colour: str) -> np.ndarray:
-    """x of the bar's pixels, as fractions of the axis, at a height within a lane."""
+    """Return the x of the bar's pixels, as fractions of the axis, at a height within a lane."""
     row = image[figures.TOP + lane * figures.LANE_HEIGHT + y]
     width = figures.STRIP_WIDTH - 2 * figures.STRIP_MARGIN
     return (np.flatnonzero(shows(row, hex_colour)) + 0.5 - figures.STRIP_MARGIN) / width
@@ -35,7 +35,7 @@ PREDICTED, LABELLED = figures.PREDICTED + 2, figures.LABELLED + 2
 
 @pytest.fixture(scope="module")
 def strip():
-    """100 frames of three classes: class 1 is predicted in [20, 40) and labelled in [30, 50)."""
+    """A strip of 100 frames and three classes; class 1 is predicted in [20, 40) and labelled in [30, 50)."""
     predictions_TK, labels_TK = np.zeros((100, 3), np.uint8), np.zeros((100, 3), np.int8)
     predictions_TK[20:40, 1] = labels_TK[30:50, 1] = 1
     labels_TK[80:] = -1
@@ -59,7 +59,7 @@ def test_frames_that_nobody_has_looked_at_are_hatched(strip):
 
 
 def test_probability_is_as_high_as_it_is(strip):
-    """In frame 25 class 1 has 0.9, in frame 70 it has 0.1: the filled part, above the line of probability 0."""
+    """Class 1 has 0.9 in frame 25 and 0.1 in frame 70: that is the height of the filled part above the line of 0."""
     high, low = figures.HIGH, figures.LOW
     for frame, probability in ((25, 0.9), (70, 0.1)):
         x = round(figures.STRIP_MARGIN + (frame + 0.5) / 100 * figures.MOST_COLUMNS)

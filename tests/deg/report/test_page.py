@@ -1,4 +1,4 @@
-"""The page of `deg report`: whole, self-contained, and its numbers are those of deg.arithmetic.metrics."""
+"""The page of `deg report` is complete and self-contained, and its numbers equal those of deg.arithmetic.metrics."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ NOW = datetime(2026, 11, 22, 12, 0, 0)
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A lab, with a report of it that no test changes."""
+    """A lab and its report, which no test changes."""
     lab = make_reported_lab(tmp_path_factory.mktemp("report") / "lab")
     return lab, report(lab)
 
 
 @pytest.fixture
 def lab(finished, tmp_path, monkeypatch):
-    """A lab of the test's own, whose pictures are empty: they take most of the time, and `finished` has real ones."""
+    """A lab for this test alone, with empty pictures: drawing takes most of the time, and `finished` has real ones."""
     for name in ("learning_curves", "precision_recall", "ethogram_strip"):
         monkeypatch.setattr(figures, name, lambda *given: figures.Figure(figsize=(1, 1)))
     return shutil.copytree(finished[0], tmp_path / "lab")
@@ -107,7 +107,7 @@ def test_names_are_text_and_not_markup(lab):
 
 
 def seen_by_deg(lab, key):
-    """(probabilities, predictions, labels) of a recording, by the functions of deg."""
+    """Return (probabilities, predictions, labels) of a recording, computed by the functions of deg."""
     found = read_predictions(lab / "DATA" / key / f"{key}_outputs.h5", "tgmj")
     predictions_TK = Postprocessor((2,) * len(CLASSES))(found.probabilities_TK, THRESHOLDS)
     labels_TK = np.loadtxt(lab / "DATA" / key / f"{key}_labels.csv", delimiter=",", skiprows=1, dtype=int)[:, 1:]
@@ -186,7 +186,7 @@ def test_f1_of_a_recording_is_over_the_behaviours_that_matter_in_it(finished):
 
 
 def test_what_is_not_defined_is_not_a_zero(finished):
-    """The last class never occurs: it has no recall, no F1 unless predicted, no AUROC."""
+    """The last class never occurs: it has no recall, no F1 unless it is predicted, and no AUROC."""
     row = page_of(finished[1]).table("threshold")[CLASSES[3]]
     assert row[0] == "0" and row[3] == row[5] == row[6] == NOT_DEFINED
 

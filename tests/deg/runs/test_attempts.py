@@ -1,4 +1,4 @@
-"""Attempts at a unit: what is noted of them, and when a unit is given up."""
+"""Attempts at a unit: what is recorded about them, and when a unit is given up."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from deg.work import Stopped
 
 @pytest.fixture
 def in_job(monkeypatch):
-    """`in_job("12_3", restart=1)` makes this process one of that job."""
+    """`in_job("12_3", restart=1)` makes this process part of that job."""
 
     def become(name: str, restart: int = 0, most: int = 10, ends: float | None = None) -> None:
         for variable, value in ThisJob(name, restart, most, ends).to_environment().items():

@@ -1,4 +1,4 @@
-"""Merging: every frame exactly once and as it was computed, or a reason; and nothing lost that was done."""
+"""Merging keeps every frame exactly once and as it was computed, or gives a reason; no finished work is lost."""
 
 from __future__ import annotations
 

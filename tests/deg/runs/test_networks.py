@@ -1,4 +1,4 @@
-"""Trained networks on disk: which runs there are, which weights an option means, which thresholds belong to them."""
+"""Trained networks on disk: which runs exist, which weights an option means, which thresholds belong to them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FLOW = "flow_generator"
 
 @dataclass(frozen=True)
 class Folders:
-    """The part of a project that these functions ask for."""
+    """The part of a project that these functions use."""
 
     model_path: Path
     pretrained_path: Path | None = None
@@ -44,7 +44,7 @@ def project(tmp_path):
 
 
 def make_run(root: Path, name: str, model: str, arch: str, *weights: str, **config) -> Path:
-    """A run's folder with weight files; their content plays no part here."""
+    """Make a run's folder with weight files, whose content does not matter here."""
     folder = root / name
     for weight in weights or ("checkpoint.pt",):
         path = folder / weight

@@ -1,4 +1,4 @@
-"""Plans of earlier versions are read, and mean the same: no finished result counts as outdated by a change of ours."""
+"""Plans of earlier versions are read and mean the same: no change of deg outdates finished results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from deg.runs.plans import FeatureTask, InferencePlan, SequenceTask, TrainingPlan, settings_of
 
 RECORDED = json.loads(Path(__file__).with_name("plans_of_f871421.json").read_text())
-"""plan.json as revision f871421 wrote it, by what was planned."""
+"""plan.json as revision f871421 wrote it, for each kind of plan."""
 INFERENCES = ("feature_extractor", "sequence", "keypoints")
 TRAININGS = ("flow_generator_train", "feature_extractor_train")
 

@@ -1,4 +1,4 @@
-"""Run directories: named once, read by anybody, held by one, whole or no run at all."""
+"""A run directory is named once, read by anybody, held by one process, and whole or no run at all."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_name_that_is_no_name_of_a_folder_is_refused(tmp_path, plan, name):
 
 
 def test_the_configuration_says_which_network_it_is_about(run):
-    """DeepEthogram's scan of models/ breaks on a run without."""
+    """DeepEthogram's scan of models/ breaks on a run that does not say so."""
     config = yaml.safe_load(run.config_file.read_text())
     assert config["run"] == {"type": "inference", "model": "feature_extractor", "dir": str(run.path)}
 
@@ -177,7 +177,7 @@ def test_the_hold_ends_with_the_process_however_it_ends(run, holder):
 
 
 def test_looking_whether_a_run_is_held_keeps_nobody_out(run):
-    """`deg status` holds it for an instant; who claims it at that moment tries again."""
+    """`deg status` holds the run for an instant; a process that claims it at that moment tries again."""
     import fcntl
     import threading
 

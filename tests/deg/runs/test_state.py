@@ -1,4 +1,4 @@
-"""How far runs have come, read from their files alone."""
+"""The state of runs, read from their files alone."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_training_at_work_tells_its_last_epoch(tmp_path):
     leave_trained(run, 0, epochs=3)
     run.phase_done_file(0).unlink()
     with (run.path / "metrics.jsonl").open("a") as lines:
-        lines.write('{"epoch": 3, "tra')  # being written at this moment
+        lines.write('{"epoch": 3, "tra')  # this line is being written
     with run.claimed():
         found = open_run(run).status()
     assert (found.state, found.epochs_done, found.figure) == ("running", 3, "f1_class_mean")

@@ -1,4 +1,4 @@
-"""Augmentation does to a clip what kornia's pipeline does with the same draws, and draws the same for any ranks."""
+"""Augmentation equals kornia's pipeline with the same draws, and draws the same for any number of ranks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def clips(count: int, seed: int = 0) -> torch.Tensor:
-    """Frames of noise, all different, with black, white, grey and pure colours among their pixels."""
+    """Return frames of noise, all different, with black, white, grey and pure colours among their pixels."""
     clips_BCTHW = torch.rand(count, 3, FRAMES, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(seed))
     clips_BCTHW[:, :, :, 8:16, 8:16] = clips_BCTHW[:, :, :, 8:16, 8:16].round()
     clips_BCTHW[:, 1:, :, 5] = clips_BCTHW[:, :1, :, 5]
@@ -41,7 +41,7 @@ def nothing(count: int) -> Draws:
 
 
 def kornia_pipeline(clip_CTHW: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """One clip through DeepEthogram's pipeline, kornia's VideoSequential, with the steps and values that were drawn."""
+    """Apply DeepEthogram's pipeline, kornia's VideoSequential, to one clip, with the drawn steps and values."""
     degrees, jitter_4 = draws.degrees_B[0], draws.jitter_B4[0]
     factors = ("brightness_factor", "contrast_factor", "saturation_factor", "hue_factor")
     steps = [
@@ -100,14 +100,14 @@ def test_what_turns_in_from_outside_is_black():
 
 
 def test_all_frames_of_a_clip_change_alike():
-    """Of a clip that is one frame eleven times."""
+    """The clip holds one frame eleven times."""
     before = clips(6)[:, :, :1].expand(-1, -1, 11, -1, -1)
     after = augment(before, draw(EVERYTHING, 6, seed=0, batch=0))
     assert after.eq(after[:, :, :1]).all()
 
 
 def test_what_happens_to_a_clip_does_not_depend_on_the_others():
-    """Nor on the way: a CPU takes the clips one by one, a GPU all at once, each step with the clips chosen for it."""
+    """Nor does it depend on the method: a CPU takes clips one by one, a GPU applies each step to all chosen clips."""
     before = clips(8)
     for batch in range(4):
         draws = draw(EVERYTHING, 8, seed=0, batch=batch)
@@ -204,7 +204,7 @@ def test_probabilities_and_ranges_are_those_of_the_options():
 
 
 def test_what_happens_to_a_clip_is_independent():
-    """Of each other step, and of the next clip."""
+    """Each step is independent of every other step, and of the next clip."""
     draws = draw(Augs(UD=0.5), 20_000, seed=0, batch=0)
     steps = np.stack(
         [draws.mirrored_B, draws.upended_B, draws.degrees_B != 0, draws.jitter_B4[:, 0] != 1, draws.grey_B]
@@ -237,7 +237,7 @@ def test_a_clip_in_the_mean_colour_is_normalised_to_0():
 
 
 def test_frames_are_stacked_one_after_the_other_red_first():
-    """Channel c of frame t carries 10 t + c."""
+    """Channel c of frame t holds 10 t + c."""
     clips_BCTHW = (
         (torch.arange(11.0)[None] * 10 + torch.arange(3.0)[:, None]).view(1, 3, 11, 1, 1).expand(2, 3, 11, 4, 4)
     )

@@ -1,6 +1,6 @@
-"""Batch normalisation over two ranks, of batches of different size, is batch normalisation of the two batches in one.
+"""Batch normalisation over two ranks with batches of different sizes equals that of both batches in one.
 
-The ranks are two real processes that talk by gloo. They write what they got; it is compared here with one process.
+The ranks are two real processes that talk by gloo. They write their results, which are compared here with one process.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 from deg.train.batchnorm import SyncedBatchNorm, synchronise
 
 SIZES = (3, 5)
-"""Clips that each rank has of a batch of 8."""
+"""Number of clips that each rank has of a batch of 8."""
 SHAPES = {"1d": (4,), "1d in time": (4, 7), "2d": (4, 6, 5), "3d": (4, 3, 4, 5)}
 STEPS = 2
 
@@ -62,13 +62,13 @@ def norms(name: str) -> nn.Sequential:
 
 
 def two_layers(name: str) -> nn.Sequential:
-    """Twice: the gradient that reaches the first has come through the statistics of the second."""
+    """Make two layers, so that the gradient of the first passes through the statistics of the second."""
     first, second = norms(name), norms(name)
     return nn.Sequential(first[0], nn.Tanh(), second[0])
 
 
 def pictures(name: str, number: int) -> torch.Tensor:
-    """A batch of 8, far from mean 0 and with a spread of its own in each channel."""
+    """Return a batch of 8, far from mean 0 and with a different spread in each channel."""
     shape = SHAPES[name]
     batch = torch.randn(8, *shape, generator=torch.Generator().manual_seed(number))
     channel = torch.arange(1.0, 5).view(4, *(1,) * (len(shape) - 1))
@@ -76,7 +76,7 @@ def pictures(name: str, number: int) -> torch.Tensor:
 
 
 def step(network: nn.Module, part: torch.Tensor, batch_size: int) -> dict[str, torch.Tensor]:
-    """Result and gradients of a loss that is a sum over the batch by the size of the whole batch."""
+    """Return result and gradients of a loss: a sum over the batch, divided by the size of the whole batch."""
     part = part.clone().requires_grad_()
     network.zero_grad()
     result = network(part)
@@ -88,7 +88,7 @@ def step(network: nn.Module, part: torch.Tensor, batch_size: int) -> dict[str, t
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """What the two ranks got: [{name: ...}, {name: ...}]."""
+    """Results of the two ranks: [{name: ...}, {name: ...}]."""
     folder = tmp_path_factory.mktemp("ranks")
     arguments = [sys.executable, "-c", RANK, str(Path(__file__).parent)]
     processes = [
@@ -104,7 +104,7 @@ def ranks(tmp_path_factory):
 
 
 PRECISIONS = ((torch.float64, 1e-10), (torch.float32, 1e-6))
-"""And how far numbers of the size 1 may differ."""
+"""Precisions, and the largest allowed difference of numbers near 1."""
 each_precision = pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
 
 

@@ -1,4 +1,4 @@
-"""Networks and states on disk: whole or not there, read without running code, the newest that can be read wins."""
+"""Networks and states on disk are whole or absent, and are read without running code; the newest readable one wins."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def states(folder, *numbers):
         save({"deg": {"batches_done": number}, "weights": torch.randn(1000)}, state_path(folder, number))
 
 
-def test_the_newest_state_is_gone_on_from(tmp_path):
+def test_training_resumes_from_the_newest_state(tmp_path):
     states(tmp_path, 9, 100, 20)
     assert newest_state(tmp_path) == state_path(tmp_path, 100)
     forget_older_states(tmp_path)
@@ -60,7 +60,7 @@ def test_a_damaged_newest_state_is_passed_over(tmp_path, caplog, damage):
     assert "step-000000002.ckpt: skipped" in caplog.text
 
 
-def test_without_a_state_there_is_nothing_to_go_on_from(tmp_path):
+def test_without_a_state_there_is_nothing_to_resume_from(tmp_path):
     assert newest_state(tmp_path / "nowhere") is None
 
 

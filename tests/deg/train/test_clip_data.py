@@ -1,4 +1,4 @@
-"""Clips with their labels, in the order of training: the same for any number of ranks, stops and loader processes."""
+"""Clips and labels in the order of training are the same for any number of ranks, stops and loader processes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LENGTHS = {"a": 5, "b": 30, "c": 12}
 
 
 def make_plan(folder: Path, *options: str, flow: bool = False, sizes: dict[str, tuple[int, int]] | None = None):
-    """Three recordings, of which `b` and `a`, in this order, are for training; frame t grooms if t % 3 == 1."""
+    """Three recordings; `b` and `a`, in this order, are for training; frame t is labelled groom if t % 3 == 1."""
     stage = "flow_generator" if flow else "feature_extractor"
     config = load_config(None, ["augs.resize=[32,40]", "augs.normalization.mean=[0.1,0.2,0.3]", *options], stage=stage)
     videos, labels = {}, {}
@@ -173,7 +173,7 @@ def cropping(tmp_path_factory) -> ClipData:
 
 
 def picture_of(data: ClipData, key: str, frame: int) -> torch.Tensor:
-    """The whole frame, from the video."""
+    """Return the whole frame, from the video."""
     with open_video(data._clips.videos[key].path) as video:
         return torch.from_numpy(video[frame])
 
@@ -231,7 +231,7 @@ def test_an_epoch_may_be_shorter_or_longer():
 
 
 @pytest.mark.parametrize("first", [1, 4, 7, 13])
-def test_going_on_in_the_middle_of_an_epoch_draws_what_would_have_been_drawn(first):
+def test_resuming_in_the_middle_of_an_epoch_draws_what_would_have_been_drawn(first):
     undisturbed = [batch for begin in (0, 5, 10) for batch in epoch(begin)]
     end = (first // 5 + 1) * 5
     assert epoch(first) == undisturbed[first:end]
@@ -338,7 +338,7 @@ print(1 + sum(1 for _ in loader), flush=True)
 
 @pytest.fixture
 def training(data, tmp_path):
-    """Starts a process that loads with two loader processes; it and their numbers."""
+    """Starts a process that uses two loader processes, and returns it and their process ids."""
     (tmp_path / "data.pickle").write_bytes(pickle.dumps(data))
 
     def start(how: str = "go") -> tuple[subprocess.Popen[str], list[int]]:

@@ -1,6 +1,6 @@
-"""A training as a whole: what it leaves, and that it ends the same however often it was stopped, by however many ranks.
+"""A training as a whole: what it leaves, and that its end does not depend on the number of stops and ranks.
 
-Real networks, data loaders and files, on data so small that a training takes seconds.
+Networks, data loaders and files are real; the data are so small that a training takes seconds.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def same_metrics(one, other):
 
 
 def choose_as_rank(run, rank):
-    """What the rank, one of two, goes by; only the first may measure, with data that are not needed here."""
+    """Choose the precision as this rank of two; only the first rank may measure, with data that are not needed here."""
     plan = run.load_training_plan()
     return choose(
         run.unit_folder(0),
@@ -65,7 +65,7 @@ def choose_as_rank(run, rank):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A sequence network that has learned what its features tell, and what was said meanwhile."""
+    """A sequence network that has learned from features that tell the labels, and its messages."""
     folder = tmp_path_factory.mktemp("trained")
     run = make_sequence_run(
         folder, "sequence.arch=linear", "train.num_epochs=12", "train.lr=1e-2", test=True, lengths=(160, 120, 60, 60)
@@ -129,11 +129,11 @@ def test_it_says_that_it_is_done_and_is_not_done_again(trained):
     assert train_here(run).said == []
 
 
-# ---------------------------------------------------------------------------------------------------- going on
+# ---------------------------------------------------------------------------------------------------- resuming
 
 
 SEQUENCE = ("sequence.arch=tgmj", *SHORT)
-"""Dropout, batch norm, several epochs of 8 batches of 4 stretches."""
+"""A training with dropout, batch norm, and several epochs of 8 batches of 4 stretches."""
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def uninterrupted(tmp_path_factory):
 
 @pytest.mark.parametrize("looks", [0, 1, 2, 3, 4, 5, 7, 9])
 def test_resumed_equals_uninterrupted_bit_for_bit(uninterrupted, tmp_path, looks):
-    """Stopped in the middle of an epoch, before and in validation, at the end of an epoch; again and again."""
+    """It is stopped many times: in the middle of an epoch, before and in validation, and at the end of an epoch."""
     run = make_sequence_run(tmp_path, *SEQUENCE, "compute.batch_size=2")
     stops = 0
     while not run.phase_done_file(0).exists():
@@ -175,8 +175,8 @@ def test_a_damaged_newest_state_costs_only_the_way_from_the_one_before(uninterru
 CLIPS = ("train.num_epochs=2", "train.steps_per_epoch.train=3", "train.steps_per_epoch.val=2", "train.lr=1e-4")
 
 
-def test_a_feature_extractor_goes_on_bit_for_bit_too(tmp_path):
-    """With augmentation, random crops and dropout."""
+def test_a_feature_extractor_resumes_bit_for_bit_too(tmp_path):
+    """It has augmentation, random crops and dropout."""
     runs = []
     for name in ("whole", "stopped"):
         (tmp_path / name).mkdir()
@@ -247,9 +247,9 @@ WITHOUT_DROPOUT = ("sequence.dropout_p=0", "sequence.input_dropout=0")
 
 
 def test_two_ranks_equal_one_on_the_same_batches(tmp_path):
-    """One rank has 2 of the 5 stretches in validation, the other 3; batch norm, loss and scores are of all.
+    """One rank validates 2 of the 5 stretches, the other 3; batch norm, loss and scores are computed over all.
 
-    Adam makes a whole step out of the last bit of a gradient near 0: a few weights may go ways of their own.
+    Adam makes a whole step out of the last bit of a gradient near 0, so a few weights may differ.
     """
     runs = []
     for ranks in (1, 2):
@@ -274,8 +274,10 @@ def test_two_ranks_equal_one_on_the_same_batches(tmp_path):
 
 
 def test_two_ranks_take_the_step_that_one_takes_with_a_feature_extractor(tmp_path):
-    """Augmentation, batch norm and gradient are of the whole batch. One step: Adam makes a step of lr out of the last
-    bit of a gradient near 0, so that the next ones differ."""
+    """Augmentation, batch norm and gradient are computed over the whole batch.
+
+    Only one step is compared: Adam makes a step of lr out of the last bit of a gradient near 0, so later ones differ.
+    """
     lr, runs = 1e-4, []
     for ranks in (1, 2):
         folder = tmp_path / str(ranks)
@@ -296,7 +298,7 @@ def test_two_ranks_take_the_step_that_one_takes_with_a_feature_extractor(tmp_pat
             assert far.float().mean() < 0.1 and (left - right).abs().max() < 2.1 * lr, name
 
 
-def test_two_ranks_that_were_stopped_go_on_as_if_they_had_not(tmp_path):
+def test_two_ranks_that_were_stopped_resume_as_if_they_had_not(tmp_path):
     runs = []
     for name in ("whole", "stopped"):
         folder = tmp_path / name
@@ -369,7 +371,7 @@ def test_every_sequence_network_trains(tmp_path, arch):
 
 @pytest.mark.parametrize("weighted", ["false", "true"])
 def test_classes_that_exclude_each_other_are_learned_in_time(tmp_path, weighted):
-    """DeepEthogram sorts these labels by class; here they stay where they happen."""
+    """DeepEthogram sorts these labels by class; deg keeps their order in time."""
     run = make_sequence_run(
         tmp_path, "sequence.arch=linear", "feature_extractor.final_activation=softmax", "train.lr=1e-2",
         "train.num_epochs=12", f"train.softmax_weights={weighted}", lengths=(160, 120, 60),
@@ -388,7 +390,7 @@ def test_batch_size_and_learning_rate_can_be_found_by_trial(tmp_path):
 
 
 def test_the_first_rank_chooses_the_precision_for_all(tmp_path):
-    """The others may run on a processor that is fast at another."""
+    """The other ranks may run on processors that are faster in another precision."""
     run = make_sequence_run(tmp_path, "train.precision=auto")
     file = run.unit_folder(0) / "chosen.json"
     file.parent.mkdir(parents=True)
@@ -405,7 +407,7 @@ def test_what_was_chosen_before_precisions_were_written_down_stays(tmp_path):
 
 
 def test_pieces_of_a_batch_make_the_step_of_the_whole(tmp_path):
-    """Without batch norm and dropout, four pieces of one stretch are one batch of four."""
+    """Without batch norm and dropout, four pieces of one stretch each equal one batch of four."""
     runs = []
     for pieces in (1, 4):
         folder = tmp_path / str(pieces)

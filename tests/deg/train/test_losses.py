@@ -1,4 +1,4 @@
-"""The losses, against the original's numbers and against scenes whose loss is known."""
+"""The losses equal the original's numbers, and are correct on scenes whose loss is known."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_class_that_is_always_there_weighs_one_and_one_that_never_is_nothing()
 
 
 def test_cross_entropy_of_certain_and_of_ignorant_networks():
-    """Equal logits over K classes cost log K; a certain and right one nothing; neither does an ignored one."""
+    """Equal logits over K classes cost log K; a certain and correct one costs nothing, nor does an ignored one."""
     logits = torch.tensor([[0.0, 0, 0, 0], [99, 0, 0, 0], [0, 99, 0, 0]])
     loss = CrossEntropy()(logits, torch.tensor([2, 0, -1]))
     assert loss.item() == pytest.approx(np.log(4) / 3)
@@ -130,7 +130,7 @@ def test_golden_flow_loss_and_gradient(golden, layout, variant):
 
 
 def test_golden_reconstruction(golden):
-    """Move all frames but the first of each clip by the flow of level 2, at its size; the 2-d case."""
+    """All frames except the first of each clip are moved by the flow of level 2, at its size, in the 2-d case."""
     arrays, _ = golden("flow_loss")
     frames = torch.tensor(arrays["clip"]).float().div(255).transpose(1, 2)
     flow = torch.tensor(arrays["2d_default/flow_2"]).unflatten(1, (-1, 2)).flatten(0, 1)
@@ -145,7 +145,7 @@ def test_without_flow_the_reconstruction_is_the_image():
 
 
 def test_flow_points_to_where_the_pixel_comes_from():
-    """A bright column at x = 4 is fetched to x = 3 by a flow to the right of (w - 1) / w: the original's scale."""
+    """A flow of (w - 1) / w to the right, in the original's scale, fetches a bright column from x = 4 to x = 3."""
     image = torch.zeros(1, 1, 6, 8)
     image[..., 4] = 1
     flow = torch.zeros(1, 2, 6, 8)
@@ -166,7 +166,7 @@ def test_an_image_is_perfectly_similar_to_itself():
 
 
 def test_a_constant_flow_is_smooth():
-    """What is left is the offset that keeps the gradient finite."""
+    """Its remaining loss is the offset that keeps the gradient finite."""
     assert roughness(torch.full((1, 2, 4, 4), 3.0)).max() < 1e-3
 
 
@@ -192,7 +192,7 @@ def test_the_flow_loss_is_computed_in_float32_under_autocast():
 
 
 class Network(nn.Module):
-    """Two weights that count (conv 1.weight, head.weight), and all kinds that do not."""
+    """A network with two regularised weights (conv.0.weight, head.weight), and all kinds that are not."""
 
     def __init__(self):
         super().__init__()
@@ -213,7 +213,7 @@ def test_golden_l2_of_whole_networks(golden, preset):
     arch, num_flows = about["arch"], about["num_flows"]
     extractor = FeatureExtractor(arch=arch["classifier"], n_rgb=arch["num_rgb"], n_flows=num_flows)
     flow_generator = FlowGenerator(arch=arch["flow_gen"], n_rgb=num_flows + 1)
-    with torch.device("meta"):  # only what is regularised gets memory and values
+    with torch.device("meta"):  # only regularised weights get memory and values
         network = build_two_stream(extractor, flow_generator, about["classes"])
     covered = regularized_parameters(network)
     assert sorted(covered) == sorted(arrays["l2_keys"])
@@ -252,7 +252,7 @@ def test_l2_sp_pulls_to_the_pretrained_weight_and_a_new_one_to_zero():
 
 
 def test_l2_sp_at_its_starting_point_is_zero_with_a_finite_gradient():
-    """As in the first step of every fine-tuning; the norm of the difference has no gradient there, its square has."""
+    """Every fine-tuning starts there. The norm of the difference has no gradient at that point; its square has one."""
     model = Network()
     loss = L2SP(model, model.state_dict(), alpha=0.1, beta=0.01)()
     loss.backward()
@@ -261,7 +261,7 @@ def test_l2_sp_at_its_starting_point_is_zero_with_a_finite_gradient():
 
 
 def test_l2_sp_keeps_its_starting_point_while_the_weights_move():
-    """The pretrained weights may be the very tensors that the network was filled with."""
+    """The pretrained weights may be the same tensors that the network was filled with."""
     model = Network()
     l2_sp = L2SP(model, model.state_dict(), alpha=2.0, beta=0.0)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The learning rate falls, and training ends, as the scores of validation say."""
+"""The scores of validation decide when the learning rate falls and when training ends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def course(mode="max", **options):
 
 
 def rates(course, scores):
-    """The learning rate of each epoch, and the epochs done when it ended, if it did."""
+    """Return the learning rate of each epoch, and the number of epochs at the end, if it ended."""
     used = []
     for done, score in enumerate(scores, start=1):
         used.append(course.lr)
@@ -29,7 +29,7 @@ def rates(course, scores):
 
 
 def test_plateau_falls_step_by_step_to_the_floor_and_then_training_ends():
-    """1e-4, 1e-5, 1e-6, 5e-7, stop: each after `patience` epochs without improvement and one more."""
+    """It falls to 1e-5, 1e-6 and 5e-7, each after `patience` epochs without improvement and one more, then ends."""
     used, ended = rates(course(patience=1), [0.5] * 50)
     assert sorted({float(f"{lr:.3g}") for lr in used}, reverse=True) == [1e-4, 1e-5, 1e-6, 5e-7]
     assert ended is not None and ended < 50
@@ -80,7 +80,7 @@ def test_without_a_scheduler_the_learning_rate_stays():
 
 
 @pytest.mark.parametrize("scheduler", ["plateau", "cosine", "multistep", None])
-def test_what_goes_on_is_as_if_it_had_never_stopped(scheduler):
+def test_a_resumed_course_is_as_if_it_had_never_stopped(scheduler):
     options = Train(lr=1e-3, scheduler=scheduler, patience=1, milestones=(3, 7), num_epochs=99)
     scores = [0.1, 0.5, 0.4, 0.3, 0.3, 0.6, 0.5, 0.5, 0.5, 0.5, 0.4, 0.4]
 

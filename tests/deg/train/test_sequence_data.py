@@ -1,6 +1,6 @@
-"""The data of sequence networks: which frames an item holds, which labels they have, and what is refused.
+"""The data of sequence networks: the frames in an item, their labels, and what is refused.
 
-A scene: recordings `a` of 23 frames and `b` of 4, whose features say which frame of which recording they are of.
+The scene has recordings `a` of 23 frames and `b` of 4, whose features say which frame of which recording they show.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def features_of(key: str, num_frames: int) -> np.ndarray:
-    """First feature: the frame, from 1; second: 1 for `a`, 2 for `b`; third, the first of the flow: minus the frame."""
+    """Return three features: the frame, from 1; 1 for `a`, 2 for `b`; and of the flow stream, minus the frame."""
     features_TD = np.zeros((num_frames, NUM_FEATURES), np.float32)
     features_TD[:, 0] = np.arange(1, num_frames + 1)
     features_TD[:, 1] = ord(key) - ord("a") + 1
@@ -46,7 +46,7 @@ def features_of(key: str, num_frames: int) -> np.ndarray:
 
 
 def labels_of(num_frames: int) -> np.ndarray:
-    """One class after the other, one frame each."""
+    """Return labels of one class after the other, one frame each."""
     return np.eye(3, dtype=np.int8)[np.arange(num_frames) % 3]
 
 
@@ -66,7 +66,7 @@ def write_features(path: Path, features_TD: np.ndarray, settings: str = "") -> N
 
 
 def make_plan(folder: Path, lengths=LENGTHS, features=features_of, labels=labels_of) -> TrainingPlan:
-    """A plan whose parts `train` and `val` both have all recordings."""
+    """Make a plan whose parts `train` and `val` both have all recordings."""
     for key, num_frames in lengths.items():
         write_features(folder / f"{key}_outputs.h5", features(key, num_frames))
         write_labels(folder / f"{key}_labels.csv", labels(num_frames), CLASSES)
@@ -102,7 +102,7 @@ def make_plan(folder: Path, lengths=LENGTHS, features=features_of, labels=labels
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory):
-    """Not to be changed."""
+    """The scene, which tests must not change."""
     return make_plan(tmp_path_factory.mktemp("lab"))
 
 
@@ -114,12 +114,12 @@ def config_of(arch: str = "linear", length: int = 10, activation: str = "sigmoid
 
 
 def frames(item) -> list[int]:
-    """Which frames an item shows, from 1; 0 is padding."""
+    """Return the frames that an item shows, from 1; 0 is padding."""
     return item["features"][0].int().tolist()
 
 
 def labelled(item) -> list[int]:
-    """Which of them have labels."""
+    """Return those of them that have labels."""
     known_L = (item["labels"] != -1).all(dim=0)
     return item["features"][0][known_L].int().tolist()
 
@@ -165,7 +165,7 @@ def test_items_make_batches(plan):
     ("length", "first", "last"), [(4, [0, 0, 1, 2], [2, 3, 4, 0]), (5, [0, 0, 1, 2, 3], [2, 3, 4, 0, 0])]
 )
 def test_overlapping_stretches_are_one_around_each_frame(plan, length, first, last):
-    """Also around those of a recording that is no longer than a stretch."""
+    """This includes frames of a recording that is not longer than a stretch."""
     data = SequenceData(plan, "train", config_of(length=length, nonoverlapping=False))
     assert len(data) == 23 + 4
     assert (frames(data[23]), frames(data[26])) == (first, last)
@@ -214,7 +214,7 @@ def test_the_mlp_has_a_window_for_each_frame_labelled_as_the_frame_in_its_middle
 
 
 def test_the_tcn_is_shown_what_lies_around_and_learns_each_frame_once(plan):
-    """Two layers reach 3 frames. Padding is not valid; context is, but has no labels."""
+    """Two layers reach 3 frames. Padding is not valid; context is valid, but has no labels."""
     data = SequenceData(plan, "train", config_of("tcn", length=10, tcn_layers=2))
     assert frames(data[1]) == [*range(8, 24)]
     assert labelled(data[1]) == [*range(11, 21)]
@@ -287,11 +287,11 @@ def test_softmax_keeps_one_of_several_behaviours_the_same_each_time(tmp_path):
     one, two = (SequenceData(plan, "train", config_of(activation="softmax")).labels_NK for _ in range(2))
     np.testing.assert_array_equal(one, two)
     assert (one.sum(axis=1) == 1).all() and set(one.argmax(axis=1)) == {1, 2}
-    assert (one[:60] != one[60:]).any()  # each recording draws its own lots
+    assert (one[:60] != one[60:]).any()  # each recording has its own random draws
 
 
 def test_softmax_labels_keep_their_order_in_time(plan):
-    """DeepEthogram sorts them by class."""
+    """DeepEthogram sorts these labels by class."""
     data = SequenceData(plan, "val", config_of(length=10, activation="softmax"))
     assert data[0]["labels"].argmax(dim=0).tolist() == [t % 3 for t in range(10)]
 

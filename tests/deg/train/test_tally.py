@@ -1,4 +1,4 @@
-"""An epoch adds up to the same row, however it was cut into batches, and wherever it was stopped."""
+"""An epoch adds up to the same row, however it is cut into batches and wherever it is stopped."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_without_classes_there_are_losses_only():
     assert row.keys() == {"loss", "SSIM", "fps"} and row["loss"] == 2.75
 
 
-def test_what_goes_on_from_a_state_ends_in_the_same_row():
+def test_a_tally_resumed_from_a_state_ends_in_the_same_row():
     probabilities, labels = predictions()
     whole = filled([120], probabilities, labels).row(CPU)
     first, second = Tally(["loss"], 3), Tally(["loss"], 3)

@@ -1,4 +1,4 @@
-"""`deg doctor` as it is typed, and what its findings come to."""
+"""`deg doctor` as users type it, and what follows from its findings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PYTORCH = {
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Without PyTorch in other processes, which has tests of its own."""
+    """The doctor without PyTorch in other processes, which has tests of its own."""
     monkeypatch.setattr(gpu, "ask_pytorch", lambda: PYTORCH)
     ranks = Finding(collective.CHECK, "ok", "2 ranks on 1 host(s) by gloo")
     monkeypatch.setattr(collective, "check_local_ranks", lambda gpus: ranks)

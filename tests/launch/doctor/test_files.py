@@ -1,4 +1,4 @@
-"""What `deg doctor` makes of the file system of a project."""
+"""What `deg doctor` finds about the file system of a project."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `deg doctor` makes of PyTorch, GPUs and ranks; no GPU is needed to judge."""
+"""What `deg doctor` finds about PyTorch, GPUs and ranks; no GPU is needed for these tests."""
 
 from __future__ import annotations
 

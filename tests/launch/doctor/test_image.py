@@ -1,4 +1,4 @@
-"""What `deg doctor` makes of Apptainer and images."""
+"""What `deg doctor` finds about Apptainer and images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def program(folder: Path, name: str, text: str) -> Path:
 
 @pytest.fixture
 def image(tmp_path, monkeypatch):
-    """A folder that passes for an image, without a driver on this machine."""
+    """A folder that stands in for an image, on a machine without a driver."""
     monkeypatch.setattr(doctor_image, "driver_version", lambda: None)
     monkeypatch.setattr(doctor_image, "read_labels", lambda path: LABELS)
     path = tmp_path / "deg.sif"

@@ -1,4 +1,4 @@
-"""The doctor's job: submitted, requeued, waited for and read, with a stand-in for Slurm; and what is made of it."""
+"""The doctor's job is submitted to a stand-in for Slurm, requeued, waited for, read and judged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deg.launch.doctor.job import JobDir, Submitted
 from deg.launch.findings import Finding
 from deg.options.schema import Cluster
 
-# the nodes of the stand-in have names only
+# the nodes of the stand-in are only names
 CLUSTER = Cluster(gpus_per_node=None, cpus_per_task=1, memory_gb=None, setup=("export MASTER_ADDR=127.0.0.1",))
 
 
@@ -24,7 +24,7 @@ def by_check(findings) -> dict[str, Finding]:
 
 @pytest.fixture
 def run_job(tmp_path):
-    """`run_job(cluster, seconds)` -> the job's folder, what it was submitted as, and the findings by check."""
+    """`run_job(cluster, seconds)` returns the job's folder, its submission, and the findings by check."""
 
     def run(cluster=CLUSTER, seconds=120.0):
         (tmp_path / "project").mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""What `deg doctor` makes of a machine."""
+"""What `deg doctor` finds about a machine."""
 
 from __future__ import annotations
 
@@ -111,5 +111,5 @@ def test_a_made_video_is_decoded(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_video_of_which_frames_are_missing_is_a_fault():
+def test_a_video_with_missing_frames_is_a_fault():
     assert machine.judge_video(7).state == "fault"

@@ -1,4 +1,4 @@
-"""What `deg doctor` makes of a scheduler, by answers of a recorder and by words of a real one."""
+"""What `deg doctor` finds about a scheduler, by the answers of a recorder and the messages of a real one."""
 
 from __future__ import annotations
 

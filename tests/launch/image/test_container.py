@@ -1,4 +1,4 @@
-"""container.sh: the text, and what it does on a node whose Apptainer tells how it was called."""
+"""container.sh: its text, and what it does on a node whose Apptainer reports how it was called."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ json.dump({{"argv": sys.argv, "env": dict(os.environ), "cwd": os.getcwd(), "pid"
 
 @pytest.fixture
 def node(tmp_path):
-    """A node: a folder of programs, among them an `apptainer` that tells its arguments and environment, and a disk."""
+    """A node: a disk, and a folder of programs with an `apptainer` that reports its arguments and environment."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "disk").mkdir()
     write_program(tmp_path / "bin" / "apptainer", TELL.format(python=sys.executable))
@@ -65,7 +65,7 @@ def told(node: Path, given: Container, *arguments: str, **environment: str) -> d
 
 
 def inside(told: dict) -> dict[str, str]:
-    """The environment that Apptainer would make for Python."""
+    """Return the environment that Apptainer would make for Python."""
     return {k.removeprefix("APPTAINERENV_"): v for k, v in told["env"].items() if k.startswith("APPTAINERENV_")}
 
 
@@ -77,7 +77,7 @@ def last_line(text: str) -> str:
 
 
 def test_the_whole_script():
-    """Read it: this is what runs on the node."""
+    """Read container.sh beside this file: it is what runs on the node."""
     text = script(
         Container(
             image=Path("/shared/deg.sif"),
@@ -137,7 +137,7 @@ def test_arguments_arrive_as_they_were_given(node):
 
 
 def test_it_starts_outside_of_the_home_folder(node):
-    """Apptainer shows the folder that it is started in, and with it ~/.local, in spite of --no-home."""
+    """Apptainer shows the folder that it is started in, and with it ~/.local, despite --no-home."""
     assert told(node, container(node))["cwd"] == "/"
 
 
@@ -250,7 +250,7 @@ def test_cleanup_removes_the_jobs_folder_and_no_other(node):
 
 
 def test_modules_are_loaded_although_the_shell_does_not_know_them_yet(node):
-    """The command is found where environment modules say that they are; the setup comes after."""
+    """The command is found where environment modules are installed; the setup follows."""
     (node / "init").mkdir()
     (node / "init" / "bash").write_text(f'module() {{ echo "$@" >> {shlex.quote(str(node / "loaded"))}; }}\n')
     given = container(node, modules=("apptainer/1.4", "odd name"), setup=(f"echo setup >> '{node}/loaded'",))
@@ -333,7 +333,7 @@ def test_a_link_within_the_project_brings_the_folder_that_it_leads_to(tmp_path):
 
 
 def test_the_name_by_which_a_link_reaches_its_folder_is_seen_too(tmp_path):
-    """project/a.mp4 -> archive/a.mp4, and archive -> disk7: the kernel asks for `archive` within the image."""
+    """project/a.mp4 -> archive/a.mp4, and archive -> disk7: the kernel looks for `archive` in the image."""
     project, disk = tmp_path / "project", tmp_path / "disk7"
     project.mkdir()
     disk.mkdir()
@@ -388,7 +388,7 @@ def test_roots_hold_every_path_and_not_each_other(tmp_path_factory, trees, asked
 
 
 def test_a_signal_to_all_processes_leaves_the_mount_of_the_image(node):
-    """The program by which Apptainer mounts an image without root ignores what is meant for Python."""
+    """The program by which Apptainer mounts an image without root ignores signals that are meant for Python."""
     mounts = node / "bin" / "squashfuse_ll"
     mounts.write_text('#!/bin/sh\n[ "$1" = --help ] && exit 254\nexec sleep 60\n')
     mounts.chmod(0o755)
@@ -402,7 +402,7 @@ def test_a_signal_to_all_processes_leaves_the_mount_of_the_image(node):
         start_new_session=True,
     )
     mount = int(running.stdout.readline())
-    time.sleep(0.5)  # until it has come to its `exec`
+    time.sleep(0.5)  # until it has reached its `exec`
     for number in (signal.SIGUSR2, signal.SIGTERM):
         os.kill(mount, number)
     time.sleep(0.2)

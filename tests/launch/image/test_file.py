@@ -1,4 +1,4 @@
-"""Images are built, pulled and checked by an Apptainer that follows a script; labels are read from files like SIF's."""
+"""A scripted Apptainer builds, pulls and checks images; labels are read from files in the layout of SIF."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ exec((folder / "then.py").read_text())
 
 
 class Apptainer:
-    """What a stand-in for Apptainer was asked, and what it does besides."""
+    """A stand-in for Apptainer: the calls that it got, and what else it does."""
 
     def __init__(self, folder: Path):
         folder.mkdir()
@@ -84,7 +84,7 @@ def quiet(line: str) -> None:
 
 
 def write_sif(path: Path, labels: dict[str, str] | None, *, objects: int = 3) -> Path:
-    """A file laid out as SIF: header, table of descriptors, and the document that `apptainer inspect` reads."""
+    """Write a file in the layout of SIF: header, descriptor table, and the document that `apptainer inspect` reads."""
     document = json.dumps({"data": {"attributes": {"labels": labels}}, "type": "container"}).encode()
     table, data = 4096, 4096 + 585 * 48
     header = struct.pack("<32s10s3s3s16sqqqqq", b"#!/usr/bin/env run-singularity\n", b"SIF_MAGIC", b"01", b"02",

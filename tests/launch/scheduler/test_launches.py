@@ -1,4 +1,4 @@
-"""The folder of a launch: what is written comes back, what a crash tears is passed over."""
+"""The folder of a launch: what is written is read back, and lines torn by a crash are skipped."""
 
 from __future__ import annotations
 
@@ -77,13 +77,13 @@ def test_a_launch_is_loaded(launch, tmp_path):
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"version": 99}', '{"version": 1}', '{"version": 1, "project": "/a", "image": null}']
 )
-def test_a_file_that_is_no_launch_is_said(launch, text):
+def test_a_file_that_is_no_launch_is_reported(launch, text):
     launch.launch_file.write_text(text)
     with pytest.raises(RunError, match="not a launch that this version of deg can read"):
         launch.load()
 
 
-def test_a_folder_that_is_no_launch_is_said(tmp_path):
+def test_a_folder_that_is_no_launch_is_reported(tmp_path):
     with pytest.raises(RunError, match=r"expected a launch\.json, found none"):
         LaunchDir(tmp_path).load()
 
@@ -190,7 +190,7 @@ def test_a_launch_of_another_version_does_not_hide_the_others(tmp_path):
     assert launch_of(RunDir(tmp_path / "models" / "one")).name == "old"
 
 
-# ---------------------------------------------------------------------------------------------------- is anybody at it
+# ---------------------------------------------------------------------------------------------------- runs in use
 
 
 @pytest.fixture
@@ -203,7 +203,7 @@ def line(job: str, state: str) -> str:
     return f"{job}|{state}|n1|1795354200|5:01|4:00:00|None\n"
 
 
-def test_a_run_is_left_to_the_jobs_that_are_at_it(launch, shims):
+def test_a_run_is_left_to_the_jobs_that_work_on_it(launch, shims):
     shims("squeue", line("7_0", "RUNNING") + line("7_1", "PENDING") + line("7_2", "COMPLETED"))
     add_job(launch, "7", elements=(0, 1, 2))
     run = launch.load().run_of(0)
@@ -246,7 +246,7 @@ def test_where_there_is_no_scheduler_nobody_is_held_up(launch, shims):
     require_free(launch.load().run_of(0))
 
 
-# ---------------------------------------------------------------------------------------------------- under way
+# ---------------------------------------------------------------------------------------------------- earlier versions
 
 
 OF_VERSION_1 = """\
@@ -278,12 +278,12 @@ OF_VERSION_1 = """\
  "array_size": 1000,
  "version": 1
 }"""
-"""launch.json as deg wrote it before stages kept their options."""
+"""launch.json as deg wrote it before stages had their own options."""
 
 
 @pytest.fixture
 def under_way(tmp_path):
-    """A launch that the version before submitted."""
+    """A launch that was submitted by the previous version."""
     project = create_project(tmp_path / "mice", ["groom"]).path
     launch = LaunchDir(project / "models" / "261122_120000_launch")
     launch.jobs_folder.mkdir(parents=True)
@@ -292,13 +292,13 @@ def under_way(tmp_path):
     return launch
 
 
-def test_a_launch_of_the_version_before_is_refused_with_what_to_do(under_way):
+def test_a_launch_of_the_previous_version_is_refused_with_what_to_do(under_way):
     with pytest.raises(RunError, match=r"submitted by another version.*End it with `deg cancel .*_launch`"):
         under_way.load()
 
 
 @pytest.mark.parametrize("command", ["resume", "why", "logs", "status"])
-def test_commands_say_so_of_a_launch_of_the_version_before(under_way, command, capsys, monkeypatch, tmp_path):
+def test_commands_say_that_a_launch_is_of_the_previous_version(under_way, command, capsys, monkeypatch, tmp_path):
     Shims(tmp_path / "bin", monkeypatch)("squeue", "")
     status = cli.run([command, str(under_way.path)])
     said = capsys.readouterr()
@@ -306,7 +306,7 @@ def test_commands_say_so_of_a_launch_of_the_version_before(under_way, command, c
     assert "submitted by another version" in " ".join((said.out + said.err).split())
 
 
-def test_a_launch_of_the_version_before_can_be_cancelled(under_way, recorder, tmp_path):
+def test_a_launch_of_the_previous_version_can_be_cancelled(under_way, recorder, tmp_path):
     script = tmp_path / "job.sh"
     script.write_text("#!/bin/bash\n#SBATCH --array=0-2\nsleep 300\n")
     number = subprocess.run(["sbatch", str(script)], check=True, capture_output=True, text=True).stdout.split()[-1]
@@ -315,8 +315,8 @@ def test_a_launch_of_the_version_before_can_be_cancelled(under_way, recorder, tm
     assert set(recorder.jobs()[number].states.values()) == {"CANCELLED"}
 
 
-def test_a_job_of_the_version_before_ends_with_what_to_do(capsys):
-    work = pickle.loads(b"cdeg.launch.jobs\nwork\n.")  # the function that pickles of that version name
+def test_a_job_of_the_previous_version_ends_with_what_to_do(capsys):
+    work = pickle.loads(b"cdeg.launch.jobs\nwork\n.")  # the function that pickles of that version refer to
     with pytest.raises(SystemExit) as ended:
         work("execute", "/lab/mice/models/261122_120000_launch", "0", "0")
     assert ended.value.code == 2

@@ -1,4 +1,4 @@
-"""The scheduler's word on jobs: its texts as real commands print them, and commands on PATH that print them."""
+"""What the scheduler says about jobs: texts as real commands print them, and commands on PATH that print them."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_squeue_is_asked_first_and_sacct_of_the_rest(shims):
         "13": "PENDING",
         "20_0": "OUT_OF_MEMORY",
         "20_1": "CANCELLED",
-        "21": "UNKNOWN",  # accounts that run on after the end are not believed
+        "21": "UNKNOWN",  # accounting that still says RUNNING after the end is not believed
         "22": "TIMEOUT",
         "23": "COMPLETED",
         "99": "UNKNOWN",
@@ -119,7 +119,7 @@ def test_a_site_without_accounts(shims):
     assert len(shims.calls("squeue")) == 1
 
 
-def test_the_living(shims):
+def test_jobs_that_are_alive(shims):
     shims("squeue", SQUEUE)
     assert alive(["12", "14"]) == {"12_0", "12_3", "12_4", "12_5", "14"}
     assert alive([]) == set()
@@ -147,7 +147,7 @@ def test_no_scheduler_here(shims, monkeypatch, tmp_path):
         states(["5"])
 
 
-def test_what_the_user_has_set_for_himself_does_not_hide_jobs(shims, monkeypatch):
+def test_settings_of_the_user_do_not_hide_jobs(shims, monkeypatch):
     monkeypatch.setenv("SQUEUE_PARTITION", "gpu")
     shims("squeue", then='echo "5|RUNNING|n1|N/A|0:01|1:00|$SQUEUE_PARTITION$SLURM_TIME_FORMAT"')
     assert states(["5"])["5"].reason == "%s"

@@ -1,4 +1,4 @@
-"""Batch scripts as text: what options of a cluster mean as flags; and how they reach the scheduler."""
+"""Batch scripts: which flags the options of a cluster become, and how scripts reach the scheduler."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SITE = Cluster(
     partition="gpu", account="lab", cpus_per_task=4, memory_gb=16.0, nodes=2, gpus_per_node=2, time="2:00:00", jobs=4
 )
 JOBS = Path("/lab/the models/x_launch/jobs")
-"""With a space, for the shell."""
+"""Folder with a space in its path, which needs quoting in the shell."""
 LAUNCH = str(JOBS.parent)
 
 SETUP = f"""
@@ -145,7 +145,7 @@ bash '/lab/the models/x_launch/jobs/after.sh' "$status" '/lab/the models/x_launc
 
 @pytest.fixture
 def shims(tmp_path, monkeypatch):
-    """A PATH with commands of Slurm that say nothing."""
+    """A PATH with commands of Slurm that print nothing."""
     found = Shims(tmp_path / "bin", monkeypatch)
     for name in ("sbatch", "srun"):
         found(name)
@@ -157,14 +157,14 @@ def submitter(cluster: Cluster = SITE, folder: Path = JOBS) -> Submitter:
 
 
 def script(cluster: Cluster, need: Need | None = None, **changes) -> Script:
-    """An array of an inference, if no need is given."""
+    """Make a script; without a need, the one of an array for inference."""
     plain = Script(need or worker_need(cluster, "name"), work, ("execute", LAUNCH, "0", "0"), ("after",))
     return replace(plain, **changes)
 
 
 @pytest.fixture
 def flags(shims):
-    """`flags(need, option=value, ...)` gives {flag: value} of a batch script; a bare flag has "" for value."""
+    """`flags(need, option=value, ...)` returns {flag: value} of a batch script; a flag without a value has ""."""
 
     def flags(kind=worker_need, **options) -> dict[str, str]:
         cluster = replace(Cluster(), **options)
@@ -380,7 +380,7 @@ def test_a_refusal_leaves_no_files(recorder, jobs):
     assert sorted(path.name for path in jobs.iterdir()) == ["after.sh", "container.sh"]
 
 
-def test_the_job_that_we_may_be_in_has_no_say(shims, jobs, monkeypatch, tmp_path):
+def test_the_job_that_this_process_may_be_in_has_no_influence(shims, jobs, monkeypatch, tmp_path):
     shims("sbatch", "Submitted batch job 12\n", then=f"env >{tmp_path}/seen")
     for name in ("SLURM_JOB_ID", "SLURM_MEM_PER_NODE", "SLURM_NTASKS", "SLURM_GPUS", "SBATCH_PARTITION", "SRUN_DEBUG"):
         monkeypatch.setenv(name, "1")

@@ -1,4 +1,4 @@
-"""A profile from what Slurm says: texts of several versions and sites, what is chosen from them, and the commands."""
+"""A profile made from Slurm's answers: texts of several versions and sites, what is chosen, and the commands."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ hpc2|phys||normal|
 
 
 def linear_site(**changes) -> Site:
-    """An old cluster: whole nodes, GPUs by gres, memory not shared out."""
+    """Return an old cluster: whole nodes, GPUs by gres, memory not allocated."""
     config = "ClusterName = old\nSelectType = select/linear\nSelectTypeParameters = (null)\nJobRequeue = 1\n"
     partitions = "PartitionName=batch Default=YES MaxTime=UNLIMITED State=UP\n"
     nodes = "batch|a|16|64000|gpu:tesla:2,gpu:kepler:2\n"
@@ -330,7 +330,7 @@ def test_two_accounts_are_a_choice_for_the_user():
     assert choice.notes["account"] == ("alice has neuro, phys. null: the default one.",)
 
 
-def test_somebody_without_any_account_is_told():
+def test_a_user_without_any_account_is_told():
     assert choose(large_site(associations=())).notes["account"] == ("sacctmgr knows none for alice.",)
 
 
@@ -354,7 +354,7 @@ def test_memory_is_what_the_site_lets_a_gpu_have(settings, partition, gib):
     assert choose(changed).cluster.memory_gb == gib
 
 
-def test_jobs_that_are_only_suspended_are_not_spoken_of():
+def test_jobs_that_are_only_suspended_are_not_mentioned():
     settings = {"preempttype": "preempt/qos", "preemptmode": "GANG,SUSPEND"}
     assert "requeue" not in choose(linear_site(settings=settings)).notes
 
@@ -371,7 +371,7 @@ def test_a_partition_that_lasts_is_preferred_to_a_large_one_of_minutes():
     assert choose(small_site(partitions=partitions, nodes=nodes)).cluster.partition == "long"
 
 
-def test_where_only_singularity_is_there_it_is_used_and_modules_are_spoken_of():
+def test_if_only_singularity_is_there_it_is_used_and_modules_are_mentioned():
     choice = choose(small_site(programs=("singularity",)))
     assert choice.cluster.apptainer == "singularity" and "modules" in choice.notes
     assert choose(small_site(programs=())).cluster.apptainer == "apptainer"
@@ -382,7 +382,7 @@ def test_where_only_singularity_is_there_it_is_used_and_modules_are_spoken_of():
 
 
 def check_profile(choice: Choice, folder) -> str:
-    """The written profile gives the options that were chosen."""
+    """Check that the written profile gives the options that were chosen."""
     text = profile_text(choice, "mysite")
     path = folder / "mysite.yaml"
     path.write_text(text, encoding="utf-8")
@@ -423,7 +423,7 @@ def test_options_that_become_a_flag_say_so():
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-    """Programs on PATH that say what Slurm said; `slurm(sacctmgr="exit 1")` gives one another shell script."""
+    """Programs on PATH that repeat Slurm's answers; `slurm(sacctmgr="exit 1")` replaces one by a shell script."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -492,7 +492,7 @@ def test_init_as_a_document(slurm, capsys):
 @pytest.mark.parametrize("sacctmgr", ["echo 'slurmdbd is down' >&2; exit 1", None])
 def test_without_sacctmgr_the_profile_says_so(slurm, capsys, monkeypatch, sacctmgr):
     folder = slurm(sacctmgr=sacctmgr)
-    if sacctmgr is None:  # also where the machine that tests has one
+    if sacctmgr is None:  # even if the machine of the tests has one
         monkeypatch.setenv("PATH", f"{folder}:/nowhere")
         (folder / "cat").symlink_to("/bin/cat")
     assert cli.run(["cluster", "init", "--dry-run"]) == 0

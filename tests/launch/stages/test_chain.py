@@ -1,4 +1,4 @@
-"""`deg run`, with ranks and workers that follow a script: every step once, then only what is missing."""
+"""`deg run`, with scripted ranks and workers, does every step once, then only what is missing."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def script(monkeypatch, tmp_path):
 
 @pytest.fixture
 def deg(folder, ranks, script, capsys):
-    """`deg(...)` is `deg run`: the exit status, {step: its report}, and what was said."""
+    """`deg(...)` is `deg run` and returns the exit status, {step: its report}, and the messages."""
 
     def deg(*words: str):
         status = cli.run(["run", str(folder), "feature_extractor.weights=random", *words, "--json"])
@@ -73,7 +73,7 @@ def runs(folder: Path, stage: str = "") -> list[RunDir]:
 
 @pytest.fixture
 def trained(deg):
-    """A project on which the whole chain was run."""
+    """A project on which the whole chain has run."""
     status, steps, _ = deg()
     assert status == 0
     return steps
@@ -119,7 +119,7 @@ def test_new_recordings_are_inferred_without_training_again(trained, deg, folder
     for name in ("infer feature_extractor", "infer sequence"):
         assert steps[name]["document"]["stages"][0]["done"] == ["mouse_4"]
     assert steps["report"]["state"] == "done"
-    assert "this has changed: recordings of mouse_4. To train anew: deg train flow_generator" in said
+    assert "this has changed: recordings of mouse_4. To train again: deg train flow_generator" in said
 
 
 def test_changed_labels_and_options_are_said_and_nothing_is_trained_silently(trained, deg, folder, ranks):
@@ -139,7 +139,7 @@ def test_what_was_trained_anew_is_used(trained, deg, folder, capsys):
 
 
 def first_words(steps) -> list[str]:
-    """The options with which the chain trained the feature extractor."""
+    """Return the options with which the chain trained the feature extractor."""
     return [word for word in steps["train feature_extractor"]["command"] if "=" in word]
 
 
@@ -187,7 +187,7 @@ def test_the_chain_ends_at_the_first_step_that_fails(deg, ranks):
     assert steps["train feature_extractor"]["document"]["error"] == "Rank 1 was killed."
 
 
-def test_a_stopped_chain_goes_on_where_it_stopped(deg, folder, ranks):
+def test_a_stopped_chain_resumes_where_it_stopped(deg, folder, ranks):
     ranks.then = [None, "stop"]
     status, steps, _ = deg()
     assert status == 75 and states(steps) == ["done", "stopped"]
@@ -203,7 +203,7 @@ def test_without_labels_nothing_is_begun(deg, folder, ranks):
     assert status == 2 and ranks.calls == [] and "at least two recordings" in said
 
 
-def test_a_bad_video_without_labels_is_named_and_the_chain_goes_on(deg, folder):
+def test_a_bad_video_without_labels_is_named_and_the_chain_continues(deg, folder):
     (folder / "DATA" / "bad").mkdir()
     (folder / "DATA" / "bad" / "bad.mp4").write_bytes(b"no video")
     status, steps, _ = deg()
@@ -218,7 +218,7 @@ def test_a_labelled_recording_without_features_ends_the_chain(deg, script):
     assert "mouse_2 is labelled but has no features" in said
 
 
-def test_a_training_that_another_process_is_at_is_waited_for(deg, folder, ranks):
+def test_a_training_that_another_process_runs_is_waited_for(deg, folder, ranks):
     ranks.then = ["stop"]
     deg()
     (run,) = runs(folder)

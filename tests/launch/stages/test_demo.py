@@ -1,4 +1,4 @@
-"""`deg demo`: every step of a project's life, by the real networks, whole."""
+"""`deg demo`: every step in the life of a project, complete and with the real networks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from deg.projects.shapes import BEHAVIORS
 from deg.types import Issue
 
 COMMAND = ("demo", "small_demo")
-"""As the pages show it."""
+"""The command, as the pages show it."""
 
 
 @pytest.mark.slow
@@ -37,7 +37,7 @@ def test_the_demo_trains_infers_and_reports(tmp_path):
     assert len(list((tmp_path / "small_demo").glob("models/*_train"))) == 3
 
 
-def test_a_demo_that_was_made_goes_on_where_it_was_and_ends_with_the_step_that_fails(tmp_path, monkeypatch, capsys):
+def test_a_demo_that_was_made_resumes_where_it_was_and_ends_with_the_step_that_fails(tmp_path, monkeypatch, capsys):
     create_project(tmp_path / "demo", BEHAVIORS)
     (tmp_path / "demo" / "demo.json").write_text("{}")
     monkeypatch.setattr(demo, "run_chain", lambda request, workers: ChainReport((), 4))

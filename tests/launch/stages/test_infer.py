@@ -1,4 +1,4 @@
-"""One stage from beginning to end by workers that follow a script: what is done is kept, what is missing is done."""
+"""One stage from beginning to end, with scripted workers: what is done is kept, what is missing is done."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def folder(made, tmp_path):
-    """A project of its own for each test."""
+    """A project; each test has its own."""
     subprocess.run(["cp", "-a", str(made), str(tmp_path / "mice")], check=True)
     return tmp_path / "mice"
 
@@ -47,7 +47,7 @@ def script(monkeypatch, tmp_path):
 
 @pytest.fixture
 def deg(folder, script, capsys):
-    """`deg("infer", "all", ...)` gives the exit status, the JSON document, and what was said."""
+    """`deg("infer", "all", ...)` returns the exit status, the JSON document, and the messages."""
 
     def deg(*words: str, stage: str = "feature_extractor"):
         fixed = ["feature_extractor.weights=latest", "inference.devices=2", "--json"]
@@ -128,7 +128,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(deg, folder):
 def test_a_dry_run_of_both_stages_does_not_miss_features_that_are_to_come(deg):
     status, document, said = deg("--dry-run", stage="all")
     assert status == 0 and [report["stage"] for report in document["stages"]] == ["feature_extractor"]
-    assert "sequence: is planned once the features are there" in said
+    assert "sequence: can be planned once the features are there" in said
 
 
 def test_both_stages_one_after_the_other(deg, folder):
@@ -204,7 +204,7 @@ def test_weights_that_do_not_fit_end_the_command_with_their_message(deg, script)
 
 @pytest.fixture
 def interrupted(folder, script):
-    """A run that was stopped by SIGTERM after its first unit: its exit status and folder."""
+    """Exit status and folder of a run that SIGTERM stopped after its first unit."""
     script(pause=0.04)
     words = ["feature_extractor.weights=latest", "inference.devices=1", "--json"]
     command = [sys.executable, "-m", "deg.launch.cli", "infer", "feature_extractor", str(folder), *words]
@@ -220,7 +220,7 @@ def interrupted(folder, script):
     return process.returncode, runs(folder)[0]
 
 
-def test_a_stopped_run_says_so_and_is_continued_without_doing_anything_twice(interrupted, deg, folder):
+def test_a_stopped_run_says_so_and_is_resumed_without_doing_anything_twice(interrupted, deg, folder):
     status, run = interrupted
     assert status == 75 and not run.is_merged()
     before = {index: run.result_file(index).stat().st_ino for index in run.finished_units()}
@@ -237,7 +237,7 @@ def test_a_stopped_run_is_left_alone_if_something_else_is_wanted(interrupted, de
     assert len(runs(folder)) == 2 and not interrupted[1].is_merged()
 
 
-def test_overwriting_is_not_the_continuation_of_a_run_that_spared_what_was_there(interrupted, deg, folder):
+def test_overwriting_does_not_resume_a_run_that_spared_existing_results(interrupted, deg, folder):
     assert deg("--overwrite")[0] == 0
     assert len(runs(folder)) == 2 and not interrupted[1].is_merged()
 
@@ -247,13 +247,13 @@ def test_a_unit_result_that_was_lost_meanwhile_is_made_again(interrupted, deg, f
     (index, *_) = run.finished_units()
     run.result_file(index).write_bytes(b"lost")
     status, document, said = deg()
-    assert status == 1 and "Run the same command again to go on" in said
+    assert status == 1 and "Run the same command again to resume" in said
     assert document["stages"][0]["waiting"] == ["mouse_1"]
     assert deg()[0] == 0
     assert frame_numbers(outputs(folder, "mouse_1")).tolist() == list(range(LENGTHS["mouse_1"]))
 
 
-def test_a_named_run_is_continued_under_its_name(deg, folder, script):
+def test_a_named_run_is_resumed_under_its_name(deg, folder, script):
     script(deaths={"mouse_2": 3})
     assert deg("--run", "mine")[0] == 1
     status, _, said = deg("--run", "mine")

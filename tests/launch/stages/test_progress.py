@@ -1,4 +1,4 @@
-"""What people see of a training in a log: a line a minute, and one for each epoch."""
+"""What a log shows of a training: a line a minute, and one for each epoch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deg.launch.stages.progress import TrainingProgress, figures
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Time as the test sets it."""
+    """The time that the test sets."""
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return now

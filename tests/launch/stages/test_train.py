@@ -1,4 +1,4 @@
-"""`deg train`, by ranks that follow a script: what is finished is said, what was interrupted goes on."""
+"""`deg train`, with scripted ranks: what is finished is reported, what was interrupted is resumed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def ranks(monkeypatch):
 
 @pytest.fixture
 def deg(folder, ranks, capsys):
-    """`deg("flow_generator", ...)` gives the exit status, the JSON document, and what was said."""
+    """`deg("flow_generator", ...)` returns the exit status, the JSON document, and the messages."""
 
     def deg(stage: str = "flow_generator", *words: str):
         status = cli.run(["train", stage, str(folder), *words, "--json"])
@@ -96,13 +96,13 @@ def test_phases_are_done_one_after_the_other(deg, folder, ranks):
     assert "phase spatial" in said and "phase both" in said
 
 
-def test_a_finished_training_is_not_gone_on_with(deg, folder):
+def test_a_finished_training_is_not_resumed(deg, folder):
     deg()
     deg()
     assert len(runs(folder)) == 2
 
 
-def test_a_stopped_training_says_so_and_goes_on(deg, folder, ranks):
+def test_a_stopped_training_says_so_and_is_resumed(deg, folder, ranks):
     ranks.then = ["stop"]
     status, report, said = deg()
     assert status == report["exit_status"] == 75 and report["stopped"] and report["best"] is None
@@ -132,7 +132,7 @@ def test_a_run_killed_when_all_phases_were_done_is_only_closed(deg, folder, rank
 
 
 @pytest.mark.parametrize("change", [["train.lr=0.01"], ["--run", "another"]], ids=["options", "name"])
-def test_another_training_is_not_gone_on_with(deg, folder, ranks, change):
+def test_another_training_is_not_resumed(deg, folder, ranks, change):
     ranks.then = ["stop"]
     deg()
     assert deg("flow_generator", *change)[0] == 0
@@ -153,13 +153,13 @@ def test_a_run_that_another_process_trains_is_left_to_it(deg, folder, ranks):
     (run,) = runs(folder)
     with run.claimed():
         status, report, said = deg()
-    assert status == 0 and report["run"] != run.name and "another `deg` is at this very training" in said
+    assert status == 0 and report["run"] != run.name and "another `deg` is doing this training" in said
 
 
 @pytest.mark.parametrize(
     ("error", "status"), [(DegError("mouse_3: NaN in frame 7."), 2), (LaunchError("Rank 1 was killed."), 3)]
 )
-def test_what_the_ranks_failed_of_is_told_and_the_run_goes_on_later(deg, folder, ranks, error, status):
+def test_the_fault_of_a_rank_is_told_and_the_run_is_resumed_later(deg, folder, ranks, error, status):
     if status == 2:
         error.exit_status = 2
     ranks.then = [error]

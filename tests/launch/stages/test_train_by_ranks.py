@@ -1,4 +1,4 @@
-"""`deg train` with two real ranks on the CPU: stopped, killed, broken, and gone on with."""
+"""`deg train` with two real ranks on the CPU: stopped, killed, broken, and resumed."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def wait_for_epoch(lab, process, seconds=120):
 
 
 def ranks_of(lab):
-    """Process numbers of the ranks that work on this project, by rank."""
+    """Return the process ids of the ranks that work on this project, by rank."""
     found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
@@ -70,14 +70,14 @@ def ranks_of(lab):
                 environment = dict(
                     item.split(b"=", 1) for item in (entry / "environ").read_bytes().split(b"\0") if b"=" in item
                 )
-            except OSError:  # it has ended meanwhile
+            except OSError:  # it has ended by now
                 continue
             if b"deg.execute" in words and str(lab).encode() in words and b"RANK" in environment:
                 found[int(environment[b"RANK"])] = int(entry.name)
     return found
 
 
-def test_ctrl_c_stops_both_ranks_the_same_command_goes_on_and_a_rank_that_is_killed_ends_it(lab):
+def test_ctrl_c_stops_both_ranks_the_same_command_resumes_and_a_killed_rank_ends_it(lab):
     process = start(lab, "train.num_epochs=100000")
     wait_for_epoch(lab, process)
     process.send_signal(signal.SIGINT)

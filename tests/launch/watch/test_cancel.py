@@ -118,7 +118,7 @@ def test_nothing_alive(project, tmp_path, monkeypatch, capsys):
     shims("squeue")
     launch = launch_of(project, "5")
     assert cli.run(["cancel", str(project)]) == 0
-    assert "Nothing runs or waits" in capsys.readouterr().out
+    assert "Nothing is running or waiting" in capsys.readouterr().out
     assert not (launch.path / "events.jsonl").exists()
 
 

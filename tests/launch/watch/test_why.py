@@ -96,7 +96,7 @@ def test_memory_of_the_gpu_in_a_training_wants_a_smaller_batch(project, shims):
     started(run_of(launch), 0, "10")
     ended(run_of(launch), 0, "failed", message="CUDA out of memory. Tried to allocate 2 GiB")
     found = ask(launch)
-    assert "memory of the GPU" in causes(found)["gpu_memory"]
+    assert "Out of GPU memory" in causes(found)["gpu_memory"]
     assert found.command == f"deg train sequence {project} compute.batch_size=16 --on slurm"
 
 
@@ -155,11 +155,11 @@ def test_preemption_is_counted(launch, shims):
     assert "3 times" in causes(ask(launch, queued("10_1", "PENDING", "BeginTime", start=None)))["preempted"]
 
 
-def test_a_unit_that_was_put_aside(launch):
+def test_a_unit_that_was_given_up(launch):
     run_of(launch).unit_folder(1).mkdir(parents=True)
     run_of(launch).error_file(1).write_text('{"message": "its worker was killed 3 times (on n1)"}')
     found = ask(launch)
-    assert "unit 1" in causes(found)["put_aside"]
+    assert "unit 1" in causes(found)["given_up"]
     assert found.findings[0].evidence == ("unit 1: its worker was killed 3 times (on n1)",)
 
 
@@ -188,14 +188,14 @@ def test_a_corrupt_video_is_told_with_its_frame(project, shims):
     launch.set_verdict(0, Verdict("partly", "b"))
     found = ask(launch)
     assert reason in found.findings[0].evidence[0] and found.command == f"deg check {project} --deep"
-    assert found.summary == "Done, but not every recording: infer feature_extractor."
+    assert found.summary == "Done, except for some recordings: infer feature_extractor."
 
 
 def test_a_job_that_ended_before_its_work_began(launch):
     exited(run_of(launch), 0, "10_0", 255)
     output(launch, "10_0", errors="FATAL:   could not open image /shared/deg.sif: no such file\n")
     found = ask(launch)
-    assert "The image is not there" in causes(found)["no_image"]
+    assert "The image is missing" in causes(found)["no_image"]
     assert any("could not open image" in line for line in found.findings[0].evidence)
 
 
@@ -248,7 +248,7 @@ def test_what_all_causes_ask_for_is_one_command(launch):
 def test_all_is_well(launch):
     started(run_of(launch), 0, "10_0")
     found = ask(launch, queued("10_0"), queued("11", "PENDING", "Dependency"))
-    assert found.summary == "All is well: running, infer feature_extractor."
+    assert found.summary == "Running without problems: infer feature_extractor."
     assert (found.findings, found.command) == ((), None)
 
 
@@ -256,13 +256,15 @@ def test_what_went_wrong_and_is_being_mended(launch):
     started(run_of(launch), 0, "10_0")
     exited(run_of(launch), 0, "10_0", 137, oom_kills=1)
     found = ask(launch, queued("10_1"))
-    assert found.summary == "It runs, and goes on by itself, infer feature_extractor."
+    assert found.summary == "Running in spite of problems: infer feature_extractor."
     assert "memory" in causes(found) and found.command is None
 
 
 def test_a_queue_that_is_long(launch):
     found = ask(launch, queued("10_[0-3]", "PENDING", "Priority"))
-    assert "4 jobs: others are before it in the queue (Priority)" in causes(found)["queue"] and found.command is None
+    assert (
+        "4 jobs: other jobs are ahead of it in the queue (Priority)" in causes(found)["queue"] and found.command is None
+    )
 
 
 def test_a_wait_that_time_does_not_end(launch):
@@ -341,7 +343,7 @@ def test_a_run_of_this_machine_at_work(project):
     run = make_run(project, make_plan(project, {"a": 40}))
     with run.claimed():
         found = explain_run(run, project)
-    assert found.summary == "All is well: running, 0 of 1 units done." and found.command is None
+    assert found.summary == "Running: 0 of 1 units done." and found.command is None
 
 
 def test_a_run_of_this_machine_whose_workers_were_killed(project):

@@ -1,4 +1,4 @@
-"""What each command answers: the words typed, the jobs as they stand -> exit status and text."""
+"""The answers of each command: exit status and text, from the words typed and the present jobs."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ COMPACT = {
 
 @dataclass
 class Asked:
-    """One call of a command."""
+    """One call of a command, with its words and input."""
 
     words: list[str]
     cwd: str = "/"
     environment: dict[str, str] = field(default_factory=dict)
     script: str = ""
-    """What sbatch read from its file or standard input."""
+    """The text that sbatch read from its file or standard input."""
 
 
 @dataclass
@@ -161,7 +161,7 @@ def squeue(scheduler: Scheduler, asked: Asked) -> Answer:
 
 
 def _cell(scheduler: Scheduler, group: list[Job], letter: str, *, each: bool) -> object:
-    """One column of one row; elements that never ran stand together unless `each` is for itself."""
+    """Return one column of one row; elements that never ran share a row unless `each` has its own."""
     job = group[0]
     together = not each and job.element is not None and job.id is None
     if letter == "i":
@@ -172,7 +172,7 @@ def _cell(scheduler: Scheduler, group: list[Job], letter: str, *, each: bool) ->
 
 
 def _rows(jobs: list[Job], each: bool) -> list[list[Job]]:
-    """Elements that never ran and wait for the same reason stand in one row."""
+    """Group jobs into rows: elements that never ran and wait for the same reason share one row."""
 
     def key(job: Job) -> object:
         together = not each and job.state == "PENDING" and job.id is None
@@ -287,7 +287,7 @@ def scancel(scheduler: Scheduler, asked: Asked) -> Answer:
         text = values["signal"].upper().removeprefix("SIG")
         number = int(text) if text.isdecimal() else int(getattr(signal, f"SIG{text}"))
     scheduler.cancel(cancelled, number, "b" in values, "f" in values)
-    return Answer()  # for unknown and ended jobs as well, without a word
+    return Answer()  # also for unknown and ended jobs, silently
 
 
 def _config_text(scheduler: Scheduler) -> str:
@@ -494,7 +494,7 @@ def when(moment: float | None, unknown: str = "N/A") -> str:
 
 
 def elapsed_text(seconds: float) -> str:
-    """As squeue: 0:05, 1:02:03, 2-00:00:00."""
+    """Format seconds as squeue does: 0:05, 1:02:03, 2-00:00:00."""
     days, rest = divmod(int(seconds), 86400)
     hours, minutes, seconds = rest // 3600, rest // 60 % 60, rest % 60
     if days:
@@ -503,7 +503,7 @@ def elapsed_text(seconds: float) -> str:
 
 
 def clock_text(seconds: float) -> str:
-    """As sacct: 00:00:05, 1-02:03:04."""
+    """Format seconds as sacct does: 00:00:05, 1-02:03:04."""
     days, rest = divmod(int(seconds), 86400)
     return f"{days}-" * bool(days) + f"{rest // 3600:02d}:{rest // 60 % 60:02d}:{rest % 60:02d}"
 
@@ -537,7 +537,7 @@ def _shows_nodes(job: Job) -> bool:
 
 
 def _fill(form: str, value: Callable[[str], object]) -> str:
-    """`%.18i %-9P %T`: a dot pads on the left; a width also cuts."""
+    """Fill a format such as `%.18i %-9P %T`: a dot pads on the left, and a width also cuts."""
 
     def put(found: re.Match[str]) -> str:
         dot, width, letter = found.groups()
@@ -551,7 +551,7 @@ def _fill(form: str, value: Callable[[str], object]) -> str:
 
 
 def _words(words: list[str], short: str, names: dict[str, str], flags: set[str]) -> dict[str, str]:
-    """Options by their short letter; `-hj12`, `-j 12`, `--jobs=12` and `--jobs 12` are all read."""
+    """Return options by their short letter; `-hj12`, `-j 12`, `--jobs=12` and `--jobs 12` are all understood."""
     values: dict[str, str] = {}
     queue = list(words)
     while queue:

@@ -1,6 +1,6 @@
-"""What sbatch, squeue, ... of the fake do: `python client.py PROGRAM WORDS...`. Starts in 20 ms: few imports.
+"""The fake's sbatch, squeue and so on: `python client.py PROGRAM WORDS...`. It imports little, to start in 20 ms.
 
-All but srun ask the server and print what it answers. srun runs the tasks itself, as its own children.
+All except srun ask the server and print its answer. srun runs the tasks itself, as its own children.
 """
 
 import json
@@ -17,11 +17,11 @@ def folder_of_server():
 
 
 def ask(folder, **question):
-    """The answer of the server in `folder`."""
+    """Return the answer of the server in `folder`."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
         with socket.socket(socket.AF_UNIX) as connection:
-            # the name of a socket may have 107 bytes only
+            # the name of a socket may have at most 107 bytes
             connection.connect(f"/proc/self/fd/{descriptor}/socket")
             os.close(descriptor)
             with connection.makefile("rw") as stream:
@@ -33,13 +33,13 @@ def ask(folder, **question):
 
 
 def batch_script(words):
-    """What sbatch is to submit: the file that the first word names, else standard input; nothing for --wrap."""
+    """Return the script for sbatch: the file that the first word names, else standard input; nothing for --wrap."""
     from fake_slurm.options import SBATCH, Refused, parse_words
 
     try:
         options, rest = parse_words(words, SBATCH, "sbatch")
     except Refused:
-        return ""  # the server will say so
+        return ""  # the server will report that
     if "wrap" in options:
         return ""
     if not rest:

@@ -1,4 +1,4 @@
-"""What a test holds of the fake cluster."""
+"""The fake cluster, as tests control it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 
 
 class FakeSlurm:
-    """A cluster in `folder`, from `start` to `stop`. Environment variables for its users are in `environment`."""
+    """A cluster in `folder`, from `start` to `stop`. `environment` holds the variables for its users."""
 
     def __init__(self, folder: Path, site: Site | None = None):
         self.folder = folder
@@ -53,7 +53,7 @@ class FakeSlurm:
         self._await("the server's start", lambda: (self.folder / "socket").exists())
 
     def stop(self) -> None:
-        """Ends every process of every job as well."""
+        """Stop the server, and end every process of every job."""
         assert self._server is not None and self._server.stdin is not None
         self._server.stdin.close()
         status = self._server.wait(timeout=30)
@@ -61,17 +61,17 @@ class FakeSlurm:
             raise RuntimeError(f"the fake Slurm broke:\n{(self.folder / 'server.log').read_text()}")
 
     def configure(self, **changes: Any) -> None:
-        """Changes fields of the site, of running jobs as well."""
+        """Change fields of the site, also for running jobs."""
         self.site = replace(self.site, **changes)
         self._ask(ask="configure", changes=changes)
 
-    # ---------------------------------------------------------------------------------------------- what befalls jobs
+    # ---------------------------------------------------------------------------------------------- faults of jobs
 
     def preempt(self, job: str) -> None:
         self._ask(ask="on_jobs", what="preempt", job=job)
 
     def end_of_memory(self, job: str) -> None:
-        """A process of the job is killed as by the kernel, and the job ends as OUT_OF_MEMORY."""
+        """Kill a process of the job as the kernel would; the job ends as OUT_OF_MEMORY."""
         self._ask(ask="on_jobs", what="end_of_memory", job=job)
 
     def kill_node(self, node: str) -> None:
@@ -80,21 +80,21 @@ class FakeSlurm:
     def start_node(self, node: str) -> None:
         self._ask(ask="start_node", node=node)
 
-    # ------------------------------------------------------------------------------------------------------ what is so
+    # ----------------------------------------------------------------------------------------------------------- state
 
     def jobs(self) -> list[dict[str, Any]]:
-        """All jobs and elements as they stand; earlier lives of requeued ones before, with state REQUEUED."""
+        """Return all jobs and elements as they are now; earlier lives of requeued ones come first, as REQUEUED."""
         found: list[dict[str, Any]] = self._ask(ask="jobs")["jobs"]
         return found
 
     def states(self) -> dict[str, str]:
-        """Name of a job or element -> its state now."""
+        """Return the present state of each job and element, by its name."""
         return {job["name"]: job["state"] for job in self.jobs()}
 
     def wait(self, *names: str, state: str | None = None, seconds: float = 60) -> dict[str, str]:
-        """Until these jobs (else all) have ended, or are in `state`; an array's name means all its elements.
+        """Wait until these jobs (else all) have ended, or are in `state`; an array's name means all its elements.
 
-        RuntimeError if that takes too long.
+        Raise RuntimeError if that takes too long.
         """
 
         def there() -> bool:
@@ -108,7 +108,7 @@ class FakeSlurm:
         return self.states()
 
     def run(self, *words: str, check: bool = True, cwd: Path | None = None) -> str:
-        """Standard output of a command such as `run("sbatch", "script.sh")`."""
+        """Run a command, such as `run("sbatch", "script.sh")`, and return its standard output."""
         done = subprocess.run(
             [str(self.bin / words[0]), *words[1:]],
             capture_output=True,

@@ -1,4 +1,4 @@
-"""Reads what sbatch and srun are told. Options that Slurm does not have are errors, as they are there."""
+"""Read the options of sbatch and srun. Options that Slurm does not have are errors, as in Slurm."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FLAGS = {
 }
 """Options without a value."""
 MAYBE = {"exclusive", "kill-on-bad-exit", "no-kill", "oversubscribe", "get-user-env"}
-"""Options whose value, if any, stands behind an =."""
+"""Options whose value, if any, follows an =."""
 COMMON = {
     "account", "chdir", "comment", "constraint", "cpus-per-gpu", "cpus-per-task", "dependency", "error", "exclude",
     "exclusive",
@@ -49,12 +49,12 @@ SRUN = COMMON | {
 
 
 class Refused(Exception):
-    """What the command says on standard error before it exits with 1."""
+    """Raised with the text that the command prints on standard error before it exits with 1."""
 
 
 @dataclass
 class Options:
-    """Long option -> value; a flag's is the empty word."""
+    """Values by long option; the value of a flag is the empty string."""
 
     values: dict[str, str] = field(default_factory=dict)
 
@@ -74,7 +74,7 @@ class Options:
 
 
 def parse_words(words: list[str], known: Iterable[str], program: str) -> tuple[Options, list[str]]:
-    """The options, and the words from the first on that is none."""
+    """Return the options, and all words from the first one that is not an option."""
     options = Options()
     position = 0
     while position < len(words):
@@ -101,7 +101,7 @@ def parse_words(words: list[str], known: Iterable[str], program: str) -> tuple[O
 
 
 def script_options(script: str) -> Options:
-    """What the #SBATCH lines ask for; they end with the first command."""
+    """Return the options of the #SBATCH lines, which end at the first command."""
     options = Options()
     for line in script.splitlines()[1:]:
         if line.startswith("#SBATCH"):
@@ -115,7 +115,7 @@ def script_options(script: str) -> Options:
 
 
 def parse_minutes(text: str) -> float:
-    """Minutes of a time limit: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S."""
+    """Return the minutes of a time limit: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S."""
     form = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
     if not form:
         raise Refused("sbatch: error: Invalid --time specification")
@@ -129,7 +129,7 @@ def parse_minutes(text: str) -> float:
 
 
 def parse_array(text: str, max_array_size: int) -> tuple[list[int], int | None]:
-    """The elements of `0-5%2`, `1,3,7` or `0-8:4`, and how many may run at a time."""
+    """Return the elements of `0-5%2`, `1,3,7` or `0-8:4`, and the number that may run at a time."""
     indices, _, throttle = text.partition("%")
     elements: set[int] = set()
     for part in indices.split(","):
@@ -168,7 +168,7 @@ def node_names(text: str) -> list[str]:
 
 
 def node_text(names: Iterable[str]) -> str:
-    """n1 n2 n5 -> n[1-2,5]; names without a number stand for themselves."""
+    """n1 n2 n5 -> n[1-2,5]; names without a number stay as they are."""
     groups: dict[str, list[int]] = {}
     alone = []
     for name in names:
@@ -185,7 +185,7 @@ def node_text(names: Iterable[str]) -> str:
 
 
 def fill_pattern(pattern: str, values: dict[str, str]) -> str:
-    """The file name that %j, %A, %a, %t, %5j ... stand for."""
+    """Return a file name with %j, %A, %a, %t, %5j ... filled in."""
 
     def put(form: re.Match[str]) -> str:
         width, letter = form.groups()
@@ -197,7 +197,7 @@ def fill_pattern(pattern: str, values: dict[str, str]) -> str:
 
 
 def parse_gpus(options: Options) -> int:
-    """GPUs on each node."""
+    """Return the number of GPUs on each node."""
     for name in ("gpus-per-node", "gpus", "gpus-per-task"):
         if text := options.get(name):
             return int(text.rpartition(":")[2])

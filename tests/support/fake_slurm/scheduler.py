@@ -1,4 +1,4 @@
-"""All jobs of the fake cluster: which runs where, and what becomes of it. Held by one process, which `tick` drives."""
+"""All jobs of the fake cluster: where they run and how they end. One process holds them, and calls `tick`."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from fake_slurm.site import Site
 
 UNFINISHED = ("PENDING", "RUNNING", "COMPLETING", "SUSPENDED")
 MARK = "FAKE_SLURM_JOB"
-"""Environment variable by which a job's processes are known, whoever their parent is by now."""
+"""Environment variable that identifies a job's processes, even after their parent has changed."""
 
 
 @dataclass
 class Job:
-    """A job, or one element of an array. An element has an id of its own from its start; the last takes the array's."""
+    """A job, or one element of an array. An element gets its own id when it starts; the last one takes the array's."""
 
     array_id: int
     element: int | None
@@ -45,7 +45,7 @@ class Job:
     id: int | None = None
     throttle: int | None = None
     siblings: list[int] = field(default_factory=list)
-    """All elements of the array."""
+    """Indices of all elements of the array."""
     state: str = "PENDING"
     reason: str = "None"
     held: bool = False
@@ -61,16 +61,16 @@ class Job:
     """Exit status and signal."""
     batch: subprocess.Popen[bytes] | None = None
     steps: dict[int, list[int]] = field(default_factory=dict)
-    """First process of each task of each running step."""
+    """Process ids: the first process of each task, for each running step."""
     step_results: dict[int, int] = field(default_factory=dict)
     warned: bool = False
     ending: str | None = None
-    """What it will be once its processes are gone: a state, or REQUEUED."""
+    """State that it gets once its processes are gone, or REQUEUED."""
     kill_at: float = 0.0
 
     @property
     def name(self) -> str:
-        """As squeue shows it."""
+        """Name of the job or element, as squeue shows it."""
         return str(self.array_id) if self.element is None else f"{self.array_id}_{self.element}"
 
     @property
@@ -104,14 +104,14 @@ class Scheduler:
         self.folder, self.site = folder, site
         self.jobs: list[Job] = []
         self.history: list[Job] = []
-        """Earlier lives of jobs that were put back."""
+        """Earlier lives of requeued jobs."""
         self.down: set[str] = set()
         self._ids = itertools.count(site.first_job_id)
 
-    # ------------------------------------------------------------------------------------------------------- asked for
+    # ------------------------------------------------------------------------------------------------------- requests
 
     def submit(self, options: Options, script: str, cwd: str, environment: dict[str, str], try_only: bool) -> int:
-        """The new job's id. `Refused` with sbatch's words."""
+        """Submit a job and return its id. Raise `Refused` with sbatch's message."""
         for name in options.values:
             if name in self.site.forbidden:
                 raise Refused(
@@ -156,7 +156,7 @@ class Scheduler:
         return number
 
     def find(self, word: str) -> list[Job]:
-        """The jobs that `12`, `12_3` or `12_[1-3]` names; empty if there are none."""
+        """Return the jobs that `12`, `12_3` or `12_[1-3]` names; empty if there are none."""
         number, _, inner = word.partition("_")
         if not number.isdecimal():
             return []
@@ -169,7 +169,7 @@ class Scheduler:
         return whole or [job for job in self.jobs if job.id == int(number)]
 
     def cancel(self, jobs: list[Job], number: int | None, batch_too: bool, full: bool) -> None:
-        """Ends jobs, or sends their steps a signal."""
+        """End jobs, or send their steps a signal."""
         for job in jobs:
             if number is not None:
                 self._signal(job, number, steps=not batch_too or full, batch=batch_too or full)
@@ -179,7 +179,7 @@ class Scheduler:
                 self._terminate(job, "CANCELLED")
 
     def requeue(self, job: Job) -> None:
-        """`Refused` where that is forbidden, or the job is neither running nor done."""
+        """Requeue a job. Raise `Refused` if that is forbidden, or if the job is neither running nor done."""
         if self.site.requeue_forbidden or not self.may_requeue(job):
             raise Refused(f"Requested operation is presently disabled for job {job.name}")
         if job.state == "PENDING":
@@ -193,11 +193,11 @@ class Scheduler:
         return ("requeue" in job.options or self.site.requeue) and "no-requeue" not in job.options
 
     def preempt(self, job: Job) -> None:
-        """SIGTERM, and SIGKILL after `kill_wait`; back into the queue if that is allowed."""
+        """Send SIGTERM, and SIGKILL after `kill_wait`; requeue the job if that is allowed."""
         self._terminate(job, "REQUEUED" if self.may_requeue(job) else "PREEMPTED")
 
     def kill_node(self, node: str) -> None:
-        """Everything there dies at once; its jobs go back into the queue or end with NODE_FAIL."""
+        """Kill everything on a node at once; its jobs are requeued or end with NODE_FAIL."""
         self.down.add(node)
         for job in self.jobs:
             if job.state in ("RUNNING", "COMPLETING") and node in job.nodes:
@@ -206,7 +206,7 @@ class Scheduler:
                 _kill(self.processes(job), signal.SIGKILL)
 
     def end_of_memory(self, job: Job) -> None:
-        """The kernel kills the first process of the last step; the job will end as OUT_OF_MEMORY."""
+        """Kill the first process of the last step as the kernel would; the job will end as OUT_OF_MEMORY."""
         _kill([pid for pids in job.steps.values() for pid in pids][-1:], signal.SIGKILL)
         job.exit = (0, 125)
 
@@ -214,7 +214,7 @@ class Scheduler:
         job.dependency = self._check_dependency(text)
 
     def processes(self, job: Job) -> list[int]:
-        """All living processes of the job: those that carry its mark, and those of its session that have lost it."""
+        """Return all living processes of the job: those with its mark, and those of its session that have lost it."""
         marks = {f"{MARK}={job.array_id}.{job.raw_id}".encode(), f"FAKE_SLURM={self.folder}".encode()}
         found = []
         for folder in Path("/proc").iterdir():
@@ -311,7 +311,7 @@ class Scheduler:
         return text
 
     def _dependency_state(self, job: Job) -> str:
-        """ready, wait or never. A job that the scheduler does not know counts as done, as in Slurm 22.05."""
+        """Return ready, wait or never. A job that the scheduler does not know counts as done, as in Slurm 22.05."""
         if not job.dependency:
             return "ready"
         verdicts = []
@@ -415,7 +415,7 @@ class Scheduler:
         return None
 
     def _signal(self, job: Job, number: int, *, steps: bool, batch: bool) -> None:
-        """`steps` and `batch` say who is meant; the batch shell's own children are its steps' tasks and srun."""
+        """Send a signal to the `steps`, the `batch` shell, or both. The shell's children are srun and the tasks."""
         if job.state != "RUNNING" or job.batch is None:
             return
         first = [pid for pids in job.steps.values() for pid in pids]
@@ -451,7 +451,7 @@ def job_name(job: Job) -> str:
 
 
 def batch_environment(job: Job, site: Site, folder: str) -> dict[str, str]:
-    """What a batch script finds; names and values as in Slurm 22.05."""
+    """Return the environment of a batch script, with names and values as in Slurm 22.05."""
     tasks, nodes = job.num_tasks, len(job.nodes)
     here = job.nodes[0]
     export = job.options.get("export") or "ALL"
@@ -488,7 +488,7 @@ def batch_environment(job: Job, site: Site, folder: str) -> dict[str, str]:
     if job.gpus_per_node:
         gpus = ",".join(map(str, job.gpus[here]))
         given |= {"SLURM_JOB_GPUS": gpus, "SLURM_GPUS_ON_NODE": job.gpus_per_node}
-        # numbered from 0 in each job only where cgroups hide the others
+        # numbered from 0 in each job only if cgroups hide the others
         given |= {"CUDA_VISIBLE_DEVICES": gpus, "GPU_DEVICE_ORDINAL": gpus}
     if job.element is not None:
         given |= {
@@ -506,7 +506,7 @@ def batch_environment(job: Job, site: Site, folder: str) -> dict[str, str]:
 
 
 def pending_name(jobs: list[Job]) -> str:
-    """12_[3-5%2], for elements that wait together."""
+    """Return a name such as 12_[3-5%2] for elements that wait together."""
     throttle = f"%{jobs[0].throttle}" if jobs[0].throttle else ""
     return f"{jobs[0].array_id}_[{array_text([job.element or 0 for job in jobs])}{throttle}]"
 
@@ -520,7 +520,7 @@ def _step(elements: list[int]) -> int:
 
 
 def _signal_request(options: Options) -> tuple[str | None, float, bool]:
-    """Name of the signal, seconds ahead of the end, whether for the batch shell."""
+    """Return the name of the signal, the seconds ahead of the end, and whether it is for the batch shell."""
     text = options.get("signal")
     if not text:
         return None, 0, False
@@ -555,7 +555,7 @@ def _kill(pids: list[int], number: int) -> None:
 
 
 def _trees(roots: list[int], processes: list[int]) -> list[int]:
-    """The roots and all their descendants among `processes`."""
+    """Return the roots and all their descendants among `processes`."""
     parents = {}
     for pid in processes:
         with suppress(OSError, IndexError, ValueError):

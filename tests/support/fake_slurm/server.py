@@ -1,6 +1,6 @@
-"""The process that holds all jobs: `python -m fake_slurm.server FOLDER`. Ends when its standard input does.
+"""The process that holds all jobs: `python -m fake_slurm.server FOLDER`. It ends when its standard input ends.
 
-One connection is one question: a line of JSON, answered by a line of JSON.
+Each connection carries one question, a line of JSON, and its answer, a line of JSON.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _shown(job: Any) -> dict[str, Any]:
 
 def serve(folder: Path) -> None:
     scheduler = Scheduler(folder, Site(**json.loads((folder / "site.json").read_text())))
-    # a job's orphans become our children, so that none is left as a zombie of somebody else
+    # a job's orphans become our children, so that none is left as a zombie of another process
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
         _answer_until_told(scheduler, folder)
@@ -89,11 +89,11 @@ def serve(folder: Path) -> None:
 
 
 def _answer_until_told(scheduler: Scheduler, folder: Path) -> None:
-    os.chdir(folder)  # the name of a socket may have 107 bytes only
+    os.chdir(folder)  # the name of a socket may have at most 107 bytes
     listener = socket.socket(socket.AF_UNIX)
     listener.bind("socket.new")
     listener.listen(64)
-    Path("socket.new").rename("socket")  # between bind and listen, who connects is refused
+    Path("socket.new").rename("socket")  # between bind and listen, connections are refused
     with selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ)
         selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
@@ -103,7 +103,7 @@ def _answer_until_told(scheduler: Scheduler, folder: Path) -> None:
                 if key.fileobj is not listener:
                     return
                 connection, _ = listener.accept()
-                # who asks may be killed by what he asks for: `scontrol requeue` within the job
+                # a request may kill its sender: `scontrol requeue` within the job
                 with connection, suppress(ConnectionError), connection.makefile("rw") as stream:
                     line = stream.readline()
                     if line:
@@ -115,7 +115,7 @@ def _answer_until_told(scheduler: Scheduler, folder: Path) -> None:
 
 
 def _reap_orphans(ours: set[int]) -> None:
-    """Takes leave of ended processes that are not batch scripts, whose status Popen wants."""
+    """Reap ended processes, except batch scripts, whose status Popen needs."""
     while True:
         try:
             ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)

@@ -1,4 +1,4 @@
-"""srun within a job: starts the tasks of a step, waits for them, passes signals on."""
+"""srun within a job: start the tasks of a step, wait for them, and pass signals on."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _start(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=error, cwd=options.get("chdir")
         )
     except OSError as failure:
-        # as slurmstepd does: the task ends with 2, and says why on its own standard error
+        # as with slurmstepd, the task ends with 2 and says why on its own standard error
         words = f"slurmstepd: error: execve(): {command[0]}: {failure.strerror}"
         return subprocess.Popen(["/bin/sh", "-c", 'echo "$1" >&2; exit 2', "sh", words], stdout=output, stderr=error)
 
@@ -96,7 +96,7 @@ def _open(pattern: str | None, options: Options, rank: int, node: int, nodes: li
         "x": os.environ["SLURM_JOB_NAME"], "u": os.environ["SLURM_JOB_USER"],
     }  # fmt: skip
     append = (options.get("open-mode") or os.environ.get("SLURM_OPEN_MODE") or "t").startswith("a")
-    # several tasks that write to one file append, or they would write over each other
+    # several tasks that write to one file append: otherwise they would overwrite each other
     path = Path(fill_pattern(pattern, values))
     if not append and rank == 0:
         path.unlink(missing_ok=True)
@@ -104,7 +104,7 @@ def _open(pattern: str | None, options: Options, rank: int, node: int, nodes: li
 
 
 def _wait(options: Options, running: list[subprocess.Popen[bytes]], nodes: list[str], per_node: int) -> int:
-    """The greatest status of all; 128 + n for a signal."""
+    """Wait for all tasks and return their greatest status, which is 128 + n for a signal n."""
     kill_on_bad_exit = options.get("kill-on-bad-exit", "0") != "0"
     patience = options.number("wait", 0)
     status, since = 0, None

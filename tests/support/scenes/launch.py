@@ -1,4 +1,4 @@
-"""Launches without a scheduler: their folders as they lie after jobs have done this or that."""
+"""Launches without a scheduler: their folders, with the files that jobs leave there."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ WORDS = tuple(
         *("time=1:00:00", "stop_ahead=null", "jobs=4"),
     )
 )
-"""Options of a job that fits anywhere and runs this Python."""
+"""Options of a job that fits on any cluster and runs this Python."""
 BEGAN = 1_795_354_200.0
-"""When jobs begin, in seconds since 1970, unless a test says otherwise."""
+"""Default time at which jobs begin, in seconds since 1970."""
 
 
 def make_launch(
@@ -41,10 +41,10 @@ def make_launch(
     submitted: bool = True,
     **cluster: Any,
 ) -> LaunchDir:
-    """A launch of stages, which may be given as `verb stage`; `cluster` are options `cluster.*`. Options of a stage are
-    those of its words.
+    """Make a launch of stages, which may be given as `verb stage`; `cluster` are options `cluster.*`.
 
-    If `submitted`, the jobs of the first are 10 (execute) and 11 (merge), of the next 20 and 21...
+    The options of a stage are taken from its command. If `submitted`, the first stage has the jobs 10 (execute) and 11
+    (merge), the next one 20 and 21, and so on.
     """
     launch = LaunchDir(project / "models" / name)
     launch.jobs_folder.mkdir(parents=True)
@@ -75,20 +75,20 @@ def _stage(project: Path, words: str, index: int) -> Stage:
 
 
 def inference(project: Path, run: str, elements: int = 1, stage: str = "feature_extractor", *words: str) -> Stage:
-    """A stage that infers."""
+    """Return a stage that infers."""
     fixed = ("feature_extractor.weights=latest",)
     return Stage("infer", stage, run, elements, ("infer", stage, str(project), *(words or fixed)))
 
 
 def training(project: Path, run: str, stage: str = "flow_generator", *words: str) -> Stage:
-    """A stage that trains."""
+    """Return a stage that trains."""
     return Stage("train", stage, run, 1, ("train", stage, str(project), *words))
 
 
 def plan_stage(
     launch: LaunchDir, index: int = 0, lengths: dict[str, int] | None = None
 ) -> tuple[RunDir, InferencePlan]:
-    """The run directory of a stage: of an inference with units of 1000 frames over recordings a and b."""
+    """Make the run directory of a stage; an inference has units of 1000 frames over recordings a and b."""
     stage, project = launch.load().stages[index], launch.load().project
     if stage.verb == "infer":
         lengths = lengths or {"a": 2000, "b": 2000}
@@ -102,22 +102,22 @@ def plan_stage(
     return run, plan
 
 
-# ---------------------------------------------------------------------------------------------------- what is so
+# ---------------------------------------------------------------------------------------------------- state
 
 
 def only_launch(project: Path) -> LaunchDir:
-    """The launch of a project that has one."""
+    """Return the launch of a project that has exactly one."""
     (file,) = (project / "models").glob("*/launch.json")
     return LaunchDir(file.parent)
 
 
 def submitted(launch: LaunchDir) -> list[tuple[int, str, tuple[int, ...] | None, int]]:
-    """Stage, role, elements and round of all jobs of a launch, in their order."""
+    """Return stage, role, elements and round of all jobs of a launch, in their order."""
     return [(job.stage, job.role, job.elements, job.round) for job in launch.jobs()]
 
 
 def queued(job: str, state: str = "RUNNING", reason: str = "None", *, start: float | None = BEGAN) -> str:
-    """A line of squeue."""
+    """Return a line of squeue."""
     return f"{job}|{state}|n1|{'N/A' if start is None else int(start)}|1:00|4:00:00|{reason}\n"
 
 
@@ -129,30 +129,30 @@ def add_job(launch: LaunchDir, job: str, stage: int = 0, role: str = "execute", 
 
 
 def started(run: RunDir, unit: int, job: str, host: str = "n1", *, restart: int = 0, at: float = BEGAN, **more) -> None:
-    """An attempt at a unit begins."""
+    """Record that an attempt at a unit begins."""
     note(run.unit_folder(unit), "started", job=job, host=host, restart=restart, **{"progress": 0, "time": at, **more})
 
 
 def ended(run: RunDir, unit: int, event: str = "done", *, at: float = BEGAN + 60, **more) -> None:
-    """The last attempt at a unit ends by itself: done, stopped (why=...) or failed (message=...)."""
+    """Record that the last attempt at a unit ended by itself: done, stopped (why=...) or failed (message=...)."""
     last = read_attempts(run.unit_folder(unit))[-1]
     note(run.unit_folder(unit), event, job=last.job, restart=last.restart, **{"time": at, **more})
 
 
 def exited(run: RunDir, unit: int, job: str, status: int, host: str = "n1", **more) -> None:
-    """The host has seen a job's process end."""
+    """Record that the host saw a job's process end."""
     details = {"restart": 0, "oom_kills": None, "time": BEGAN + 60, **more}
     note(run.unit_folder(unit), "exited", job=job, host=host, status=status, **details)
 
 
 def died(run: RunDir, unit: int, *jobs: str, host: str = "n1") -> None:
-    """An attempt at a unit begins in each of these jobs, and is killed."""
+    """Record that an attempt at a unit began in each of these jobs and was killed."""
     for job in jobs:
         started(run, unit, job, host)
         exited(run, unit, job, 137, host)
 
 
 def output(launch: LaunchDir, job: str, *events: dict, errors: str = "", rank: int = 0) -> None:
-    """What a process of a job wrote."""
+    """Write the output of a process of a job."""
     (launch.jobs_folder / f"{job}_{rank}_log.out").write_text("".join(json.dumps(event) + "\n" for event in events))
     (launch.jobs_folder / f"{job}_{rank}_log.err").write_text(errors)

@@ -1,4 +1,4 @@
-"""Projects: videos, labels and results whose truth is known, and weight files without training."""
+"""Projects: videos, labels and results whose truth is known, and weight files without any training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from deg.types import NUM_FEATURES, STREAM_FEATURES
 
 CLASSES = ("background", "groom", "rear")
 FRAMES = 24
-"""Frames of each video of a labelled project."""
+"""Number of frames in each video of a labelled project."""
 
 
 def make_project(
@@ -30,10 +30,10 @@ def make_project(
     models: Path | None = None,
     **sections: Mapping[str, Any],
 ) -> Path:
-    """A project of frames of 32 x 32, without recordings and networks.
+    """Make a project whose frames are resized to 32 x 32, without recordings and networks.
 
-    With `lengths`, frames by key, it has videos of moving shapes, and weight files that only scripted workers can use;
-    `models` are those of another project, which are linked; `sections` are of the project's options.
+    With `lengths`, the number of frames by key, it has videos of moving shapes, and weight files that only scripted
+    workers can use. `models` is the folder of another project's models, which are linked. `sections` are options.
     """
     for name in ("DATA", "models"):
         (folder / name).mkdir(parents=True)
@@ -57,7 +57,7 @@ def make_project(
 
 
 def make_labelled_project(folder: Path, keys: tuple[str, ...] = ("mouse_1", "mouse_2", "mouse_3")) -> Path:
-    """A project of short labelled videos, every class in each, without any network."""
+    """Make a project of short labelled videos with every class in each, without any network."""
     make_project(folder, compute={"batch_size": 4}, flow_generator={"weights": None})
     for key in keys:
         add_good(folder, key, FRAMES)
@@ -69,14 +69,14 @@ def make_labelled_project(folder: Path, keys: tuple[str, ...] = ("mouse_1", "mou
 
 
 def place(project: Path, key: str, name: str | None = None) -> Path:
-    """Where the video of a recording goes; its folder is made."""
+    """Make the folder of a recording, and return the path for its video."""
     folder = project / "DATA" / key
     folder.mkdir(exist_ok=True)
     return folder / (name or f"{key}.mp4")
 
 
 def add_good(project: Path, key: str, num_frames: int = 12) -> Path:
-    """A recording without a fault; its video."""
+    """Add a recording without a fault, and return its video."""
     return write_video(place(project, key), num_frames)
 
 
@@ -87,7 +87,7 @@ def relabel(project: Path, key: str, classes_T: np.ndarray) -> None:
 
 
 def write_results(path: Path, num_frames: int, names: Sequence[str] = CLASSES, group: str = "resnet18") -> Path:
-    """Results of a feature extractor for the video beside `path`: class k in every frame k, k + K, k + 2 K ..."""
+    """Write results of a feature extractor for the video beside `path`: class k in the frames k, k + K, k + 2 K ..."""
     probabilities_TK = np.eye(len(names), dtype=np.float32)[np.arange(num_frames) % len(names)]
     features_TD = np.zeros((num_frames, NUM_FEATURES), np.float32)
     write_outputs(path, probabilities_TK, features_TD, next(path.parent.glob("*.mp4")), names, group)
@@ -102,7 +102,7 @@ def write_outputs(
     names: Sequence[str] = CLASSES,
     group: str = "resnet18",
 ) -> None:
-    """An outputs file of a feature extractor, as if it had seen this video."""
+    """Write an outputs file of a feature extractor, as if it had seen this video."""
     rows = dict.fromkeys(("logits", "P"), probabilities_TK)
     rows["spatial_features"], rows["flow_features"] = np.split(features_TD, [STREAM_FEATURES], axis=1)
     size, mtime = (video.stat().st_size, video.stat().st_mtime_ns) if video else (0, 0)
@@ -123,7 +123,7 @@ def write_outputs(
 
 
 def add_weights(project: Path, model: str, arch: str, date: str) -> Path:
-    """A training run whose weight file holds nothing but its name."""
+    """Add a training run whose weight file contains only its name."""
     run = project / "models" / f"{date}_{model}_train"
     run.mkdir()
     config = {"run": {"model": model, "type": "train", "dir": str(run)}, "flow_generator": {"weights": "latest"}}
@@ -135,7 +135,7 @@ def add_weights(project: Path, model: str, arch: str, date: str) -> Path:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
-    """The models of a project: run directories of all three networks, untrained. 200 MB; gone after the session."""
+    """Models of a project: run directories of all three networks, untrained. 200 MB, removed after the session."""
     project = make_project(tmp_path_factory.mktemp("untrained") / "lab")
     write_untrained_weights(project)
     yield project / "models"

@@ -29,7 +29,7 @@ SCRIPTED = Path(__file__).parents[1] / "scripted"
 def make_plan(
     folder: Path, lengths: dict[str, int], *, units: int = 1, stage: str = "feature_extractor"
 ) -> InferencePlan:
-    """A plan over recordings {key: frames}; there are no videos."""
+    """Make a plan over recordings {key: frames}; there are no videos."""
     for key in lengths:
         (folder / "DATA" / key).mkdir(parents=True, exist_ok=True)
     return InferencePlan(
@@ -50,7 +50,7 @@ def make_plan(
 
 
 def make_task(stage: str) -> Task:
-    """What scripted engines are built from, which do not look at it."""
+    """Make the task of a plan, which scripted engines ignore."""
     if stage == "sequence":
         return SequenceTask(Sequence(), len(CLASSES), "weights.ckpt", "resnet18")
     networks = (FeatureExtractor(), FlowGenerator())
@@ -80,7 +80,7 @@ def do_units(run: RunDir, plan: InferencePlan, indices=None, **script) -> None:
 
 
 def scripted_workers(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Callable[..., None]:
-    """Workers started from here on follow a script; gives the function that sets it."""
+    """Make workers that are started from now on follow a script; return the function that sets it."""
     deaths = folder / "deaths"
     deaths.mkdir()
     monkeypatch.setenv("PYTHONPATH", str(SCRIPTED), prepend=os.pathsep)
@@ -94,6 +94,6 @@ def scripted_workers(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Callable[
 
 
 def frame_numbers(outputs: Path, group: str = "resnet18") -> np.ndarray:
-    """Which frame each row of a scripted result says it is of."""
+    """Return the frame that each row of a scripted result names."""
     with h5py.File(outputs, "r") as file:
         return file[group]["logits"][:, 0].astype(int)

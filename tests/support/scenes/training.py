@@ -1,4 +1,4 @@
-"""Trainings: their plans, made by hand, and what is left of them. Networks are met only where they are trained."""
+"""Trainings: plans made by hand, and the files that trainings leave. Only real trainings use networks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ QUICK = ("train.precision=fp32", "compute.threads=1", "compute.num_workers=0", "
 
 
 def make_training_plan(folder: Path, **changes: object) -> TrainingPlan:
-    """A plan over two recordings; there are no files."""
+    """Make a plan over two recordings; there are no files."""
     plan = TrainingPlan(
         stage="sequence",
         phases=("both",),
@@ -47,7 +47,7 @@ def make_training_plan(folder: Path, **changes: object) -> TrainingPlan:
 
 
 def leave_trained(run: RunDir, unit: int, *, epochs: int = 2) -> None:
-    """What the ranks of a phase leave: networks (which hold nothing), metrics, done.json."""
+    """Write what the ranks of a phase leave: networks (without weights), metrics, done.json."""
     plan = run.load_training_plan()
     last = unit == len(plan.phases) - 1
     folder = run.path if last else run.path / "curriculum" / plan.phases[unit]
@@ -70,14 +70,14 @@ def leave_trained(run: RunDir, unit: int, *, epochs: int = 2) -> None:
 
 
 def labels_of(num_frames: int, seed: int) -> np.ndarray:
-    """Bouts of about eight frames: int8 (T, 3)."""
+    """Return labels in bouts of about eight frames: int8 (T, 3)."""
     rng = np.random.default_rng(seed)
     classes_T = np.repeat(rng.integers(0, 3, num_frames // 8 + 1), 8)[:num_frames]
     return np.eye(3, dtype=np.int8)[classes_T]
 
 
 def write_features(path: Path, labels_TK: np.ndarray, seed: int, video: Path | None = None) -> None:
-    """An outputs file with features of a video that tell the labels, through noise."""
+    """Write an outputs file with noisy features that tell the labels of a video."""
     features_TD = np.random.default_rng(seed).normal(0, 0.1, (len(labels_TK), NUM_FEATURES)).astype(np.float32)
     features_TD[:, : labels_TK.shape[1]] += 5 * labels_TK
     write_outputs(path, np.zeros((len(labels_TK), len(CLASSES)), np.float32), features_TD, video)
@@ -86,7 +86,7 @@ def write_features(path: Path, labels_TK: np.ndarray, seed: int, video: Path | N
 def make_sequence_run(
     folder: Path, *overrides: str, lengths: tuple[int, ...] = (90, 70, 40), devices: int = 1, test: bool = False
 ) -> RunDir:
-    """Recordings whose features tell the labels, through noise; the last but one, or two, validate (and test)."""
+    """Make a run over recordings whose noisy features tell the labels; the last ones validate (and test)."""
     config = load_config(
         None, ["sequence.sequence_length=20", "compute.batch_size=4", *QUICK, *overrides], stage="sequence"
     )
@@ -109,7 +109,7 @@ def make_sequence_run(
 def make_clip_run(
     folder: Path, stage: str, *overrides: str, frames: int = 30, devices: int = 1, test: bool = False
 ) -> RunDir:
-    """Three short videos whose pictures follow the labels; frames of 32 x 32 pixels."""
+    """Make a run over three short videos whose pictures follow the labels, with frames of 32 x 32 pixels."""
     wanted = ["augs.resize=[32,32]", "compute.batch_size=4", f"{stage}.weights=null", *QUICK]
     if stage == "feature_extractor":
         wanted[2] = "feature_extractor.weights=random"

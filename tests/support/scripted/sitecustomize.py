@@ -1,4 +1,4 @@
-"""On the PYTHONPATH of a worker: it gets the scripted engine and training for the real ones, and no torch."""
+"""On the PYTHONPATH of a worker: replaces the real engine and training by scripted ones, without torch."""
 
 import importlib.util
 import sys
@@ -13,7 +13,7 @@ SCRIPTED = {
 
 
 class _Late:
-    """Gives the stand-ins when they are first imported, so that other programs pay nothing for them."""
+    """Finder that supplies the stand-ins when they are first imported, so that other programs pay nothing for them."""
 
     def find_spec(self, name, path=None, target=None):
         if name in SCRIPTED:

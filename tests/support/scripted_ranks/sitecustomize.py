@@ -1,4 +1,4 @@
-"""On the PYTHONPATH of a rank: `python -m deg.execute` is the scripted rank, which trains nothing."""
+"""On the PYTHONPATH of a rank: turns `python -m deg.execute` into the scripted rank, which trains nothing."""
 
 import importlib.util
 import sys

@@ -1,4 +1,4 @@
-"""The frame cache: made once, shared, checked, never larger than allowed, and right whatever happens meanwhile."""
+"""The frame cache is made once, shared, checked, never larger than allowed, and correct whatever happens meanwhile."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def impatient(monkeypatch):
 
 @pytest.fixture
 def starts(monkeypatch):
-    """The first frame of everything that is decoded for the cache."""
+    """The first frames of all spans that are decoded for the cache."""
     asked: list[int] = []
     blocks = Decoder.blocks
 
@@ -108,7 +108,7 @@ def test_sizes_and_formats_lie_side_by_side(tmp_path):
 
 
 def test_frames_to_be_cropped_are_kept_whole(tmp_path):
-    """A training crop may lie anywhere, and comes before resizing."""
+    """A training crop may lie anywhere, and is cut before resizing."""
     videos = make_videos(tmp_path, 12)
     cache = FrameCache(tmp_path / "cache", "raw", PLENTY)
     transform = FrameTransform(crop_size=(50, 60), resize=(32, 40))
@@ -130,8 +130,8 @@ def test_a_video_in_two_recordings_is_made_once(tmp_path, starts):
     assert starts == [0]
 
 
-def test_a_video_with_counted_frames_is_read_so_far(tmp_path):
-    """As inference.frame_count=decoded counts them, in a file that claims more."""
+def test_a_video_with_counted_frames_is_read_up_to_that_count(tmp_path):
+    """Frames are counted as with inference.frame_count=decoded, in a file that claims more."""
     path = write_truncated(tmp_path / "cut.avi", write_opencv(tmp_path / "whole.avi", 60), 0.6)
     with Decoder() as decoder:
         counted = {"cut": decoder.probe(path, frame_count="decoded")}
@@ -198,7 +198,7 @@ def start_building(cache: Path, videos: dict[str, VideoInfo], kill_at: int = 10*
     return process
 
 
-def test_a_killed_builder_is_followed_from_where_it_was(tmp_path, starts):
+def test_another_builder_resumes_where_a_killed_one_was(tmp_path, starts):
     videos = make_videos(tmp_path, 150)
     process = start_building(tmp_path / "cache", videos, kill_at=64)
     process.communicate("go\n", timeout=60)
@@ -225,7 +225,7 @@ def test_a_stop_keeps_what_was_decoded(tmp_path, starts, monkeypatch):
         if asked == 3:
             raise StopError
 
-    # slow enough for the stop to come in the middle
+    # slow enough that the stop comes in the middle
     append = FrameWriter.append
     monkeypatch.setattr(FrameWriter, "append", lambda self, frames: (time.sleep(0.01), append(self, frames)))
     with pytest.raises(StopError):
@@ -236,7 +236,7 @@ def test_a_stop_keeps_what_was_decoded(tmp_path, starts, monkeypatch):
     require_right(cache, videos)
 
 
-def test_bits_that_turned_over_in_an_unfinished_part_are_made_again(tmp_path, starts):
+def test_flipped_bits_in_an_unfinished_part_are_made_again(tmp_path, starts):
     videos = make_videos(tmp_path, 150)
     start_building(tmp_path / "cache", videos, kill_at=96).communicate("go\n", timeout=60)
     (part,) = folders(tmp_path / "cache", "*.part")
@@ -266,7 +266,7 @@ def test_processes_share_the_work(tmp_path):
 
 
 def make_foreign_part(cache: Path, videos: dict[str, VideoInfo], host: str = "node7:1") -> Path:
-    """As another node makes it at this moment."""
+    """Make a part that looks as if another node were writing it at this moment."""
     FrameCache(cache, "raw", PLENTY).ensure(videos, SMALL)
     (whole,) = folders(cache)
     part = whole.with_name(whole.name + ".part")
@@ -286,14 +286,14 @@ def test_frames_of_a_living_builder_elsewhere_are_waited_for(tmp_path, monkeypat
     def meanwhile():
         nonlocal calls
         calls += 1
-        if calls == 5:  # the other one finishes
+        if calls == 5:  # the other builder finishes
             (part / "owner").unlink()
             for file in folders(done)[0].iterdir():
                 shutil.copy(file, part)
             part.rename(part.with_suffix(""))
 
     cache = FrameCache(tmp_path / "cache", "raw", PLENTY)
-    monkeypatch.setattr(making.Filling, "_make", None)  # this process makes nothing
+    monkeypatch.setattr(making.Filling, "_make", None)  # this process decodes nothing
     cache.ensure(videos, SMALL, check_stop=meanwhile)
     require_right(cache, videos)
 
@@ -306,7 +306,7 @@ def test_a_builder_elsewhere_that_gets_no_further_is_not_waited_for_for_ever(tmp
         FrameCache(tmp_path / "cache", "raw", PLENTY).ensure(videos, SMALL)
 
 
-def test_a_builder_elsewhere_that_went_silent_is_followed(tmp_path):
+def test_a_builder_elsewhere_that_went_silent_is_replaced(tmp_path):
     videos = make_videos(tmp_path, 20)
     part = make_foreign_part(tmp_path / "cache", videos)
     long_ago = time.time() - making.ABANDONED - 60
@@ -316,7 +316,7 @@ def test_a_builder_elsewhere_that_went_silent_is_followed(tmp_path):
     require_right(cache, videos)
 
 
-def test_a_folder_that_nobody_signed_is_followed_after_a_while(tmp_path, monkeypatch):
+def test_a_folder_that_nobody_signed_is_taken_over_after_a_while(tmp_path, monkeypatch):
     videos = make_videos(tmp_path, 20)
     (make_foreign_part(tmp_path / "cache", videos) / "owner").unlink()
     monkeypatch.setattr(making, "ABANDONED", 0.1)
@@ -326,7 +326,7 @@ def test_a_folder_that_nobody_signed_is_followed_after_a_while(tmp_path, monkeyp
 
 
 def test_a_builder_that_was_taken_for_dead_gives_way(tmp_path, monkeypatch, starts):
-    """It writes no further once another process has signed; here that one dies as well, and the first goes on."""
+    """It stops writing once another process has signed. Here that process dies as well, and the first one resumes."""
     videos = make_videos(tmp_path, 100)
     dead = subprocess.Popen(["true"])
     dead.wait()
@@ -386,7 +386,7 @@ def test_a_file_that_went_away_is_noticed(cached):
     require_right(cache, videos)
 
 
-def test_bits_that_turned_over_are_found_on_demand(cached):
+def test_flipped_bits_are_found_on_demand(cached):
     cache, folder, videos = cached
     assert cache.verify(videos["v0"], SMALL)
     content = bytearray((folder / "frames.bin").read_bytes())
@@ -457,7 +457,7 @@ def test_what_another_training_uses_stays(tmp_path):
     cache = FrameCache(tmp_path / "cache", "raw", limit)
     with pytest.raises(ConfigError, match=r"other trainings are using 0\.2 MB"):
         cache.ensure({"v1": videos["v1"]}, SMALL)
-    del other  # it ends
+    del other  # the other training ends
     cache.ensure({"v1": videos["v1"]}, SMALL)
     assert [folder.name[:2] for folder in folders(tmp_path / "cache")] == ["v1"]
 
@@ -485,7 +485,7 @@ def test_reading_is_a_sign_of_life(tmp_path, monkeypatch):
     assert time.time() - lease.stat().st_mtime < 60
     lease.unlink()
     cache.sign_of_life()
-    assert lease.exists(), "taken for dead, it signs again"
+    assert lease.exists(), "it was taken for dead and signs again"
 
 
 def test_a_project_that_can_never_fit_is_told_how_much_it_needs(tmp_path):

@@ -1,4 +1,4 @@
-"""Training clips: the right frames in the right places, from the cache as from the video, equal to inference's."""
+"""Training clips have the right frames in the right places, from cache and video alike, equal to inference's."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ SMALL = FrameTransform(resize=(32, 40))
 
 
 def decoded(video: VideoInfo, transform: FrameTransform) -> np.ndarray:
-    """As inference decodes it."""
+    """Return the video as inference decodes it."""
     with Decoder() as decoder:
         return np.concatenate(list(decoder.blocks(video.path, 0, video.num_frames, transform)))
 
 
 def expected(frames_THWC: np.ndarray, frame: int) -> np.ndarray:
-    """The clip around a frame, cut out of the whole video between frames of the mean colour."""
+    """Return the clip around a frame, cut out of the whole video, with frames of the mean colour outside of it."""
     outside = np.broadcast_to(COLOUR, (BEFORE, *frames_THWC.shape[1:]))
     return np.concatenate([outside, frames_THWC, outside])[frame : frame + WINDOW]
 
 
 @pytest.fixture(params=["cache", "video"])
 def open_clips(request, tmp_path):
-    """Makes Clips of videos, read from the cache and from the videos themselves."""
+    """Returns Clips of videos, once read from the cache and once from the videos themselves."""
 
     def make(videos: dict[str, VideoInfo], transform: FrameTransform = SMALL) -> Clips:
         cache = None
@@ -108,7 +108,7 @@ def test_a_crop_lies_in_the_centre_unless_told(tmp_path, open_clips):
     ("crop", "top", "left"), [((0.0, 0.0), 0, 0), ((0.9999, 0.9999), 24, 30), ((0.5, 0.0), 12, 0), ((0.0, 0.04), 0, 1)]
 )
 def test_a_crop_lies_anywhere_else_in_training(tmp_path, open_clips, crop, top, left):
-    """24 x 30 pixels to spare: 25 x 31 places, each as likely as the next."""
+    """24 x 30 spare pixels give 25 x 31 places, all equally likely."""
     transform = FrameTransform(crop_size=(40, 50), resize=(32, 40), pad=1)
     videos = {"a": probe(write_video(tmp_path / "a.mp4", 20))}
     clip_THWC = open_clips(videos, transform).clip("a", 17, crop)
@@ -151,7 +151,7 @@ def test_recordings_of_different_sizes_are_named(tmp_path):
 
 
 def test_a_forked_process_opens_files_of_its_own(tmp_path, open_clips):
-    """Also after the parent has read: two processes must not share a decoder."""
+    """This also holds after the parent has read: two processes must not share a decoder."""
     videos = {"a": probe(write_video(tmp_path / "a.mp4", 40, options=OPEN_GOP))}
     source = open_clips(videos)
     source.clip("a", 10)
@@ -185,7 +185,7 @@ def test_a_cache_that_was_not_filled_is_noticed(tmp_path):
         source.clip("a", 3)
 
 
-def test_jpegs_are_the_same_frames_nearly(tmp_path):
+def test_jpegs_are_nearly_the_same_frames(tmp_path):
     videos = {"a": probe(write_video(tmp_path / "a.mp4", 20))}
     cache = FrameCache(tmp_path / "cache", "jpeg", 10**9)
     cache.ensure(videos, SMALL)

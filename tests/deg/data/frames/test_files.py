@@ -1,4 +1,4 @@
-"""The frames of one video in a folder: what was flushed is there, what is damaged is noticed."""
+"""The frames of one video in a folder: flushed frames are kept, damage is noticed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FRAMES = np.random.default_rng(0).integers(0, 256, (NUM_FRAMES, 6, 8, 3), dtype=
 
 
 def write(folder, contents, *, stop=NUM_FRAMES, size=5, flush_each=True) -> int:
-    """Frames up to `stop`, finished if that is the end; where the writer began."""
+    """Write frames up to `stop`, and finish if that is the end; return the frame that the writer began at."""
     with contextlib.closing(FrameWriter(folder, contents)) as writer:
         began = writer.num_frames
         for start in range(began, stop, size):
@@ -88,7 +88,7 @@ def test_a_stretch_outside_the_video_is_refused(tmp_path):
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), format=st.sampled_from(["raw", "jpeg"]))
 def test_whatever_is_left_after_a_crash_the_next_writer_makes_it_whole(tmp_path_factory, data, format):
-    """Index and frames cut anywhere, or bits turned over: it begins anew or goes on, and ends with the same bytes."""
+    """Index or frames are cut anywhere, or bits are flipped: the writer resumes or starts anew, to the same bytes."""
     folder, whole = tmp_path_factory.mktemp("frames"), tmp_path_factory.mktemp("whole")
     contents = contents_of(format=format)
     write(whole, contents, size=NUM_FRAMES)
@@ -104,7 +104,7 @@ def test_whatever_is_left_after_a_crash_the_next_writer_makes_it_whole(tmp_path_
     assert (folder / "frames.bin").read_bytes() == (whole / "frames.bin").read_bytes()
 
 
-def test_a_writer_goes_on_after_the_last_flushed_block(tmp_path):
+def test_a_writer_resumes_after_the_last_flushed_block(tmp_path):
     write(tmp_path, contents_of(), stop=15)
     assert write(tmp_path, contents_of()) == 15
 

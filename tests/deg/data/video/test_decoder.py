@@ -1,4 +1,4 @@
-"""Frames from child processes are the frames themselves; what happens to a child is told, and nothing is left over."""
+"""Child processes return the exact frames; what happens to a child is reported, and nothing is left over."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_a_damaged_video_gives_its_good_frames_and_then_the_error(tmp_path, coun
             for block in pool.blocks(cut, 0, 200, block_frames=1):
                 frames.extend(numbers_in(block))
         assert frames == list(range(caught.value.frame))
-        assert numbers_in(all_frames(pool.blocks(whole, 0, 5))) == list(range(5)), "the pool goes on"
+        assert numbers_in(all_frames(pool.blocks(whole, 0, 5))) == list(range(5)), "the pool continues"
 
 
 def test_frames_that_decode_can_be_taken_for_the_whole_video(decoder, tmp_path):
@@ -193,7 +193,7 @@ def kill_children(pool: DecoderPool) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_where_a_child_of_a_pool_was_killed_another_goes_on(mouse, count):
+def test_when_a_child_of_a_pool_is_killed_another_takes_over(mouse, count):
     with DecoderPool(count, piece_frames=50) as pool:
         blocks = pool.blocks(mouse, 3, 400, FrameTransform(resize=(500, 500)), 8)
         found = [next(blocks)]
@@ -216,7 +216,7 @@ def test_a_pool_gives_up_when_one_child_after_another_is_killed(mouse, monkeypat
     assert begun == [0, 0, 0]
 
 
-def test_silence_is_not_waited_out_for_ever(mouse):
+def test_a_silent_child_is_not_waited_for_for_ever(mouse):
     with Decoder(timeout=2.0) as decoder:
         decoder.probe(mouse)
         os.kill(child_of(decoder), signal.SIGSTOP)
@@ -251,7 +251,7 @@ def test_stopping_early_leaves_no_child_and_no_thread(mouse, count):
         blocks.close()
         assert time.monotonic() - began < 3
         assert threading.active_count() == threads
-        assert len(all_frames(pool.blocks(mouse, 0, 400, SMALL))) == 400, "the pool goes on"
+        assert len(all_frames(pool.blocks(mouse, 0, 400, SMALL))) == 400, "the pool continues"
         children += [child_of(decoder) for decoder in pool._decoders]
     assert not any(map(is_running, children))
 

@@ -1,4 +1,4 @@
-"""Frame i is the same pixels however it is reached; what cannot be read is told in a sentence, never passed over."""
+"""Frame i has the same pixels however it is reached; what cannot be read is reported in a sentence, never skipped."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from deg.data.video.files import open_video, probe
 from deg.data.video.timetable import frame_times
 from deg.errors import VideoError
 
-# Frames that OpenCV 5.0.0 decodes of each real video, and the container's claim where it is another number.
+# Number of frames that OpenCV 5.0.0 decodes of each real video, and the container's claim where that differs.
 REAL = {
     "original/amadeus_horse.mp4": 308,
     "original/amadeus_mice_triplet.mp4": 1801,
@@ -99,7 +99,7 @@ REAL_FAULTS = {
     "derived/audio_only.mp4": "no pictures, only sound",
 }
 
-# Ways to store a video of some 150 frames that make finding a frame hard.
+# Ways of storing a video of some 150 frames that make finding a frame hard.
 KINDS = {
     "b_frames.mp4": {},
     "open_gop.mp4": {"options": videos.OPEN_GOP},
@@ -174,7 +174,7 @@ def test_a_video_that_asks_to_be_turned_is_turned_clockwise(tmp_path):
 
 @pytest.fixture(scope="module")
 def always_seek():
-    """Seek even where decoding on would be as fast."""
+    """Seek even where decoding further would be as fast."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("deg.data.video.files.NEAR", 3)
         yield
@@ -186,7 +186,7 @@ def always_seek():
 @given(start=st.integers(0, 148), length=st.integers(1, 30))
 def test_a_span_is_bit_identical_to_that_part_of_the_whole(kinds, name, start, length):
     path, frames_THWC = kinds(name)
-    stop = min(start + length, 149)  # not the end: some of these containers claim a frame more or less
+    stop = min(start + length, 149)  # not up to the end: some of these containers claim a frame more or less
     with open_video(path) as video:
         assert np.array_equal(np.array(list(video.read(start, stop))), frames_THWC[start:stop])
 
@@ -386,7 +386,7 @@ def test_link_in_a_circle(tmp_path):
 
 
 def test_permission_denied(tmp_path, monkeypatch):
-    """Feigned, for root may read everything."""
+    """The error is simulated, because root may read everything."""
 
     def refuse(path, flags):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
@@ -450,7 +450,7 @@ def test_unusual_names(tmp_path, monkeypatch, name):
 
 
 def test_a_name_that_is_not_utf8(tmp_path):
-    """In a process of its own: OpenCV 5.0.0 crashes on such names."""
+    """It runs in a process of its own, because OpenCV 5.0.0 crashes on such names."""
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9/m\xff.mp4"))
     path.parent.mkdir()
     videos.write_video(tmp_path / "a.mp4", 300).rename(path)

@@ -1,4 +1,4 @@
-"""Workers on this machine: replaced when they die, given up when it is no use, gone when the parent is."""
+"""Workers on this machine are replaced when they die, given up when that does not help, and end with their parent."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def execute(run, plan, count: int = 2, progress=lambda frames, finished: None):
 
 
 def children(pid: int) -> list[int]:
-    """Processes whose parent is `pid`."""
+    """Return the processes whose parent is `pid`."""
     return [int(word) for path in Path(f"/proc/{pid}/task").glob("*/children") for word in path.read_text().split()]
 
 
@@ -108,7 +108,7 @@ def test_a_worker_that_dies_is_replaced_and_its_unit_done_again(run, plan, scrip
     assert all_right(run, plan)
 
 
-def test_a_unit_that_kills_its_workers_is_put_aside_and_the_rest_goes_on(run, plan, script):
+def test_a_unit_that_kills_its_workers_is_given_up_and_the_rest_continues(run, plan, script):
     script(deaths={"b": 99})
     outcome = execute(run, plan)
     (index,) = outcome.failed
@@ -135,7 +135,7 @@ def test_workers_killed_at_random_times_cost_nothing_but_time(run, plan, script)
     outcome = execute(run, plan)
     over.set()
     shooter.join()
-    for _ in range(3):  # a unit that was hit three times waits for the next run
+    for _ in range(3):  # a unit that was hit three times is left to the next run
         if not outcome.failed:
             break
         outcome = LocalPool(run, [plan.units[i] for i in outcome.failed], shares(1), lambda *_: None).execute()
@@ -194,7 +194,7 @@ print("stopped" if outcome.stopped else "done", flush=True)
 
 @pytest.fixture
 def parent(run, script):
-    """A process that executes the run, at work."""
+    """A process that is executing the run."""
     script(pause=0.05)
     process = subprocess.Popen([sys.executable, "-c", PARENT, str(run.path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "on\n"

@@ -1,4 +1,4 @@
-"""The ranks of a training: told who they are, ended together, and the one that is at fault is named."""
+"""The ranks of a training are told their numbers, end together, and the one at fault is named."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def run(tmp_path):
 
 @pytest.fixture
 def script(monkeypatch, tmp_path):
-    """`script(...)` says what the ranks do; see support/scripted_rank.py."""
+    """`script(...)` sets what the ranks do; see support/scripted_rank.py."""
     monkeypatch.setenv("PYTHONPATH", f"{SUPPORT / 'scripted_ranks'}{os.pathsep}{SUPPORT}")
     folder = tmp_path / "marks"
     folder.mkdir()
@@ -58,7 +58,7 @@ def impatient(monkeypatch):
 
 
 def events_of(run, devices=TWO, signal_at_step=None):
-    """What became of the unit and what was said; the signal comes to this process when a step is told."""
+    """Run the unit and return its result and messages; the signal reaches this process when a step is reported."""
     heard, sent = [], []
 
     def hear(rank, event):
@@ -71,10 +71,10 @@ def events_of(run, devices=TWO, signal_at_step=None):
 
 
 def alone(run) -> bool:
-    """Whether no process works on the run any more, nor one that a rank has started."""
+    """Whether no process works on the run any more, including children of ranks."""
     living = []
     for file in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # it ended meanwhile
+        with contextlib.suppress(OSError):  # it has ended by now
             living.append(file.read_bytes())
     return not any(str(run.path).encode() in words or words == b"sleep\x0061.25\x00" for words in living)
 
@@ -212,7 +212,7 @@ def test_a_rank_that_does_not_stop_is_killed_in_the_end(run, script, impatient):
     assert any("did not stop and was killed" in event.get("message", "") for _, event in heard)
 
 
-def test_whoever_presses_ctrl_c_twice_does_not_wait(run, script):
+def test_pressing_ctrl_c_twice_ends_the_wait(run, script):
     script(steps=10000, pause=0.05, deaf=[0, 1])
     send_later(3.0, signal.SIGINT)
     began = time.monotonic()

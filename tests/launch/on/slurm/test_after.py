@@ -1,4 +1,4 @@
-"""after.sh, run by bash as on a compute node: what it notes of a job that ended, puts back and submits again."""
+"""after.sh, run by bash as on a compute node: how it records, requeues and resubmits a job that ended."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from deg.runs.attempts import read_attempts, read_exit
 
 AFTER = Path(str(files("deg.launch.on.slurm") / "after.sh"))
 COUNT = 'n=$(cat "$0.count" 2>/dev/null || echo 90); n=$((n + 1)); echo $n >"$0.count"; echo "$n;the_cluster"'
-"""sbatch --parsable on a federation: 91, 92..."""
+"""Answers of `sbatch --parsable` on a federation: 91, 92..."""
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def shims(tmp_path, monkeypatch):
 
 @pytest.fixture
 def launch(tmp_path) -> LaunchDir:
-    """In a folder with a space in its name: an inference by 5 elements in arrays of 3, then a training."""
+    """A launch in a folder with a space in its name: an inference by 5 elements in arrays of 3, then a training."""
     project = tmp_path / "my project"
     made = make_launch(
         project, [inference(project, "the run", 5), training(project, "other")], array_size=3, submitted=False
@@ -51,7 +51,7 @@ def launch(tmp_path) -> LaunchDir:
 
 @pytest.fixture
 def after(shims, launch, monkeypatch):
-    """`after(status, "execute", ...)` runs the script as that job; gives its exit status."""
+    """`after(status, "execute", ...)` runs the script as that job and returns its exit status."""
 
     def after(status: int, *words: object, element: int | None = None, restart: int | None = None) -> int:
         monkeypatch.setenv("SLURM_JOB_ID", "50")
@@ -195,7 +195,7 @@ def test_a_training_is_asked_for_as_one_job(after, launch, shims):
     assert (launch.jobs_folder / "91_submitted.pkl").read_bytes() == b"1 execute-0"
 
 
-def test_whoever_waited_for_the_merge_job_waits_for_the_new_one(after, launch, shims):
+def test_jobs_that_waited_for_the_merge_job_wait_for_the_new_one(after, launch, shims):
     waiting = ("51|afterok:50(unfulfilled)", "52|afterany:51(unfulfilled)", "53|afterok:9,afterok:50", "54|afterok:500")
     shims("squeue", "\n".join([*waiting, "55|\n"]))
     ask_again(launch, 0, [0], [], 1)

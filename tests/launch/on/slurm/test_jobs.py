@@ -1,4 +1,4 @@
-"""What jobs do, in this process: an element its units, a merge job the rest or a request for more."""
+"""What jobs do, tested in this process: an element does its units, a merge job finishes or requests more jobs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FIXED = ("feature_extractor.weights=latest", *WORDS)
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A project of three units, planned as RUN."""
+    """A project whose inference has three units, planned as RUN."""
     project = make_project(tmp_path_factory.mktemp("made") / "mice", LENGTHS)
     return project
 
@@ -55,7 +55,7 @@ def run(project) -> RunDir:
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
-    """Jobs leave variables behind; `environment(...)` makes this process one of a job."""
+    """`environment(...)` makes this process part of a job; variables of jobs are removed afterwards."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     before = dict(os.environ)
 
@@ -73,7 +73,7 @@ def environment(monkeypatch):
 
 @pytest.fixture
 def script(monkeypatch):
-    """What the engines of this process do."""
+    """Sets what the engines of this process do."""
     followed: dict[str, object] = {}
 
     def make_engine(plan):
@@ -84,7 +84,7 @@ def script(monkeypatch):
 
 
 def launch_of(project, elements: int = 3, **options) -> LaunchDir:
-    """An inference of features in RUN, then of the sequence network."""
+    """Make a launch: an inference of features in RUN, then of the sequence network."""
     sequence = inference(project, "next", 3, "sequence", *FIXED, "sequence.weights=latest")
     return make_launch(
         project, [inference(project, RUN, elements, "feature_extractor", *FIXED), sequence], submitted=False, **options
@@ -195,7 +195,7 @@ def test_a_job_that_does_not_know_its_end(told):
 
 @pytest.fixture
 def signals():
-    """Handlers as they were."""
+    """Restores the signal handlers after the test."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
     yield
     for number, handler in before.items():
@@ -233,7 +233,7 @@ def test_a_signal_stops_the_callable_cleanly(project, run, script, signals, monk
 
 @pytest.fixture
 def done(project, run):
-    """All units are done."""
+    """A project in which all units are done."""
     do_units(run, run.load_plan())
     return launch_of(project)
 
@@ -286,13 +286,13 @@ def test_a_stage_that_was_not_planned_only_leads_to_the_next(project, run):
     assert (project / "models" / "other" / "plan.json").exists()
 
 
-def test_a_stage_whose_forerunner_failed_is_not_merged(project, run):
+def test_a_stage_after_a_failed_one_is_not_merged(project, run):
     launch = launch_of(project)
     assert jobs.merge(launch.load(), 1, StopFlag()) == 1
     assert launch.verdict(1).state == "failed" and "infer feature_extractor is not done" in launch.verdict(1).message
 
 
-def test_what_is_missing_is_asked_for(project, run):
+def test_missing_units_are_asked_for(project, run):
     do_units(run, run.load_plan(), [0])
     launch = launch_of(project, array_size=2)
     assert jobs.merge(launch.load(), 0, StopFlag()) == 75
@@ -304,10 +304,10 @@ def test_what_is_missing_is_asked_for(project, run):
 def test_elements_are_asked_for_by_the_units_that_they_do(project, run):
     do_units(run, run.load_plan(), [1])
     launch = launch_of(project, 2)
-    assert jobs.merge(launch.load(), 0, StopFlag()) == 75 and again(launch) == ["0 0 - 1"]  # units 0 and 2
+    assert jobs.merge(launch.load(), 0, StopFlag()) == 75 and again(launch) == ["0 0 - 1"]  # for units 0 and 2
 
 
-def test_each_time_is_a_round_and_their_number_is_limited(project, run):
+def test_each_request_is_a_round_and_rounds_are_limited(project, run):
     do_units(run, run.load_plan(), [0, 1])
     launch = launch_of(project, restarts=3)
     for round in (1, 2, 3):
@@ -319,7 +319,7 @@ def test_each_time_is_a_round_and_their_number_is_limited(project, run):
     assert frame_numbers(outputs(project, "mouse_1")).tolist() == list(range(LENGTHS["mouse_1"]))
 
 
-def test_a_launch_that_was_resumed_has_its_rounds_again(project, run):
+def test_a_resumed_launch_gets_its_rounds_again(project, run):
     do_units(run, run.load_plan(), [0, 1])
     launch = launch_of(project, restarts=3)
     add_job(launch, "1", 0, "execute", round=3)
@@ -338,7 +338,7 @@ DONE, STOP, FAIL = {"event": "done"}, {"event": "stopped", "why": "signal"}, {"e
 
 
 def attempted(run: RunDir, unit: int, host: str, end: dict | int | None, job: str = "1") -> None:
-    """An attempt that ends by itself, with an exit status, or nobody knows how."""
+    """Record an attempt that ends by itself, with an exit status, or without a trace."""
     started(run, unit, job, host)
     if isinstance(end, dict):
         ended(run, unit, **end)
@@ -359,13 +359,13 @@ def test_hosts_that_fail_what_others_can_do_are_excluded(project, run):
 @pytest.mark.parametrize(
     ("units", "excluded"),
     [
-        ([("a", FAIL)], []),  # nobody did anything: it may be the unit's fault
+        ([("a", FAIL)], []),  # no host did anything: the unit may be at fault
         ([("a", DONE), ("b", FAIL)], ["b"]),
         ([("a", STOP), ("b", FAIL)], ["b"]),
-        ([("a", DONE), ("a", FAIL)], []),  # it did something well
+        ([("a", DONE), ("a", FAIL)], []),  # this host had one success
         ([("a", DONE), ("b", 137)], ["b"]),
         ([("a", DONE), ("b", 143)], []),
-        ([("a", DONE), ("b", None)], []),  # nobody knows
+        ([("a", DONE), ("b", None)], []),  # the end is unknown
     ],
 )
 def test_a_bad_host_did_nothing_well_where_others_did(project, run, units, excluded):
@@ -374,7 +374,7 @@ def test_a_bad_host_did_nothing_well_where_others_did(project, run, units, exclu
     assert bad_hosts(run.path) == excluded
 
 
-def test_a_unit_that_kills_its_workers_is_put_aside_and_the_rest_goes_on(project, run):
+def test_a_unit_that_kills_its_workers_is_given_up_and_the_rest_continues(project, run):
     do_units(run, run.load_plan(), [0, 1])
     for job in ("1", "2", "3"):
         started(run, 2, job, f"n{job}")
@@ -413,14 +413,14 @@ def test_a_labelled_recording_without_features_ends_the_launch(project, run):
     assert not (project / "models" / "next").exists()
 
 
-def test_a_damaged_video_without_labels_is_named_and_the_chain_goes_on(project, run):
+def test_a_damaged_video_without_labels_is_named_and_the_chain_continues(project, run):
     do_units(run, run.load_plan(), faults={"mouse_2": "the file is damaged"})
     launch = launch_of(project)
     assert jobs.merge(launch.load(), 0, StopFlag()) == 0
     assert launch.verdict(0).state == "partly" and "the file is damaged" in launch.verdict(0).message
 
 
-def test_a_next_stage_that_cannot_be_planned_is_said(done, project):
+def test_a_next_stage_that_cannot_be_planned_is_reported(done, project):
     for weights in project.glob("models/*sequence*/checkpoint.pt"):
         weights.unlink()
     assert jobs.merge(done.load(), 0, StopFlag()) == 2
@@ -454,7 +454,7 @@ def test_all_that_a_merge_job_decides_is_in_the_events(project, run):
 
 @pytest.fixture
 def trained(tmp_path):
-    """A training in two phases, planned by hand, and a launch of it alone."""
+    """A training in two phases, planned by hand, and a launch with this stage alone."""
     project = tmp_path / "mice"
     plan = make_training_plan(tmp_path, phases=("spatial", "both"))
     made = create_run(

@@ -1,4 +1,4 @@
-"""`deg resume`: runs of this machine and launches, gone on with from what is missing."""
+"""`deg resume` resumes runs of this machine and launches with what is missing."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def script(monkeypatch, tmp_path):
 
 @pytest.fixture
 def deg(script, capsys):
-    """`deg(...)` gives the exit status, the JSON document, and what was said."""
+    """`deg(...)` returns the exit status, the JSON document, and the messages."""
 
     def deg(*words: object):
         status = cli.run([*map(str, words), "--json"])
@@ -65,7 +65,7 @@ def outputs(folder: Path, key: str) -> Path:
 # ---------------------------------------------------------------------------------------------------- on this machine
 
 
-def test_an_interrupted_inference_is_gone_on_with(deg, folder, script):
+def test_an_interrupted_inference_is_resumed(deg, folder, script):
     script(deaths={"mouse_2": 9})
     assert deg("infer", "feature_extractor", folder, *FIXED)[0] == 1
     (run,) = [RunDir(file.parent) for file in folder.glob("models/*/plan.json")]
@@ -84,7 +84,7 @@ def ranks(monkeypatch):
     return scripted
 
 
-def test_an_interrupted_training_is_gone_on_with(deg, tmp_path, ranks):
+def test_an_interrupted_training_is_resumed(deg, tmp_path, ranks):
     project = make_labelled_project(tmp_path / "lab")
     ranks.then = ["stop"]
     assert deg("train", "flow_generator", project, "train.num_epochs=7")[0] == 75
@@ -135,7 +135,7 @@ def launched(deg, folder):
 
 @pytest.fixture
 def finish(monkeypatch, capsys):
-    """`finish(launch, 0, 1)` does in this process what the jobs of two stages do that were submitted last."""
+    """`finish(launch, 0, 1)` does the work of these stages' last submitted jobs in this process."""
     done: set[str] = set()
 
     def make_engine(plan):
@@ -167,8 +167,8 @@ def state_of(launch, index: int) -> str:
     return launch.verdict(index).state
 
 
-def put_aside(run: RunDir, unit: int) -> None:
-    """The worker of a unit has died three times."""
+def give_up(run: RunDir, unit: int) -> None:
+    """Record that the worker of a unit has died three times."""
     died(run, unit, "1", "2", "3")
     run.error_file(unit).write_text('{"message": "given up: its worker died 3 times"}')
 
@@ -182,7 +182,7 @@ def test_a_cancelled_launch_is_submitted_again_with_other_options(fake_slurm, la
         fake_slurm.start_node(node)
     before = launch.jobs()
     status, report, said = deg("resume", folder, "cluster.account=other", "cluster.time=20:00")
-    assert status == 0 and report["launch"] == launch.name and "Submitted again" in said
+    assert status == 0 and report["launch"] == launch.name and f"Resumed {launch.name}" in said
     fake_slurm.wait()
     new = {job.job for job in launch.jobs()[len(before) :]}
     asked = [job["options"] for job in fake_slurm.jobs() if str(job["array_id"]) in new]
@@ -221,7 +221,7 @@ def test_a_launch_that_is_finished(recorder, launched, finish, deg, folder):
 
 
 @pytest.mark.parametrize("reason", [NEVER, "Dependency"])
-def test_jobs_that_wait_in_vain_are_taken_out_of_the_queue(recorder, launched, finish, deg, folder, reason):
+def test_jobs_that_can_never_start_are_taken_out_of_the_queue(recorder, launched, finish, deg, folder, reason):
     launch = launched("cluster.sbatch=[kill-on-invalid-dep=null]")
     execute, merging, *others = [job.job for job in launch.jobs()]
     recorder.tell("CANCELLED", execute, merging)
@@ -233,11 +233,11 @@ def test_jobs_that_wait_in_vain_are_taken_out_of_the_queue(recorder, launched, f
     assert state_of(launch, 1) == "done"
 
 
-def test_what_was_put_aside_gets_a_new_chance(recorder, launched, finish, deg, folder):
+def test_what_was_given_up_gets_a_new_chance(recorder, launched, finish, deg, folder):
     launch = launched()
     run = launch.load().run_of(0)
     recorder.tell("CANCELLED")
-    put_aside(run, 1)
+    give_up(run, 1)
     word = launch.stage_folder(0) / "again"
     word.parent.mkdir(parents=True, exist_ok=True)
     word.write_text("of a merge job that could not be followed by another\n")
@@ -249,10 +249,10 @@ def test_what_was_put_aside_gets_a_new_chance(recorder, launched, finish, deg, f
     assert [entry[3] for entry in submitted(launch)] == [0] * 8
 
 
-def test_a_unit_that_was_put_aside_is_done_in_all_stages(recorder, launched, finish, deg, folder):
+def test_a_unit_that_was_given_up_is_done_in_all_stages(recorder, launched, finish, deg, folder):
     launch = launched()
     run = launch.load().run_of(0)
-    put_aside(run, 2)
+    give_up(run, 2)
     finish(launch, 0, 1)
     assert state_of(launch, 0) == "partly" and not outputs(folder, "mouse_2").exists()
     recorder.tell("COMPLETED")

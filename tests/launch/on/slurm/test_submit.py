@@ -1,4 +1,4 @@
-"""`--on slurm`: what is planned, written and handed to the scheduler, and that nothing is left of what it refuses."""
+"""`--on slurm`: what is planned, written and submitted; nothing remains of what the scheduler refuses."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def folder(made, tmp_path):
-    """A project with all networks, of its own for each test."""
+    """A project with all networks; each test has its own."""
     subprocess.run(["cp", "-a", str(made), str(tmp_path / "mice")], check=True)
     return tmp_path / "mice"
 
 
 @pytest.fixture
 def deg(capsys, monkeypatch):
-    """`deg("infer", ...)` with --on slurm gives the exit status, the JSON document, and what was said."""
+    """`deg("infer", ...)` with --on slurm returns the exit status, the JSON document, and the messages."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
     moments = itertools.count()
 
     class Clock(datetime):
-        """Names of runs have the second in them; a test does not wait for the next one."""
+        """A clock that moves by itself: run names contain the second, and a test should not wait for the next one."""
 
         @classmethod
         def now(cls, tz=None):
@@ -68,12 +68,12 @@ def deg(capsys, monkeypatch):
 
 @pytest.fixture
 def infer(deg, folder):
-    """The same of `deg infer STAGE PROJECT ... --on slurm`."""
+    """`infer("feature_extractor", ...)` is `deg infer STAGE PROJECT ... --on slurm`, and returns the same as `deg`."""
     return lambda stage, *words, **rest: deg("infer", stage, folder, "feature_extractor.weights=latest", *words, **rest)
 
 
 def listed(folder: Path):
-    """All files but the logs of events, in which each look at a run leaves its trace."""
+    """Return all files except the event logs, in which every look at a run leaves a trace."""
     files = [path for path in folder.rglob("*") if not path.is_dir() and path.name != "events.jsonl"]
     return sorted((str(path), path.lstat().st_mtime_ns) for path in files)
 
@@ -98,8 +98,8 @@ def test_an_inference_is_an_array_and_a_job_that_merges(recorder, infer, folder)
     ("words", "told"),
     [("sbatch: Job 7 to start at 2026-11-22T12:00:00", False), ("allocation failure: More processors requested", True)],
 )
-def test_what_the_scheduler_says_it_will_never_begin_is_told(recorder, infer, monkeypatch, words, told):
-    monkeypatch.setattr("deg.launch.scheduler.script.test_only", lambda text: words)
+def test_a_job_that_the_scheduler_will_never_begin_is_told(recorder, infer, monkeypatch, words, told):
+    monkeypatch.setattr("deg.launch.on.slurm.submit.test_only", lambda text: words)
     status, _, said = infer("feature_extractor")
     assert status == 0 and ("may never begin" in said and words in said) is told
 
@@ -184,7 +184,7 @@ def test_arrays_are_no_longer_than_the_site_allows(recorder, infer, folder, max_
     assert [len(job.elements) for job in jobs] == arrays
     merging = recorder.waiting()[launch.jobs()[-1].job]
     assert merging.dependency == "afterany:" + ":".join(job.job for job in jobs)
-    # the batch script tells each array the number of its first element
+    # the batch script gives each array the number of its first element
     firsts = [(launch.stage_folder(0) / f"execute-{chunk}.sh").read_text().split() for chunk in range(len(arrays))]
     assert [int(words[words.index("execute") + 2]) for words in firsts] == [sum(arrays[:i]) for i in range(len(arrays))]
 
@@ -207,11 +207,11 @@ def test_a_name_that_is_given(recorder, infer, folder):
     assert status == 2 and "a launch of this name exists" in report["error"]
 
 
-# ---------------------------------------------------------------------------------------------------- taken along
+# ---------------------------------------------------------------------------------------------------- what is kept
 
 
 def requests(folder: Path) -> list[StageRequest]:
-    """What the launch of a project holds of its stages."""
+    """Return the stage requests that a project's launch holds."""
     launch = only_launch(folder).load()
     return [request_of(launch, index) for index in range(len(launch.stages))]
 
@@ -236,7 +236,7 @@ def test_options_hold_as_they_were_when_it_was_submitted(recorder, infer, folder
 
 @pytest.fixture
 def elsewhere(folder, tmp_path, monkeypatch):
-    """The folder in which the user is."""
+    """The user's current folder."""
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     return tmp_path / "elsewhere"
@@ -250,7 +250,7 @@ PATHS = {
     "cluster.binds": ("[scans,$ARCHIVE/old]", ("{here}/scans", "$ARCHIVE/old")),
     "inference.directory_list": ("../mice/DATA/mouse_2", "{here}/../mice/DATA/mouse_2"),
 }
-"""Options that name files: what the user writes, and what holds for every stage."""
+"""Options that name files: what the user writes, and the value that every stage gets."""
 
 
 def test_every_option_that_is_a_path_means_the_same_in_all_stages(recorder, deg, folder, elsewhere):
@@ -327,7 +327,7 @@ def test_the_same_command_again_is_refused_while_jobs_are_alive(recorder, infer,
 
 
 @pytest.mark.parametrize("on", ["slurm", "local"])
-def test_a_training_that_jobs_are_at_is_left_to_them(recorder, deg, tmp_path, on):
+def test_a_training_that_jobs_work_on_is_left_to_them(recorder, deg, tmp_path, on):
     project = make_labelled_project(tmp_path / "mice")
     words = ("train", "flow_generator", project, "compute.devices=1")
     deg(*words)
@@ -335,7 +335,7 @@ def test_a_training_that_jobs_are_at_is_left_to_them(recorder, deg, tmp_path, on
     assert status == 2 and "are running or queued for it" in report["error"] and len(recorder.waiting()) == 2
 
 
-def test_after_the_jobs_are_gone_the_run_is_gone_on_with(recorder, infer, folder):
+def test_after_the_jobs_are_gone_the_run_is_resumed(recorder, infer, folder):
     infer("feature_extractor", "--run", "first")
     recorder.tell("CANCELLED")
     status, report, said = infer("feature_extractor")

@@ -1,4 +1,4 @@
-"""From the command to the results on a scheduler whose jobs really run, undisturbed and under fire."""
+"""From the command to the results, on a scheduler whose jobs really run, undisturbed and under fire."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def script(monkeypatch, tmp_path):
 
 @pytest.fixture
 def deg(fake_slurm, script, capsys):
-    """`deg("infer", ...)` with --on slurm: the exit status and the JSON document."""
+    """`deg("infer", ...)` with --on slurm returns the exit status and the JSON document."""
 
     def deg(*words: object, cluster=WORDS):
         status = cli.run([*map(str, words), *cluster, "--on", "slurm", "--json"])
@@ -59,7 +59,7 @@ def deg(fake_slurm, script, capsys):
 
 @pytest.fixture
 def infer(deg, folder):
-    """Submits; gives the launch."""
+    """Submits jobs and returns the launch."""
 
     def infer(stage: str, *words: str) -> LaunchDir:
         assert deg("infer", stage, folder, "feature_extractor.weights=latest", *words)[0] == 0
@@ -69,7 +69,7 @@ def infer(deg, folder):
 
 
 def datasets(project: Path) -> dict[str, np.ndarray]:
-    """Every dataset of every outputs file of a project."""
+    """Return every dataset of every outputs file of a project."""
     found = {}
     for path in sorted(project.glob("DATA/*/*_outputs.h5")):
         with h5py.File(path) as file:
@@ -89,7 +89,7 @@ def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
 
 @pytest.fixture(scope="module")
 def undisturbed(made, tmp_path_factory):
-    """What `--on local` gives of all stages."""
+    """Datasets of all stages, computed with `--on local`."""
     folder = tmp_path_factory.mktemp("local")
     project = copy(made, folder / "mice")
     with pytest.MonkeyPatch.context() as patch:
@@ -111,7 +111,7 @@ def until(test: Callable[[], bool], seconds: float = PATIENCE) -> None:
 
 
 def begun(launch: LaunchDir, *units: int) -> bool:
-    """Whether workers are in the midst of these units of the first stage."""
+    """Whether workers are working on these units of the first stage."""
     run = launch.load().run_of(0)
     return all(attempts_at(run, unit) and attempts_at(run, unit)[-1].end is None for unit in units)
 
@@ -121,7 +121,7 @@ def attempts_at(run: RunDir, unit: int):
 
 
 def ends(launch: LaunchDir, unit: int) -> list[tuple[str | None, int | None]]:
-    """How the attempts at a unit of the first stage ended: by its own word, and as its host saw it."""
+    """Return how the attempts at a unit of the first stage ended: by their own record, and as their host saw it."""
     run = launch.load().run_of(0)
     return [(attempt.end, attempt.status) for attempt in attempts_at(run, unit)]
 
@@ -154,7 +154,7 @@ def test_arrays_cut_short_do_all_the_units(fake_slurm, infer, folder, undisturbe
 
 
 def test_an_array_under_fire(fake_slurm, infer, folder, script, undisturbed):
-    """One element is preempted, the node of another dies, the third is cancelled."""
+    """One element is preempted, the node of another dies, and a third is cancelled."""
     script(pause=0.08)
     launch = infer("all")
     until(lambda: begun(launch, 0, 1))
@@ -190,7 +190,7 @@ def test_a_signal_ahead_of_the_end_many_times_to_all_processes(fake_slurm, infer
 @pytest.mark.parametrize("told", [True, False], ids=["as the profile says", "and nobody said so"])
 def test_where_jobs_may_not_be_put_back_another_one_follows(fake_slurm, infer, folder, script, undisturbed, told):
     fake_slurm.configure(requeue=False, requeue_forbidden=True)
-    script(pause=0.12)  # a signal takes its time on a loaded machine
+    script(pause=0.12)  # a signal may be slow on a loaded machine
     launch = infer("all", *["cluster.requeue=false"] * told)
     until(lambda: begun(launch, 0))
     array = launch.jobs()[0].job
@@ -205,7 +205,7 @@ def test_where_jobs_may_not_be_put_back_another_one_follows(fake_slurm, infer, f
     assert all(job["restarts"] == 0 for job in fake_slurm.jobs())
 
 
-def test_a_unit_that_kills_its_worker_three_times_is_put_aside(fake_slurm, infer, folder, script, undisturbed):
+def test_a_unit_that_kills_its_worker_three_times_is_given_up(fake_slurm, infer, folder, script, undisturbed):
     script(deaths={"mouse_2": 3})
     launch = infer("all")
     fake_slurm.wait(seconds=PATIENCE)
@@ -217,7 +217,7 @@ def test_a_unit_that_kills_its_worker_three_times_is_put_aside(fake_slurm, infer
 
 
 def test_a_preempted_merge_job_is_one_job(fake_slurm, infer, folder, undisturbed):
-    """What it had begun is done again; no second one merges beside it."""
+    """It repeats what it had begun; no second merge job runs beside it."""
     launch = infer("all")
     merging = launch.jobs()[1].job
     fake_slurm.wait(merging, state="RUNNING", seconds=PATIENCE)
