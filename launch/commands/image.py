@@ -38,7 +38,7 @@ def image() -> None:
     help="A file or folder that the building stage needs at PLACE (default: at the same path), such as pip's "
     "configuration or certificates. The image does not keep it. Repeatable.",
 )
-@click.option("--compression", type=click.Choice(["gzip", "zstd"]), default="gzip", show_default=True)
+@click.option("--compression", type=click.Choice(["gzip", "zstd", "lz4"]), default="gzip", show_default=True)
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
 @apptainer_option
 @json_option

@@ -110,7 +110,7 @@ def before_lines(folder: Path, host_script: Path) -> tuple[str, ...]:
 
 
 def doctor_need(cluster: Cluster) -> Need:
-    """Ask for two ranks, on two nodes if trainings use several, each with a GPU as far as trainings have them."""
+    """Ask for two ranks, on two nodes if trainings use several, each with a GPU if trainings have one."""
     nodes = min(cluster.nodes or 1, 2)
     tasks = 2 // nodes
     limit = MINUTES if cluster.time is None else min(MINUTES, time_limit_minutes(cluster.time))

@@ -25,7 +25,6 @@ from deg.plan.train import Prepared, commit, describe, prepare, same_training
 from deg.runs.networks import companion, weight_files
 from deg.runs.plans import TrainingPlan
 from deg.runs.rundir import RunDir, create_run, find_runs
-from deg.runs.state import TrainingRun, open_run
 from deg.work import STOPPED
 
 
@@ -175,10 +174,10 @@ def _tell(stage: str, best: Best) -> None:
 def unfinished_training(run: RunDir) -> TrainingPlan | None:
     """Return the plan of an unfinished training run; None for any other run, and for one of another version of deg."""
     try:
-        found = open_run(run)
+        plan = run.load_training_plan()
     except RunError:
         return None
-    return found.plan if isinstance(found, TrainingRun) and not run.done_file.exists() else None
+    return None if run.done_file.exists() else plan
 
 
 def read_best(run: RunDir) -> Best:

@@ -93,7 +93,7 @@ def _build(image: Path, base: Path) -> None:
         "--to",
         part,
     ]
-    words += ["--compression", "zstd", "--with", f"{CERTIFICATES}:/usr/local/share/ca-certificates/of-the-host.crt"]
+    words += ["--compression", "lz4", "--with", f"{CERTIFICATES}:/usr/local/share/ca-certificates/of-the-host.crt"]
     environment = {"APPTAINER_TMPDIR": str(work), "APPTAINER_CACHEDIR": str(work / "cache")}
     try:
         with log.open("wb") as output:

@@ -123,7 +123,7 @@ def test_ctrl_c_is_no_error(raising, capsys):
     assert capsys.readouterr().err.strip() == "Stopped."
 
 
-def test_whoever_reads_may_go_away():
+def test_a_reader_of_the_output_may_go_away():
     command = f"{sys.executable} -m deg.launch.cli --help | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.returncode == 0 and "Traceback" not in done.stderr

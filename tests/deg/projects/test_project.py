@@ -155,7 +155,7 @@ def test_what_is_no_project_is_refused(project, tmp_path):
         open_project(tmp_path / "gone")
     with pytest.raises(ProjectError, match="Make a project with `deg new`"):
         open_project(tmp_path)
-    with pytest.raises(ProjectError, match=r"Is .*lab_deepethogram meant"):
+    with pytest.raises(ProjectError, match=r"Did you mean .*lab_deepethogram"):
         open_project(project.data_path)
 
 

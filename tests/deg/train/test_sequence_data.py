@@ -305,7 +305,7 @@ def test_labels_that_changed_are_refused(tmp_path):
     with pytest.raises(RunError, match=r"a_labels.csv: the labels have changed since the run was planned"):
         SequenceData(plan, "train", config_of())
     (tmp_path / "a_labels.csv").unlink()
-    with pytest.raises(RunError, match=r"a_labels.csv: the labels went away"):
+    with pytest.raises(RunError, match=r"a_labels.csv: the labels cannot be read"):
         SequenceData(plan, "train", config_of())
 
 

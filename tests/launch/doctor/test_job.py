@@ -91,7 +91,7 @@ def test_the_folder_lies_among_the_runs_of_a_project(tmp_path):
 
 
 def test_a_folder_without_a_job_is_refused(tmp_path):
-    with pytest.raises(RunError, match=r"no job\.json"):
+    with pytest.raises(RunError, match=r"no readable job\.json"):
         doctor_job.load(tmp_path)
 
 

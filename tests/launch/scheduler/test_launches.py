@@ -320,4 +320,4 @@ def test_a_job_of_the_previous_version_ends_with_what_to_do(capsys):
     with pytest.raises(SystemExit) as ended:
         work("execute", "/lab/mice/models/261122_120000_launch", "0", "0")
     assert ended.value.code == 2
-    assert "End its launch with `deg cancel`, then give the command" in capsys.readouterr().err
+    assert "Stop its launch with `deg cancel`, then repeat the command" in capsys.readouterr().err

@@ -158,7 +158,7 @@ def test_a_merge_job_that_has_its_answer_ends_with_it(after, launch, shims, stat
 
 
 def test_what_was_asked_for_is_computed_and_merged_again(after, launch, shims):
-    ask_again(launch, 0, [0, 2, 4], ["n2", "n3"], 1)
+    ask_again(launch.load(), 0, [0, 2, 4], ["n2", "n3"], 1)
     assert after(75, *MERGE) == 0
     folder = launch.stage_folder(0)
     assert shims.calls("sbatch") == [
@@ -172,7 +172,7 @@ def test_what_was_asked_for_is_computed_and_merged_again(after, launch, shims):
 
 
 def test_the_new_jobs_find_their_work(after, launch):
-    ask_again(launch, 0, [0, 2, 4], [], 1)
+    ask_again(launch.load(), 0, [0, 2, 4], [], 1)
     after(75, *MERGE)
     found = {path.name: path.read_bytes() for path in launch.jobs_folder.glob("*.pkl")}
     assert found == {
@@ -184,7 +184,7 @@ def test_the_new_jobs_find_their_work(after, launch):
 
 
 def test_a_training_is_asked_for_as_one_job(after, launch, shims):
-    ask_again(launch, 1, [0], [], 4)
+    ask_again(launch.load(), 1, [0], [], 4)
     assert after(75, "merge", 1, "yes") == 0
     folder = launch.stage_folder(1)
     assert shims.calls("sbatch") == [
@@ -198,7 +198,7 @@ def test_a_training_is_asked_for_as_one_job(after, launch, shims):
 def test_jobs_that_waited_for_the_merge_job_wait_for_the_new_one(after, launch, shims):
     waiting = ("51|afterok:50(unfulfilled)", "52|afterany:51(unfulfilled)", "53|afterok:9,afterok:50", "54|afterok:500")
     shims("squeue", "\n".join([*waiting, "55|\n"]))
-    ask_again(launch, 0, [0], [], 1)
+    ask_again(launch.load(), 0, [0], [], 1)
     assert after(75, *MERGE) == 0
     assert shims.calls("scontrol") == [
         "update JobId=51 Dependency=afterok:92",
@@ -223,7 +223,7 @@ def test_a_merge_job_that_slurm_ends_and_may_put_back_is_not_followed_by_a_secon
 
 def test_what_was_asked_for_before_slurm_ended_the_merge_job_is_submitted_all_the_same(after, launch, shims):
     shims("squeue", "COMPLETING\n")
-    ask_again(launch, 0, [0], [], 1)
+    ask_again(launch.load(), 0, [0], [], 1)
     assert after(75, *MERGE) == 0 and len(launch.jobs()) == 2
 
 
@@ -242,7 +242,7 @@ def test_the_environment_of_this_job_is_not_that_of_the_next(after, launch, shim
 def test_a_scheduler_that_takes_no_more_jobs_ends_the_launch(after, launch, shims, asked):
     shims("sbatch", errors="sbatch: error: QOSMaxSubmitJobPerUserLimit", status=1)
     if asked:
-        ask_again(launch, 0, [0], [], 1)
+        ask_again(launch.load(), 0, [0], [], 1)
     assert after(75, *MERGE) == 1
     assert launch.jobs() == [] and shims.calls("scontrol") == []
 
