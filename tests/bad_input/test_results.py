@@ -118,7 +118,7 @@ def test_results_opened_elsewhere_during_the_run_are_written_when_they_are_close
     assert answer.json["done"] == ["free"] and answer.json["waiting"] == ["held"] and answer.status == 1
     assert "another program has it open for writing" in answer.json["failed"]["held"]
     answer = infer(lab)
-    assert "Going on with the interrupted run" in answer.told and "0 of 1 units to do" in answer.told
+    assert "Resuming the interrupted run" in answer.told and "0 of 1 units to do" in answer.told
     assert answer.status == 0
     assert list(frame_numbers(outputs(lab, "held"))) == list(range(FRAMES))
 
@@ -224,7 +224,7 @@ def test_a_full_disk_under_a_recording(tmp_path, scripted, small_disk):
 def finishes(lab: Path, *keys: str, words=()) -> None:
     """Check that the same command resumes the run and finishes it."""
     answer = infer(lab, *words)
-    assert "Going on with the interrupted run" in answer.told
+    assert "Resuming the interrupted run" in answer.told
     assert sorted(answer.json["done"]) == sorted(keys) and answer.status == 0
     for key in keys:
         assert list(frame_numbers(outputs(lab, key))) == list(range(FRAMES))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -193,7 +194,7 @@ def test_a_stopped_chain_resumes_where_it_stopped(deg, folder, ranks):
     assert status == 75 and states(steps) == ["done", "stopped"]
     status, steps, said = deg()
     assert status == 0 and states(steps) == ["there", "done", "done", "done", "done", "done"]
-    assert "Going on with the interrupted run" in said and len(runs(folder, "_train")) == 3
+    assert "Resuming the interrupted run" in said and len(runs(folder, "_train")) == 3
 
 
 def test_without_labels_nothing_is_begun(deg, folder, ranks):
@@ -250,8 +251,9 @@ def test_differences_of_two_trainings_in_words(tmp_path):
     one = make_training_plan(tmp_path)
     assert differences(one, one) == []
     labels = {"a": {"path": "a.csv", "sha256": "1"}}
-    config = {**one.config, "sequence": {**one.config["sequence"], "num_layers": 9, "weights": "latest"}}
-    config["train"] = {**one.config["train"], "steps_per_epoch": {"train": 5, "val": None, "test": None}}
+    sequence = replace(one.config.sequence, num_layers=9, weights="latest")
+    steps = replace(one.config.train.steps_per_epoch, train=5, val=None, test=None)
+    config = replace(one.config, sequence=sequence, train=replace(one.config.train, steps_per_epoch=steps))
     other = make_training_plan(tmp_path, labels=labels, config=config, class_names=("background", "groom"))
     assert differences(one, other) == [
         "labels of a",

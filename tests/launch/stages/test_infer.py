@@ -166,7 +166,7 @@ def test_a_unit_that_kills_its_workers_is_named_and_the_next_call_tries_again(de
     report = document["stages"][0]
     assert status == 1 and "killed by SIGKILL" in report["failed"]["mouse_2"] and "mouse_2" in report["waiting"]
     status, document, said = deg()
-    assert status == 0 and "Going on with the interrupted run" in said
+    assert status == 0 and "Resuming the interrupted run" in said
     assert len(runs(folder)) == 1 and runs(folder)[0].is_merged()
 
 
@@ -225,7 +225,7 @@ def test_a_stopped_run_says_so_and_is_resumed_without_doing_anything_twice(inter
     assert status == 75 and not run.is_merged()
     before = {index: run.result_file(index).stat().st_ino for index in run.finished_units()}
     status, _, said = deg()
-    assert status == 0 and f"Going on with the interrupted run {run.name}" in said
+    assert status == 0 and f"Resuming the interrupted run {run.name}" in said
     assert runs(folder) == [run] and run.is_merged()
     done = [event["unit"] for event in run.events() if event["event"] == "unit_done"]
     assert sorted(done) == [unit.index for unit in run.load_plan().units] and before
@@ -257,7 +257,7 @@ def test_a_named_run_is_resumed_under_its_name(deg, folder, script):
     script(deaths={"mouse_2": 3})
     assert deg("--run", "mine")[0] == 1
     status, _, said = deg("--run", "mine")
-    assert status == 0 and "Going on with the interrupted run mine" in said
+    assert status == 0 and "Resuming the interrupted run mine" in said
     assert [run.name for run in runs(folder)] == ["mine"] and runs(folder)[0].is_merged()
 
 

@@ -108,7 +108,7 @@ def test_a_stopped_training_says_so_and_is_resumed(deg, folder, ranks):
     assert status == report["exit_status"] == 75 and report["stopped"] and report["best"] is None
     assert "Run the same command again" in said
     status, report, said = deg()
-    assert status == 0 and f"Going on with the interrupted run {report['run']}" in said
+    assert status == 0 and f"Resuming the interrupted run {report['run']}" in said
     assert len(runs(folder)) == 1 and runs(folder)[0].done_file.exists()
 
 

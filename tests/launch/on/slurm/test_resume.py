@@ -147,9 +147,9 @@ def finish(monkeypatch, capsys):
         done.add(array.job)
         for element in array.elements:
             os.environ.update(SLURM_JOB_ID="99", SLURM_ARRAY_JOB_ID=array.job, SLURM_ARRAY_TASK_ID=str(element))
-            jobs.execute(launch, index, 0, StopFlag())
+            jobs.execute(launch.load(), index, 0, StopFlag())
         os.environ["SLURM_JOB_ID"] = merging.job
-        assert jobs.merge(launch, index, StopFlag()) == 0
+        assert jobs.merge(launch.load(), index, StopFlag()) == 0
 
     def finish(launch, *indices: int) -> None:
         before = dict(os.environ)
@@ -266,8 +266,8 @@ def test_a_unit_that_was_given_up_is_done_in_all_stages(recorder, launched, fini
 @pytest.mark.parametrize(
     ("word", "named"),
     [
-        ("inference.batch_size=8", "all others are of the plan"),
-        ("cluster=another", "all others are of the plan"),
+        ("inference.batch_size=8", "takes cluster.* options only"),
+        ("cluster=another", "takes cluster.* options only"),
         ("cluster.time=soon", "cluster.time"),
         ("cluster.tiem=8:00:00", "cluster.tiem"),
     ],

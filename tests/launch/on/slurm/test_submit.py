@@ -339,7 +339,7 @@ def test_after_the_jobs_are_gone_the_run_is_resumed(recorder, infer, folder):
     infer("feature_extractor", "--run", "first")
     recorder.tell("CANCELLED")
     status, report, said = infer("feature_extractor")
-    assert status == 0 and "Going on with the interrupted run first_feature_extractor_inference" in said
+    assert status == 0 and "Resuming the interrupted run first_feature_extractor_inference" in said
     assert [stage["run"] for stage in report["stages"]] == ["first_feature_extractor_inference"]
 
 
