@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -17,6 +18,9 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     # one core for each process and its children: threads that share cores with other tests wait for each other
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+# a test process holds every library: looking through it for garbage as often as Python does took a sixth of the time
+gc.set_threshold(20_000, 20, 50)
 
 hypothesis.settings.register_profile("deg", deadline=None)  # other tests run beside these, so times mean nothing
 hypothesis.settings.load_profile("deg")
