@@ -117,7 +117,7 @@ def test_training_under_fire(cluster, image, user, folder):
     """The training is told to stop, and its host loses power: it learns what an undisturbed run learns."""
     project = make_project(folder, user, videos=4, frames=60)
     profile = write_profile(folder, user, image, gpus_per_node=2)
-    long = ["train.num_epochs=3", "train.steps_per_epoch.train=60", "train.checkpoint_every=0.05", "train.patience=9"]
+    long = ["train.num_epochs=3", "train.steps_per_epoch.train=40", "train.checkpoint_every=0.05", "train.patience=9"]
     words = ["train", "flow_generator", *SHORT, *long]
     alone = undisturbed(project, [*words, "compute.devices=2"], folder / "alone")
     user.deg(*words[:2], project, *words[2:], "--on", "slurm", f"cluster={profile}")
