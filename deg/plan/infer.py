@@ -40,7 +40,7 @@ STAGES = ("feature_extractor", "sequence")
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedInference:
     """A plan, and what was found out while making it."""
 
     plan: InferencePlan | None
@@ -83,7 +83,7 @@ def _near(name: str, keys: Iterable[str]) -> str:
 
 def prepare(
     stage: str, project: Project, config: schema.Config, records: Sequence[Record], *, devices: int, overwrite: bool
-) -> Prepared:
+) -> PreparedInference:
     """Plan one stage of inference over `records`. Raises WeightsError or ConfigError if it cannot be done at all."""
     plan_stage = {"feature_extractor": _plan_features, "sequence": _plan_sequence}[stage]
     plan, notices = plan_stage(project, config)
@@ -242,7 +242,7 @@ def _with_recordings(
     *,
     devices: int,
     overwrite: bool,
-) -> Prepared:
+) -> PreparedInference:
     """Return the plan for those recordings that can be done and are not done yet."""
     describe = _videos if plan.stage == "feature_extractor" else _feature_files
     if isinstance(plan.task, SequenceTask) and plan.task.sequence.input_type == "keypoints":
@@ -273,7 +273,7 @@ def _with_recordings(
         units=tuple(units),
         overwrite=overwrite,
     )
-    return Prepared(plan if todo else None, tuple(done), failed, tuple(notices))
+    return PreparedInference(plan if todo else None, tuple(done), failed, tuple(notices))
 
 
 Described = tuple[dict[str, VideoInfo], dict[str, Mapping[str, Any]], dict[str, str]]

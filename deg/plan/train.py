@@ -20,6 +20,7 @@ import numpy as np
 
 from deg.arithmetic.splits import PARTS, Parts, make_split, part_fractions, update_split, usable_parts
 from deg.data.atomic import write_atomically
+from deg.data.digest import sha256
 from deg.data.lock import exclusive
 from deg.data.video.transform import FrameTransform
 from deg.errors import ConfigError, ProjectError, show_path
@@ -28,7 +29,6 @@ from deg.options.yamlfile import yaml_text
 from deg.plan.recordings import Trainable, find_trainable, named
 from deg.plan.weights import find_weights
 from deg.projects.project import Project, disk_errors, read_split, write_split
-from deg.runs.networks import sha256
 from deg.runs.plans import SCRATCH, TrainingPlan
 from deg.runs.rundir import RunDir
 from deg.types import Record, VideoInfo
@@ -51,7 +51,7 @@ HARMLESS = {"compile", "checkpoint_every", "viz_metrics", "viz_examples"}
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedTraining:
     """A plan, the split that it needs, and what was found out on the way."""
 
     plan: TrainingPlan
@@ -72,7 +72,7 @@ class Prepared:
     """Recordings that cannot be used, each with its reason."""
 
 
-def prepare(stage: str, project: Project, config: Config, *, devices: int) -> Prepared:
+def prepare(stage: str, project: Project, config: Config, *, devices: int) -> PreparedTraining:
     """Plan one stage of training on `devices` ranks. Nothing is written.
 
     A recording that cannot be used is left out; at least two must remain. Raises ConfigError, WeightsError,
@@ -109,7 +109,7 @@ def prepare(stage: str, project: Project, config: Config, *, devices: int) -> Pr
         cache=None if stage == "sequence" else _cache_folder(config.compute.cache, project),
         devices=devices,
     )
-    return Prepared(
+    return PreparedTraining(
         plan=plan,
         split=split,
         fractions=fractions,
@@ -122,7 +122,7 @@ def prepare(stage: str, project: Project, config: Config, *, devices: int) -> Pr
     )
 
 
-def commit(prepared: Prepared, run: RunDir | None) -> None:
+def commit(prepared: PreparedTraining, run: RunDir | None) -> None:
     """Write the project's split file if it must change and, given a run, its split.yaml as DeepEthogram has it.
 
     Call it without a run before the run is made, then again with the run: twice is harmless. Raises ProjectError if
@@ -148,7 +148,7 @@ def same_training(one: TrainingPlan, other: TrainingPlan) -> bool:
     return _fingerprint(one) == _fingerprint(other)
 
 
-def describe(prepared: Prepared) -> list[str]:
+def describe(prepared: PreparedTraining) -> list[str]:
     """Return the plan as lines to read: what would be learned, from what, and in how many steps."""
     plan = prepared.plan
     devices = "1 device" if plan.devices == 1 else f"{plan.devices} devices"
@@ -337,7 +337,7 @@ def _yaml(size: int | Sequence[int] | None) -> str:
     return "null" if size is None else str(size) if isinstance(size, int) else f"[{size[0]},{size[1]}]"
 
 
-def _agreed(prepared: Prepared, there: tuple[Parts, Any] | None) -> tuple[Parts, tuple[float, float, float]]:
+def _agreed(prepared: PreparedTraining, there: tuple[Parts, Any] | None) -> tuple[Parts, tuple[float, float, float]]:
     """Return what to write into the split file, which says `there` now.
 
     Raises ProjectError if that contradicts the plan.
@@ -357,7 +357,7 @@ def _agreed(prepared: Prepared, there: tuple[Parts, Any] | None) -> tuple[Parts,
     return {name: [*parts[name], *added[name]] for name in PARTS}, fractions or prepared.fractions
 
 
-def _run_split(prepared: Prepared) -> dict[str, Any]:
+def _run_split(prepared: PreparedTraining) -> dict[str, Any]:
     """Return the recordings of each part and their files, as a run of DeepEthogram keeps them."""
 
     def files(record: Record) -> dict[str, str | None]:
@@ -385,7 +385,7 @@ def _fingerprint(plan: TrainingPlan) -> dict[str, Any]:
     return content | {"options": options}
 
 
-def _table(prepared: Prepared) -> Iterator[str]:
+def _table(prepared: PreparedTraining) -> Iterator[str]:
     """Yield the lines of a table: recordings, frames and positive frames of each class, by part."""
     plan = prepared.plan
     names = plan.class_names if prepared.positives else ()

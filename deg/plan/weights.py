@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from deg.data.digest import sha256
 from deg.errors import WeightsError, show_path
 from deg.options.schema import Config
 from deg.projects.project import Project
-from deg.runs.networks import TrainedRun, companion, resolve_weights, run_section, scan, sha256
+from deg.runs.networks import TrainedRun, companion, resolve_weights, run_section, scan
 
 OTHERWISE = {
     "flow_generator": "Or set flow_generator.weights=null to train from scratch.",

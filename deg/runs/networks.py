@@ -6,7 +6,6 @@ A folder that cannot be understood is skipped with a note in the log; one bad fo
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
@@ -19,6 +18,7 @@ from typing import Any, Protocol
 import h5py
 import numpy as np
 
+from deg.data.digest import sha256
 from deg.errors import ConfigError, WeightsError, show_path
 from deg.options.load import read_run_config
 
@@ -90,12 +90,6 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     checkpoints = folder / CHECKPOINTS
     best = sorted(checkpoints.glob("*epoch*.ckpt"), key=_checkpoint_order, reverse=True)
     return tuple(path for path in (*best, checkpoints / "last.ckpt", folder / "checkpoint.pt") if path.is_file())
-
-
-def sha256(weights: Path) -> str:
-    """Return the hash that identifies a weight file, wherever it is. Raises OSError if it cannot be read."""
-    with weights.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def require_planned(weights: Mapping[str, Mapping[str, str]]) -> None:

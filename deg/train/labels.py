@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from deg.arithmetic.sampling import generator
+from deg.data.digest import sha256
 from deg.data.labels import read_labels, repair, single_positive
 from deg.errors import RunError, show_path
 from deg.options.schema import Config
-from deg.runs.networks import sha256
 from deg.runs.plans import TrainingPlan
 
 

@@ -190,10 +190,10 @@ def logs(path: Path, follows: bool, unit: int | None, recording: str | None, ran
     \b
     Example: deg logs my_project --recording mouse_1
     """
-    from deg.launch.watch.logs import Chosen, follow, last_lines, sources
+    from deg.launch.watch.logs import Selection, follow, last_lines, sources
     from deg.launch.watch.target import Ending, find_watched
 
-    watched, chosen = find_watched(path).newest(), Chosen(unit, recording, rank)
+    watched, chosen = find_watched(path).newest(), Selection(unit, recording, rank)
     if follows:
         try:
             for line in follow(watched, chosen, lines, is_over=Ending(watched)):

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deg.launch.on.local.workers import describe_exit
+from deg.launch.on.local.supervisor import describe_exit
 from deg.runs.rundir import tail
 
 

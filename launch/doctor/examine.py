@@ -21,7 +21,7 @@ from deg.version import __version__
 
 
 @dataclass(frozen=True)
-class Report:
+class Examination:
     """All findings of one examination."""
 
     findings: tuple[Finding, ...]
@@ -48,7 +48,7 @@ OnNote = Callable[[str], None]
 """Called with messages about the job while it is waited for."""
 
 
-def examine_here(folder: Path, cluster: Cluster, tell: OnFinding) -> Report:
+def examine_here(folder: Path, cluster: Cluster, tell: OnFinding) -> Examination:
     """Examine this machine for work on the project in `folder`."""
     return _told(_here(folder, cluster), tell)
 
@@ -71,20 +71,20 @@ def _here(folder: Path, cluster: Cluster) -> Iterator[Finding]:
     yield from image.check_image(cluster, [folder])
 
 
-def examine_cluster(folder: Path, cluster: Cluster, seconds: float, tell: OnFinding, note: OnNote) -> Report:
+def examine_cluster(folder: Path, cluster: Cluster, seconds: float, tell: OnFinding, note: OnNote) -> Examination:
     """Examine the cluster with a job. Wait for it for `seconds`, then cancel it; 0 leaves the job alone."""
     before = _told(_login_node(folder, cluster), tell).findings
     if exit_status(before):
         unneeded = Finding("job", "not tried", "fix the faults above first")
         tell(unneeded)
-        return Report((*before, unneeded))
+        return Examination((*before, unneeded))
     job = doctor_job.new_folder(folder)
     try:
         submitted = doctor_job.submit(job, cluster, before)
     except LaunchError as error:
         refused = Finding("job", "fault", str(error), "sbatch to accept it")
         tell(refused)
-        return Report((*before, refused), job.path)
+        return Examination((*before, refused), job.path)
     note(f"Submitted job {submitted.job}: {submitted.count} ranks, {doctor_job.MINUTES} minutes at most.")
     if not seconds:
         waiting = Finding(
@@ -93,13 +93,13 @@ def examine_cluster(folder: Path, cluster: Cluster, seconds: float, tell: OnFind
             f"{submitted.job} was not waited for; read its findings later with --job {show_path(job.path)}",
         )
         tell(waiting)
-        return Report((*before, waiting), job.path)
+        return Examination((*before, waiting), job.path)
     state = doctor_job.wait(job, submitted, seconds, note)
     findings = doctor_job.read_findings(job, submitted, state)
-    return Report((*before, *_told(iter(together(findings)), tell).findings), job.path)
+    return Examination((*before, *_told(iter(together(findings)), tell).findings), job.path)
 
 
-def job_report(folder: Path, tell: OnFinding) -> Report:
+def job_report(folder: Path, tell: OnFinding) -> Examination:
     """Report what a job submitted earlier has found so far. RunError if `folder` is not that of a doctor's job."""
     job, submitted = doctor_job.load(folder)
     state = queue.states([submitted.job])[submitted.job].state
@@ -115,9 +115,9 @@ def _login_node(folder: Path, cluster: Cluster) -> Iterator[Finding]:
     yield from slurm.check_scheduler(cluster)
 
 
-def _told(findings: Iterator[Finding], tell: OnFinding, folder: Path | None = None) -> Report:
+def _told(findings: Iterator[Finding], tell: OnFinding, folder: Path | None = None) -> Examination:
     made = []
     for finding in findings:
         tell(finding)
         made.append(finding)
-    return Report(tuple(made), folder)
+    return Examination(tuple(made), folder)

@@ -17,7 +17,7 @@ from typing import Any
 
 from deg.errors import DegError, RunError, show_path
 from deg.launch.say import say
-from deg.launch.stages import infer
+from deg.launch.stages.infer import InferenceReport
 from deg.launch.stages.place import Workers
 from deg.launch.stages.request import ChainRequest, Order, Report, Verb
 from deg.launch.stages.stage import Answer, answer_of, do, show_plan
@@ -169,7 +169,7 @@ def _show(step: Step, missing: Missing, before: Sequence[StepReport], workers: W
         return show_plan(request, workers.how_many(request))
 
     found = answer_of(act)
-    if isinstance(found.report, infer.Report) and found.exit_status == 0 and not found.report.plan:
+    if isinstance(found.report, InferenceReport) and found.exit_status == 0 and not found.report.plan:
         return replace(report, state="there", document=found.document), True
     return replace(report, exit_status=found.exit_status, document=found.document), not found.exit_status
 
@@ -180,7 +180,7 @@ def may_continue(project: Path, found: Answer) -> bool:
     One bad video among a thousand does no harm to an inference. But if it is labelled, the sequence network would be
     trained without it.
     """
-    if found.exit_status != SOME_FAILED or not isinstance(found.report, infer.Report):
+    if found.exit_status != SOME_FAILED or not isinstance(found.report, InferenceReport):
         return found.exit_status == 0
     if found.report.stage != "feature_extractor":
         return True

@@ -21,7 +21,7 @@ from deg.launch.stages.provenance import provenance
 from deg.launch.stages.request import StageRequest
 from deg.options.load import as_dict
 from deg.options.schema import Config
-from deg.plan.infer import STAGES, Prepared, choose_records, prepare
+from deg.plan.infer import STAGES, PreparedInference, choose_records, prepare
 from deg.projects.project import Project
 from deg.runs.merge import Merged, close_if_merged, finish, merge
 from deg.runs.networks import scan
@@ -34,7 +34,7 @@ MERGE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class Report:
+class InferenceReport:
     """Result of a stage, for people and for --json."""
 
     stage: str
@@ -72,7 +72,7 @@ def stages(wanted: str, project: Project, config: Config) -> tuple[str, ...]:
     return STAGES
 
 
-def show_plan(request: StageRequest, count: int) -> Report:
+def show_plan(request: StageRequest, count: int) -> InferenceReport:
     """Say what `count` workers would do, and in how many units. Nothing is written."""
     stage, prepared = request.stage, _prepare(request, count)
     report = _report(stage, prepared)
@@ -90,7 +90,7 @@ def show_plan(request: StageRequest, count: int) -> Report:
     return replace(report, plan=shape)
 
 
-def do(request: StageRequest, workers: Workers) -> Report:
+def do(request: StageRequest, workers: Workers) -> InferenceReport:
     """Do a stage. Recordings that fail are named in the report and do not stop the others."""
     run, plan, wanted, report = _begin(request, workers.how_many(request))
     if run is None or plan is None or wanted is None:
@@ -100,22 +100,22 @@ def do(request: StageRequest, workers: Workers) -> Report:
     return _tell(_result(report, plan, wanted.videos, merged, outcome.failed), outcome.stopped, request, merged)
 
 
-def plan_run(request: StageRequest, count: int) -> Report:
+def plan_run(request: StageRequest, count: int) -> InferenceReport:
     """Make the run directory of a stage, so that `count` others can do its units. Without work there is none."""
     run, _, _, report = _begin(request, count)
     return report if run is None else replace(report, run=run.name)
 
 
-def resume_run(run: RunDir, request: StageRequest, workers: Workers) -> Report:
+def resume_run(run: RunDir, request: StageRequest, workers: Workers) -> InferenceReport:
     """Do what is left of an interrupted run, as it was planned."""
     plan = run.load_plan()
     with run.claimed():
         outcome, merged = _execute(run, plan, request, plan, workers)
-    report = Report(plan.stage, group=plan.group, run=run.name)
+    report = InferenceReport(plan.stage, group=plan.group, run=run.name)
     return _tell(_result(report, plan, plan.videos, merged, outcome.failed), outcome.stopped, request, merged)
 
 
-def merge_run(request: StageRequest) -> Report:
+def merge_run(request: StageRequest) -> InferenceReport:
     """Merge what others have done of the run that the request names, or of the newest unfinished one.
 
     Raises RunError if there is none.
@@ -123,14 +123,14 @@ def merge_run(request: StageRequest) -> Report:
     stage, (run, plan) = request.stage, _run_to_merge(request)
     if run.is_merged():
         say(f"{run.name}: merged already.")
-        return Report(stage, group=plan.group, run=run.name, done=tuple(plan.videos))
+        return InferenceReport(stage, group=plan.group, run=run.name, done=tuple(plan.videos))
     with run.claimed():
         merged = merge(run, plan)
         if merged.is_complete:
             finish(run, merged)
     reasons = {unit.index: read_error(run, unit.index) for unit in missing_units(plan.units, run.finished_units())}
     failed = {index: reason for index, reason in reasons.items() if reason is not None}
-    report = Report(stage, group=plan.group, run=run.name)
+    report = InferenceReport(stage, group=plan.group, run=run.name)
     return _tell(_result(report, plan, plan.videos, merged, failed), False, request, merged)
 
 
@@ -146,7 +146,7 @@ def _run_to_merge(request: StageRequest) -> tuple[RunDir, InferencePlan]:
 
 def _begin(
     request: StageRequest, count: int
-) -> tuple[RunDir | None, InferencePlan | None, InferencePlan | None, Report]:
+) -> tuple[RunDir | None, InferencePlan | None, InferencePlan | None, InferenceReport]:
     """Return the run to work on, its plan, the plan of what is wanted now, and a report.
 
     All but the report are None if there is nothing to do.
@@ -168,8 +168,8 @@ def _begin(
 
 
 def _result(
-    report: Report, plan: InferencePlan, wanted: Collection[str], merged: Merged, undone: Mapping[int, str]
-) -> Report:
+    report: InferenceReport, plan: InferencePlan, wanted: Collection[str], merged: Merged, undone: Mapping[int, str]
+) -> InferenceReport:
     """Add the recordings that are wanted to the report. `undone` are units that could not be done, with reasons."""
     waiting = {key for key in (*merged.waiting, *merged.unwritten) if key in wanted}
     obstacles = {
@@ -187,7 +187,7 @@ def _result(
     )
 
 
-def _tell(report: Report, stopped: bool, request: StageRequest, merged: Merged) -> Report:
+def _tell(report: InferenceReport, stopped: bool, request: StageRequest, merged: Merged) -> InferenceReport:
     report = replace(report, stopped=stopped and bool(report.waiting) and not _gave_up(request, merged))
     _tell_failures(report)
     say(
@@ -204,7 +204,7 @@ def _gave_up(request: StageRequest, merged: Merged) -> bool:
     return bool(merged.failed) and not request.config.inference.ignore_error
 
 
-def _prepare(request: StageRequest, count: int) -> Prepared:
+def _prepare(request: StageRequest, count: int) -> PreparedInference:
     records = choose_records(request.project, request.videos, request.config.inference)
     prepared = prepare(
         request.stage,
@@ -219,14 +219,14 @@ def _prepare(request: StageRequest, count: int) -> Prepared:
     return prepared
 
 
-def _report(stage: str, prepared: Prepared) -> Report:
+def _report(stage: str, prepared: PreparedInference) -> InferenceReport:
     group = prepared.plan.group if prepared.plan else None
-    return Report(
+    return InferenceReport(
         stage, group=group, already_done=prepared.done, failed=dict(prepared.failed), notices=prepared.notices
     )
 
 
-def _tell_failures(report: Report) -> None:
+def _tell_failures(report: InferenceReport) -> None:
     for key, reason in report.failed.items():
         say(f"{key}: FAILED: {reason}")
 

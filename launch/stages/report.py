@@ -14,7 +14,7 @@ from deg.report.page import ReportFiles, build_report, find_target, new_folder
 
 
 @dataclass(frozen=True)
-class Report:
+class WrittenReport:
     """The files that were written."""
 
     files: ReportFiles
@@ -34,7 +34,7 @@ class Report:
         }
 
 
-def write_report(path: Path, overrides: Sequence[str] = (), folder: Path | None = None) -> Report:
+def write_report(path: Path, overrides: Sequence[str] = (), folder: Path | None = None) -> WrittenReport:
     """Write the report of the project or run at `path`, into `folder` or into one named by date."""
     project, run = find_target(path)
     config = load_config(project.config_file, overrides, stage="inference")
@@ -46,4 +46,4 @@ def write_report(path: Path, overrides: Sequence[str] = (), folder: Path | None 
     for key, reason in files.failed.items():
         say(f"{key}: NOT DRAWN: {reason}")
     say(f"Report: {files.page} ({len(files.recordings)} recordings)")
-    return Report(files)
+    return WrittenReport(files)

@@ -9,8 +9,10 @@ from typing import Any
 from deg.errors import DegError, show_path
 from deg.launch.say import say
 from deg.launch.stages import infer, train
+from deg.launch.stages.infer import InferenceReport
 from deg.launch.stages.place import Place, Workers
 from deg.launch.stages.request import Report, StageReport, StageRequest
+from deg.launch.stages.train import TrainingReport
 from deg.runs.rundir import RunDir
 
 _OF = {"train": train, "infer": infer}
@@ -55,7 +57,7 @@ class StagesReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the document of a training, or of one or two inferences."""
-        if isinstance(self.reports[0], infer.Report):
+        if isinstance(self.reports[0], InferenceReport):
             return {"stages": [report.as_dict() for report in self.reports]}
         return self.reports[0].as_dict()
 
@@ -96,7 +98,7 @@ class Answer:
         """The answer as --json prints it."""
         if self.report is None:
             return {"error": self.message, "status": self.exit_status}
-        is_stage = isinstance(self.report, infer.Report | train.Report)
+        is_stage = isinstance(self.report, InferenceReport | TrainingReport)
         found: dict[str, Any] = (StagesReport((self.report,)) if is_stage else self.report).as_dict()
         return found
 

@@ -21,7 +21,7 @@ from deg.launch.stages.progress import TrainingProgress, figures
 from deg.launch.stages.provenance import provenance
 from deg.launch.stages.request import StageRequest
 from deg.options.load import as_dict
-from deg.plan.train import Prepared, commit, describe, prepare, same_training
+from deg.plan.train import PreparedTraining, commit, describe, prepare, same_training
 from deg.runs.networks import companion, weight_files
 from deg.runs.plans import TrainingPlan
 from deg.runs.rundir import RunDir, create_run, find_runs
@@ -44,7 +44,7 @@ class Best:
 
 
 @dataclass(frozen=True)
-class Report:
+class TrainingReport:
     """Result of a stage, for people and for --json."""
 
     stage: str
@@ -65,7 +65,7 @@ class Report:
         return plain | {"best": self.best and vars(self.best), "exit_status": self.exit_status}
 
 
-def show_plan(request: StageRequest, count: int) -> Report:
+def show_plan(request: StageRequest, count: int) -> TrainingReport:
     """Say what `count` ranks would learn, and from what. Nothing is written."""
     prepared = _prepare(request, count)
     for line in describe(prepared):
@@ -77,7 +77,7 @@ def show_plan(request: StageRequest, count: int) -> Report:
     return _report(prepared, run=None if run is None else run.name, plan=shape)
 
 
-def do(request: StageRequest, workers: Workers) -> Report:
+def do(request: StageRequest, workers: Workers) -> TrainingReport:
     """Train a network, or resume an interrupted training of it.
 
     Raises DegError if it cannot be trained, LaunchError if a process died.
@@ -89,12 +89,12 @@ def do(request: StageRequest, workers: Workers) -> Report:
     return _report(prepared, run=run.name, best=best, stopped=best is None)
 
 
-def resume_run(run: RunDir, request: StageRequest, workers: Workers) -> Report:
+def resume_run(run: RunDir, request: StageRequest, workers: Workers) -> TrainingReport:
     """Do what is left of an interrupted training, as it was planned."""
     plan = run.load_training_plan()
     with run.claimed():
         best = _execute_to_end(run, request, workers)
-    return Report(plan.stage, run=run.name, best=best, stopped=best is None)
+    return TrainingReport(plan.stage, run=run.name, best=best, stopped=best is None)
 
 
 def _execute_to_end(run: RunDir, request: StageRequest, workers: Workers) -> Best | None:
@@ -107,7 +107,7 @@ def _execute_to_end(run: RunDir, request: StageRequest, workers: Workers) -> Bes
     return best
 
 
-def plan_run(request: StageRequest, count: int) -> Report:
+def plan_run(request: StageRequest, count: int) -> TrainingReport:
     """Make the run directory of a training, so that `count` ranks can do its units."""
     prepared, run = _begin(request, count)
     with run.claimed():
@@ -115,7 +115,7 @@ def plan_run(request: StageRequest, count: int) -> Report:
     return _report(prepared, run=run.name)
 
 
-def merge_run(request: StageRequest) -> Report:
+def merge_run(request: StageRequest) -> TrainingReport:
     """Close a run whose phases others have trained: the one that the request names, or the newest unfinished one.
 
     Raises RunError if there is none, or if a phase is still to be trained.
@@ -128,7 +128,7 @@ def merge_run(request: StageRequest) -> Report:
     with run.claimed():
         best = _close(run)
     _tell(request.stage, best)
-    return Report(request.stage, run=run.name, best=best)
+    return TrainingReport(request.stage, run=run.name, best=best)
 
 
 def _run_to_close(request: StageRequest) -> RunDir:
@@ -141,7 +141,7 @@ def _run_to_close(request: StageRequest) -> RunDir:
     raise RunError(f"{request.stage}: there is no unfinished training to close. `deg status` lists the runs.")
 
 
-def _begin(request: StageRequest, count: int) -> tuple[Prepared, RunDir]:
+def _begin(request: StageRequest, count: int) -> tuple[PreparedTraining, RunDir]:
     """Plan what `count` ranks are to learn, and find or make a run for it."""
     prepared = _prepare(request, count)
     for notice in prepared.notices:
@@ -198,12 +198,12 @@ def _row(file: MetricsFile, part: str, epoch: int) -> dict[str, Any]:
     return without_tables({name: file.values(part, name)[epoch] for name in file.names(part)})
 
 
-def _prepare(request: StageRequest, count: int) -> Prepared:
+def _prepare(request: StageRequest, count: int) -> PreparedTraining:
     return prepare(request.stage, request.project, request.config, devices=count)
 
 
-def _report(prepared: Prepared, **rest: Any) -> Report:
-    return Report(prepared.plan.stage, notices=prepared.notices, left_out=prepared.left_out, **rest)
+def _report(prepared: PreparedTraining, **rest: Any) -> TrainingReport:
+    return TrainingReport(prepared.plan.stage, notices=prepared.notices, left_out=prepared.left_out, **rest)
 
 
 def _interrupted(request: StageRequest, wanted: TrainingPlan) -> RunDir | None:

@@ -30,7 +30,7 @@ ENOUGH = 1.5
 
 
 @dataclass(frozen=True)
-class Finding:
+class Cause:
     """One cause, its evidence, and what would help."""
 
     kind: str
@@ -147,7 +147,7 @@ def last_words(path: Path) -> tuple[str, ...]:
 # ---------------------------------------------------------------------------------------------------- findings
 
 
-def explain_units(launch: Launch, stage: Stage, run: RunDir, ended: Sequence[Ended]) -> Iterator[Finding]:
+def explain_units(launch: Launch, stage: Stage, run: RunDir, ended: Sequence[Ended]) -> Iterator[Cause]:
     """Yield one finding for each kind of end, then one for bad nodes."""
     by_kind: dict[str, list[Ended]] = defaultdict(list)
     for one in ended:
@@ -157,30 +157,30 @@ def explain_units(launch: Launch, stage: Stage, run: RunDir, ended: Sequence[End
         where = f"{stage.name}, {_units([case.unit for case in cases])}, on {hosts}"
         evidence = shown([str(case) for case in cases])
         if kind == "memory":
-            yield Finding(kind, f"Out of memory: {where}", evidence, _more_memory(launch))
+            yield Cause(kind, f"Out of memory: {where}", evidence, _more_memory(launch))
         elif kind == "gpu_memory":
             smaller = open_run(run).smaller_batch()
             command = smaller and " ".join(["deg", *stage.command, smaller, "--on slurm"])
-            yield Finding(kind, f"Out of GPU memory: {where}", evidence, command=command)
+            yield Cause(kind, f"Out of GPU memory: {where}", evidence, command=command)
         elif kind == "time_limit":
             limit = launch.cluster.time or "the partition's"
             time = _more_time(launch, run, cases)
-            yield Finding(kind, f"Stopped by the time limit ({limit}): {where}", evidence, time)
+            yield Cause(kind, f"Stopped by the time limit ({limit}): {where}", evidence, time)
         elif kind == "preempted":
             times = f"{len(cases)} time{'s' if len(cases) > 1 else ''}"
-            yield Finding(kind, f"Preempted, or stopped by a signal, {times}: {where}", evidence)
+            yield Cause(kind, f"Preempted, or stopped by a signal, {times}: {where}", evidence)
         elif kind == "cancelled":
-            yield Finding(kind, f"Cancelled by `scancel` or `deg cancel`: {where}", evidence)
+            yield Cause(kind, f"Cancelled by `scancel` or `deg cancel`: {where}", evidence)
         elif kind == "node":
-            yield Finding(kind, f"The node failed or was lost: {where}", evidence)
+            yield Cause(kind, f"The node failed or was lost: {where}", evidence)
         elif kind == "failed":
-            yield Finding(kind, f"The work itself failed: {where}", evidence)
+            yield Cause(kind, f"The work itself failed: {where}", evidence)
         else:
             symptom = cases[-1].symptom
             cause = symptom.meaning if symptom else _unexplained(kind)
             advice = (symptom.advice,) if symptom and symptom.advice else ()
             command = None if symptom is None else symptom_command(symptom, launch)
-            yield Finding(kind, f"{cause}: {where}", (*evidence, *advice, *cases[-1].lines[-SHOWN:]), command=command)
+            yield Cause(kind, f"{cause}: {where}", (*evidence, *advice, *cases[-1].lines[-SHOWN:]), command=command)
     yield from _bad_nodes(launch, stage, run)
 
 
@@ -195,23 +195,23 @@ def symptom_command(symptom: Symptom, launch: Launch) -> str | None:
     return "deg doctor --on slurm" if symptom.kind in ("no_apptainer", "namespace") else None
 
 
-def explain_given_up(stage: str, run: RunDir) -> Iterator[Finding]:
+def explain_given_up(stage: str, run: RunDir) -> Iterator[Cause]:
     """Yield the units that will not be tried again unless the run is resumed."""
     given_up = {unit: reason for unit in open_run(run).undone() if (reason := read_error(run, unit)) is not None}
     if given_up:
         evidence = shown([f"unit {unit}: {reason}" for unit, reason in given_up.items()])
-        yield Finding("given_up", f"Given up, not tried again automatically: {stage}, {_units(given_up)}", evidence)
+        yield Cause("given_up", f"Given up, not tried again automatically: {stage}, {_units(given_up)}", evidence)
 
 
-def explain_recordings(stage: str, run: RunDir, check: str) -> Iterator[Finding]:
+def explain_recordings(stage: str, run: RunDir, check: str) -> Iterator[Cause]:
     """Yield the recordings that failed, each with its reason, which names the frame if that is known."""
     failed = open_run(run).failed_recordings()
     if failed:
         evidence = shown([f"{key}: {reason}" for key, reason in failed.items()])
-        yield Finding("recordings", f"{len(failed)} recording(s) failed: {stage}", evidence, command=check)
+        yield Cause("recordings", f"{len(failed)} recording(s) failed: {stage}", evidence, command=check)
 
 
-def _bad_nodes(launch: Launch, stage: Stage, run: RunDir) -> Iterator[Finding]:
+def _bad_nodes(launch: Launch, stage: Stage, run: RunDir) -> Iterator[Cause]:
     bad = bad_hosts(run.path)
     if not bad:
         return
@@ -230,7 +230,7 @@ def _bad_nodes(launch: Launch, stage: Stage, run: RunDir) -> Iterator[Finding]:
     sbatch = [flag for flag in launch.cluster.sbatch if not str(flag).startswith("exclude=")]
     flags = [*sbatch, f"exclude={','.join(bad)}"]
     cause = f"Bad node: work fails on {', '.join(bad)} and succeeds on other nodes: {stage.name}"
-    yield Finding("bad_node", cause, shown(evidence), (f"cluster.sbatch={json.dumps(flags)}",))
+    yield Cause("bad_node", cause, shown(evidence), (f"cluster.sbatch={json.dumps(flags)}",))
 
 
 # ---------------------------------------------------------------------------------------------------- remedies

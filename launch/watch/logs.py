@@ -39,7 +39,7 @@ LATE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Selection:
     """Which logs are wanted; None selects all."""
 
     unit: int | None = None
@@ -71,7 +71,7 @@ class Line:
         return f"{self.source} | {self.text}"
 
 
-def sources(watched: Watched, chosen: Chosen) -> list[Source]:
+def sources(watched: Watched, chosen: Selection) -> list[Source]:
     """Return the files that are there now. RunError if the chosen unit or recording does not exist."""
     found: list[Source] = []
     for launch in watched.launches:
@@ -101,7 +101,7 @@ def merged(found: Sequence[Source]) -> list[Line]:
 
 def follow(
     watched: Watched,
-    chosen: Chosen,
+    chosen: Selection,
     count: int,
     *,
     is_over: Callable[[], bool],
@@ -152,7 +152,7 @@ class _Reader:
 # ---------------------------------------------------------------------------------------------------- which files
 
 
-def _of_launch(folder: LaunchDir, chosen: Chosen) -> list[Source]:
+def _of_launch(folder: LaunchDir, chosen: Selection) -> list[Source]:
     launch = folder.load()
     runs = {index: launch.run_of(index) for index, stage in enumerate(launch.stages) if stage.run}
     planned = {index: run for index, run in runs.items() if run.plan_file.exists()}
@@ -178,7 +178,7 @@ def _failed_merges(folder: LaunchDir) -> set[str]:
     return {job for stage, job in newest.items() if (found := folder.verdict(stage)) and found.state == "failed"}
 
 
-def _of_run(run: RunDir, chosen: Chosen) -> list[Source]:
+def _of_run(run: RunDir, chosen: Selection) -> list[Source]:
     if chosen.unit is not None or chosen.recording is not None:
         units = _units(run, chosen)
         if not units:
@@ -195,7 +195,7 @@ def _of_run(run: RunDir, chosen: Chosen) -> list[Source]:
     return [source for source in found if source.path.exists()]
 
 
-def _units(run: RunDir, chosen: Chosen) -> list[int]:
+def _units(run: RunDir, chosen: Selection) -> list[int]:
     """Return the chosen units of a run."""
     found = open_run(run)
     if chosen.unit is not None:
@@ -207,7 +207,7 @@ def _log(run: RunDir, unit: int) -> Source:
     return Source(f"unit {unit}", run.log_file(unit), is_bad=run.error_file(unit).exists())
 
 
-def _of_unit(run: RunDir, unit: int, chosen: Chosen, folder: LaunchDir | None = None) -> list[Source]:
+def _of_unit(run: RunDir, unit: int, chosen: Selection, folder: LaunchDir | None = None) -> list[Source]:
     """Return the log of a unit, and what the jobs that worked on it wrote during that time."""
     found = [_log(run, unit)]
     if folder is not None:
@@ -220,7 +220,7 @@ def _of_unit(run: RunDir, unit: int, chosen: Chosen, folder: LaunchDir | None = 
     return [source for source in found if source.path.exists()]
 
 
-def _outputs(folder: LaunchDir, chosen: Chosen, bad: set[str], only: str | None = None) -> list[Source]:
+def _outputs(folder: LaunchDir, chosen: Selection, bad: set[str], only: str | None = None) -> list[Source]:
     found = []
     files = sorted(folder.jobs_folder.glob("*_log.*"))
     matches = [(file, match) for file in files if (match := OUTPUT.fullmatch(file.name)) is not None]
@@ -241,7 +241,7 @@ def _gone_wrong(attempts: Sequence[Attempt]) -> list[Attempt]:
     return dead + [attempt for attempt in attempts if attempt.end == "failed"]
 
 
-def _nothing(chosen: Chosen, name: str) -> RunError:
+def _nothing(chosen: Selection, name: str) -> RunError:
     if chosen.recording is not None:
         return RunError(f"{name}: none of the stages planned so far has a recording {chosen.recording!r}.")
     return RunError(f"{name}: none of the stages planned so far has a unit {chosen.unit}.")

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from deg.errors import show_path
-from deg.launch.on.local.workers import describe_exit
+from deg.launch.on.local.supervisor import describe_exit
 from deg.launch.scheduler.launches import Launch, LaunchDir
 from deg.launch.scheduler.queue import JobState, in_accounts
 from deg.launch.watch.causes import (
     SHOWN,
-    Finding,
+    Cause,
     ended_attempts,
     explain_given_up,
     explain_recordings,
@@ -53,7 +53,7 @@ class Explanation:
     name: str
     state: str
     summary: str
-    findings: tuple[Finding, ...]
+    findings: tuple[Cause, ...]
     command: str | None
     """What to do; None if there is nothing to do, or only to wait."""
 
@@ -80,27 +80,27 @@ def explain_launch(folder: LaunchDir, queue: Queue, word: Path) -> Explanation:
         if stage.state != "done":
             findings += _about_stage(launch, index, stage, queue, word)
     if status.state == "cancelled":
-        findings.append(Finding("cancelled", "Cancelled by `deg cancel`"))
+        findings.append(Cause("cancelled", "Cancelled by `deg cancel`"))
     if queue.problem:
-        findings.append(Finding("queue", "The queue could not be asked", (queue.problem,)))
+        findings.append(Cause("queue", "The queue could not be asked", (queue.problem,)))
     findings.sort(key=lambda finding: ORDER.index(finding.kind))
     return Explanation(
         folder.name, status.state, _summary(status, findings), tuple(findings), _command(status, findings, queue, word)
     )
 
 
-def _about_version(launch: Launch) -> Iterator[Finding]:
+def _about_version(launch: Launch) -> Iterator[Cause]:
     if launch.deg != __version__ and launch.image is not None:
         cause = f"The jobs were submitted by deg {launch.deg}; this is deg {__version__}"
-        yield Finding("version", cause, (f"image: {show_path(launch.image)}",))
+        yield Cause("version", cause, (f"image: {show_path(launch.image)}",))
 
 
-def _about_stage(launch: Launch, index: int, status: StageStatus, queue: Queue, word: Path) -> Iterator[Finding]:
+def _about_stage(launch: Launch, index: int, status: StageStatus, queue: Queue, word: Path) -> Iterator[Cause]:
     stage = launch.stages[index]
     submitted = [job for job in launch.folder.jobs() if job.stage == index]
     jobs = jobs_of(queue, submitted)
     run = launch.run_of(index)
-    found: list[Finding] = []
+    found: list[Cause] = []
     if status.work is not None:
         accounts = in_accounts([job.job for job in submitted if job.role == "execute"], former=True)
         ended = ended_attempts(launch.folder, run, jobs, queue.is_known, accounts)
@@ -114,7 +114,7 @@ def _about_stage(launch: Launch, index: int, status: StageStatus, queue: Queue, 
         yield from _about_merge(launch, status, merges, explained=bool(found))
 
 
-def _about_waiting(status: StageStatus, jobs: Mapping[str, JobState]) -> Iterator[Finding]:
+def _about_waiting(status: StageStatus, jobs: Mapping[str, JobState]) -> Iterator[Cause]:
     by_reason: dict[str, list[JobState]] = defaultdict(list)
     for job in jobs.values():
         if job.state == "PENDING":
@@ -125,29 +125,29 @@ def _about_waiting(status: StageStatus, jobs: Mapping[str, JobState]) -> Iterato
             continue  # as it should: the stage before it is not done
         names = shown([job.job for job in waiting])
         count = f"{len(waiting)} job{'s' if len(waiting) > 1 else ''}"
-        yield Finding(kind, f"In the queue: {status.name}, {count}: {wait_in_words(reason)}", (", ".join(names),))
+        yield Cause(kind, f"In the queue: {status.name}, {count}: {wait_in_words(reason)}", (", ".join(names),))
 
 
-def _about_merge(launch: Launch, status: StageStatus, merges: Sequence[str], *, explained: bool) -> Iterator[Finding]:
+def _about_merge(launch: Launch, status: StageStatus, merges: Sequence[str], *, explained: bool) -> Iterator[Cause]:
     """Yield what a merge job reported, or the last lines of its log if it died."""
     if status.state == "failed" and status.message:
-        yield Finding("merge", f"{status.name} failed: {status.message}")
+        yield Cause("merge", f"{status.name} failed: {status.message}")
         return
     if not merges:
-        yield Finding("merge", f"{status.name}: no merge job was submitted")
+        yield Cause("merge", f"{status.name}: no merge job was submitted")
         return
     lines = last_words(launch.folder.jobs_folder / f"{merges[-1]}_0_log.err")
     symptom = symptom_of(lines)
     if symptom is not None:
         evidence = (*([symptom.advice] if symptom.advice else []), *lines[-SHOWN:])
         cause = f"{symptom.meaning}: {status.name}, job {merges[-1]}"
-        yield Finding(symptom.kind, cause, evidence, command=symptom_command(symptom, launch))
+        yield Cause(symptom.kind, cause, evidence, command=symptom_command(symptom, launch))
     elif not explained:
         cause = f"{status.name}: no job in the queue would continue it. The last lines of job {merges[-1]}:"
-        yield Finding("merge", cause, lines[-SHOWN:] or ("(none)",))
+        yield Cause("merge", cause, lines[-SHOWN:] or ("(none)",))
 
 
-def _summary(status: LaunchStatus, findings: Sequence[Finding]) -> str:
+def _summary(status: LaunchStatus, findings: Sequence[Cause]) -> str:
     at = [stage for stage in status.stages if stage.state in ("running", "waiting")]
     if status.state == "finished":
         partly = [stage.name for stage in status.stages if stage.state == "partly"]
@@ -164,7 +164,7 @@ def _summary(status: LaunchStatus, findings: Sequence[Finding]) -> str:
     }.get(status.state, "The queue could not be asked, so it is unknown whether any jobs still run or wait.")
 
 
-def _command(status: LaunchStatus, findings: Sequence[Finding], queue: Queue, word: Path) -> str | None:
+def _command(status: LaunchStatus, findings: Sequence[Cause], queue: Queue, word: Path) -> str | None:
     partly = any(stage.state == "partly" for stage in status.stages)
     if status.state not in OVER or (status.state == "finished" and not partly):
         vain = any(job.state == "PENDING" and waits_in_vain(job.reason) for job in queue.jobs.values())
@@ -172,7 +172,7 @@ def _command(status: LaunchStatus, findings: Sequence[Finding], queue: Queue, wo
     return _advice(findings, word)
 
 
-def _advice(findings: Sequence[Finding], word: Path) -> str:
+def _advice(findings: Sequence[Cause], word: Path) -> str:
     """Return the command to run next: `deg resume` with the options of all findings, or what one of them names."""
     options = list(dict.fromkeys(option for finding in findings for option in finding.options))
     kinds = {finding.kind for finding in findings}
@@ -211,7 +211,7 @@ def _check(run: RunDir) -> str:
     return f"deg check {_quoted(run.path.parent.parent)} --deep"
 
 
-def _about_deaths(run: RunDir) -> Iterator[Finding]:
+def _about_deaths(run: RunDir) -> Iterator[Cause]:
     """Yield how workers or ranks have died since the run was last claimed."""
     deaths: list[dict[str, Any]] = []
     for event in run.events():
@@ -232,4 +232,4 @@ def _about_deaths(run: RunDir) -> Iterator[Finding]:
     cause = "Processes died" if symptom is None else symptom.meaning
     newest = max(run.path.glob("jobs/*.log"), key=lambda file: file.stat().st_mtime_ns, default=None)
     last = () if newest is None else (f"The last lines of {newest.name}:", *last_words(newest)[-SHOWN:])
-    yield Finding(kind, cause, (*shown(evidence), *last))
+    yield Cause(kind, cause, (*shown(evidence), *last))

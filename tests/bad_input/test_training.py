@@ -19,7 +19,7 @@ from deg.data.labels import write_labels
 from deg.data.results import MARK, read_mark
 from deg.errors import DegError
 from deg.options.load import load_config
-from deg.plan.train import Prepared, commit, describe, prepare
+from deg.plan.train import PreparedTraining, commit, describe, prepare
 from deg.projects.project import open_project
 
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -71,7 +71,7 @@ def contents(lab: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in lab.rglob("*") if path.is_file()}
 
 
-def planned(lab: Path, *overrides: str, stage: str = "feature_extractor") -> Prepared:
+def planned(lab: Path, *overrides: str, stage: str = "feature_extractor") -> PreparedTraining:
     """Return the plan of a stage, and check that planning writes nothing."""
     defaults = ["flow_generator.weights=latest", "feature_extractor.weights=null"]
     if stage == "flow_generator":

@@ -17,7 +17,7 @@ from typing import Any
 
 from deg.errors import LaunchError
 from deg.launch.devices import Device
-from deg.launch.on.local.workers import Worker, Workers, describe_exit, signals_to
+from deg.launch.on.local.supervisor import Supervisor, Worker, describe_exit, signals_to
 from deg.launch.stages.place import Outcome, Progress
 from deg.runs.rundir import RunDir, tail
 from deg.types import Unit
@@ -41,7 +41,7 @@ class LocalPool:
         """Unit that each worker is doing."""
         self._deaths: Counter[int] = Counter()
         self._early_deaths: Counter[int] = Counter()
-        self._workers = Workers(run)
+        self._supervisor = Supervisor(run)
         self._devices = list(devices)[: max(len(units), 1)]
         self._failed: dict[int, str] = {}
         self._stopped = False
@@ -55,8 +55,8 @@ class LocalPool:
             try:
                 for device in self._devices:
                     self._start(device)
-                while self._workers.running and not self._stopped:
-                    for worker, event in self._workers.events():
+                while self._supervisor.running and not self._stopped:
+                    for worker, event in self._supervisor.events():
                         self._handle(worker, event)
                     self._kill_silent()
             finally:
@@ -68,7 +68,7 @@ class LocalPool:
 
     def _start(self, device: Device) -> None:
         environment = {**os.environ, **device.environment}
-        self._workers.start(device.index, "-", f"local-{device.index}.log", environment)
+        self._supervisor.start(device.index, "-", f"local-{device.index}.log", environment)
 
     def _handle(self, worker: Worker, event: Mapping[str, Any] | None) -> None:
         if event is None:
@@ -100,7 +100,7 @@ class LocalPool:
 
     def _kill_silent(self) -> None:
         """Kill workers that hang. Others do their units again, as after any death."""
-        for worker in self._workers.running:
+        for worker in self._supervisor.running:
             if time.monotonic() - worker.heard > SILENT_SECONDS:
                 worker.kill()
 
@@ -121,7 +121,7 @@ class LocalPool:
         elif not self._run.result_file(unit.index).exists():
             self._try_again(unit, f"its worker {end}")
         if self._early_deaths[worker.index] >= MOST_DEATHS:
-            if self._workers.running or not self._waiting:
+            if self._supervisor.running or not self._waiting:
                 return  # only this device is broken
             raise LaunchError(
                 f"Workers die before they begin: the last one {end}. Its last lines:\n  {_last_lines(worker.log)}"
@@ -139,9 +139,9 @@ class LocalPool:
 
     def _end_all(self) -> None:
         """End all workers. Each gets time to stop at the end of a batch, then it is killed."""
-        for worker in self._workers.running:
+        for worker in self._supervisor.running:
             worker.signal(signal.SIGTERM)
-        self._workers.end(GRACE_SECONDS)
+        self._supervisor.end(GRACE_SECONDS)
 
 
 def _last_lines(log: Path) -> str:

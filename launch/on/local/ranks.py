@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 
 from deg.errors import ConfigError, DegError, LaunchError
 from deg.launch.devices import Device, free_port, visible_gpus
-from deg.launch.on.local.workers import Worker, Workers, describe_exit, signals_to
+from deg.launch.on.local.supervisor import Supervisor, Worker, describe_exit, signals_to
 from deg.launch.stages.place import Hear, Outcome
 from deg.options import schema
 from deg.runs.rundir import RunDir
@@ -72,7 +72,7 @@ class _Ranks:
 
     def __init__(self, run: RunDir, unit: int, devices: Sequence[Device], hear: Hear):
         self._run, self._unit, self._devices, self._hear = run, unit, devices, hear
-        self._workers = Workers(run)
+        self._supervisor = Supervisor(run)
         self._troubled: list[Worker] = []
         """Ranks that failed or died, in the order in which this was noticed."""
         self._asked = False
@@ -88,13 +88,13 @@ class _Ranks:
                 port = free_port()
                 for device in self._devices:
                     self._start(device, port)
-                while self._workers.running and time.monotonic() < self._deadline:
+                while self._supervisor.running and time.monotonic() < self._deadline:
                     self._look()
             finally:
                 self._kill_all()
         if self._troubled:
             raise self._cause()
-        return Outcome(stopped=self._asked or any(rank.status == STOPPED for rank in self._workers.all))
+        return Outcome(stopped=self._asked or any(rank.status == STOPPED for rank in self._supervisor.all))
 
     def _ask(self, number: int) -> None:
         if self._asked and number == signal.SIGINT:  # a second Ctrl-C: the user does not want to wait
@@ -115,11 +115,11 @@ class _Ranks:
             "MASTER_PORT": str(port),
         }
         environment.pop("GROUP_RANK", None)  # Lightning would take it for the node
-        self._workers.start(device.index, str(self._unit), f"rank-{device.index}.log", environment)
+        self._supervisor.start(device.index, str(self._unit), f"rank-{device.index}.log", environment)
 
     def _look(self) -> None:
         """Handle what ranks say and which have ended, pass on a signal, and check whether they hang."""
-        for rank, event in self._workers.events():
+        for rank, event in self._supervisor.events():
             if event is None:
                 self._ended(rank)
             elif event["event"] == "failed":
@@ -128,10 +128,10 @@ class _Ranks:
                 self._hear(rank.index, event)
         if self._asked and not self._told:
             self._stop_within(GRACE_SECONDS)
-        if time.monotonic() - max(rank.heard for rank in self._workers.all) > SILENT_SECONDS:
+        if time.monotonic() - max(rank.heard for rank in self._supervisor.all) > SILENT_SECONDS:
             raise LaunchError(
                 f"No rank has said anything for {SILENT_SECONDS / 60:.0f} minutes: they hang and were killed. "
-                f"{self._workers.all[0].last_words()}\n{RESUME}"
+                f"{self._supervisor.all[0].last_words()}\n{RESUME}"
             )
 
     def _ended(self, rank: Worker) -> None:
@@ -151,13 +151,13 @@ class _Ranks:
     def _stop_within(self, seconds: float) -> None:
         """Ask all running ranks to stop, once. Those that still run after `seconds` are killed."""
         self._deadline = min(self._deadline, time.monotonic() + seconds)
-        for rank in self._workers.running if not self._told else ():
+        for rank in self._supervisor.running if not self._told else ():
             rank.signal(STOP_SIGNAL)
         self._told = True
 
     def _kill_all(self) -> None:
         """Kill all ranks that still run."""
-        for rank in self._workers.end():
+        for rank in self._supervisor.end():
             self._run.log_event("rank_killed", unit=self._unit, rank=rank.index)
             if self._asked and not self._troubled:
                 message = f"Rank {rank.index} did not stop and was killed; {rank.log.name} may tell why. {RESUME}"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from deg.launch.on.slurm.orders import workers_on
-from deg.launch.on.slurm.submit import Report, Submission, submit
+from deg.launch.on.slurm.submit import Submission, SubmissionReport, submit
 from deg.launch.say import say
 from deg.launch.stages import chain
 from deg.launch.stages.place import Place
@@ -20,11 +20,11 @@ class Slurm:
     def how_many(self, request: StageRequest) -> int:
         return workers_on(request.config.cluster, request)
 
-    def do_stages(self, orders: Sequence[Order], *, run_name: str | None, dry_run: bool) -> Report:
+    def do_stages(self, orders: Sequence[Order], *, run_name: str | None, dry_run: bool) -> SubmissionReport:
         first = orders[0].request
         return submit(Submission(first.project, first.config.cluster, tuple(orders), False, run_name, dry_run))
 
-    def do_chain(self, request: ChainRequest, *, dry_run: bool) -> Report:
+    def do_chain(self, request: ChainRequest, *, dry_run: bool) -> SubmissionReport:
         orders, report = _missing(request)
         project = open_project(request.path)
         cluster = request.config(project, "inference").cluster

@@ -9,7 +9,7 @@ from dataclasses import replace
 from deg.errors import ConfigError, RunError, show_path
 from deg.launch.on.slurm.orders import config_of, named_in, request_of, workers_on
 from deg.launch.on.slurm.scripts import write_host_scripts
-from deg.launch.on.slurm.submit import Report, describe, submit_stages
+from deg.launch.on.slurm.submit import SubmissionReport, describe, submit_stages
 from deg.launch.say import say
 from deg.launch.scheduler.launches import Launch, LaunchDir
 from deg.launch.scheduler.queue import in_queue, run_scheduler
@@ -22,7 +22,7 @@ from deg.runs.rundir import RunDir
 from deg.runs.state import open_run
 
 
-def resume_launch(folder: LaunchDir, overrides: Sequence[str]) -> Report:
+def resume_launch(folder: LaunchDir, overrides: Sequence[str]) -> SubmissionReport:
     """Submit again what is left of a launch.
 
     Raises RunError if the launch is finished, or if its jobs are running or queued.

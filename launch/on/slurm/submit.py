@@ -60,7 +60,7 @@ class Submission:
 
 
 @dataclass(frozen=True)
-class Report:
+class SubmissionReport:
     """What was submitted, for people and for --json."""
 
     launch: str | None = None
@@ -78,7 +78,7 @@ class Report:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
-def submit(submission: Submission) -> Report:
+def submit(submission: Submission) -> SubmissionReport:
     """Plan the first stage that has something to do, and submit it with all stages after it.
 
     Returns at once. Raises DegError if the first stage cannot be planned, and LaunchError if the scheduler refuses a
@@ -95,7 +95,7 @@ def submit(submission: Submission) -> Report:
         left, planned = _plan_first(submission)
         if not left:
             say("Nothing to do: everything is done.")
-            return Report()
+            return SubmissionReport()
         orders = [_settled(order, stamp) for order in left]
         launch = _launch(submission, folder, orders, planned)
         if submission.dry_run:
@@ -277,9 +277,9 @@ def _warn(launch: Launch) -> None:
 # ---------------------------------------------------------------------------------------------------- telling
 
 
-def describe(launch: Launch) -> Report:
+def describe(launch: Launch) -> SubmissionReport:
     """Return what was submitted."""
-    return Report(
+    return SubmissionReport(
         launch=launch.folder.name,
         stages=_stages(launch),
         jobs=tuple({"job": job.job, "stage": job.stage, "role": job.role} for job in launch.folder.jobs()),
@@ -291,7 +291,7 @@ def _stages(launch: Launch) -> tuple[Mapping[str, Any], ...]:
     return tuple({"stage": stage.name, "run": stage.run, "elements": stage.elements} for stage in launch.stages)
 
 
-def _show(submission: Submission, launch: Launch, orders: Sequence[Order]) -> Report:
+def _show(submission: Submission, launch: Launch, orders: Sequence[Order]) -> SubmissionReport:
     """Say and return what a dry run finds: stages, scripts, GPU hours, and what the scheduler would say."""
     write_host_scripts(submission.project, launch, named_in(order.request.config for order in orders))
     submitter = submitter_of(launch)
@@ -314,4 +314,4 @@ def _show(submission: Submission, launch: Launch, orders: Sequence[Order]) -> Re
     for stage in launch.stages:
         say(f"{stage.name}: {stage.elements} job(s) in {stage.run}")
     say("GPU hours at most: " + ("no limit is set" if hours is None else f"{hours:.1f}"))
-    return Report(stages=_stages(launch), scripts=scripts, gpu_hours_at_most=hours, test_only=said)
+    return SubmissionReport(stages=_stages(launch), scripts=scripts, gpu_hours_at_most=hours, test_only=said)

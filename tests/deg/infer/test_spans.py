@@ -10,13 +10,14 @@ import torch
 from scenes.run import make_plan
 from tracks import write_keypoints
 
+from deg.data.digest import sha256
 from deg.data.keypoints import NUM_KEYPOINT_FEATURES
 from deg.data.sequence_input import describe_mark
 from deg.errors import ProjectError, WeightsError
 from deg.infer.spans import SequenceSpans
 from deg.models.sequence import build_sequence
 from deg.options.schema import Sequence
-from deg.runs.networks import require_planned, sha256
+from deg.runs.networks import require_planned
 from deg.runs.plans import SequenceTask
 
 SHA256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

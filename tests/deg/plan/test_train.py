@@ -16,7 +16,7 @@ from scenes.project import CLASSES, add_good, add_weights, make_project, write_r
 from deg.data.labels import write_labels
 from deg.errors import ConfigError, ProjectError
 from deg.options.load import as_dict, load_config
-from deg.plan.train import Prepared, commit, describe, prepare, same_training
+from deg.plan.train import PreparedTraining, commit, describe, prepare, same_training
 from deg.projects.project import open_project, read_split
 from deg.runs.plans import TrainingPlan
 from deg.runs.rundir import create_run
@@ -49,7 +49,7 @@ def lab(finished):
     (finished / "DATA" / "split.yaml").unlink(missing_ok=True)
 
 
-def plan(lab: Path, *overrides: str, stage: str = "feature_extractor", devices: int = 1) -> Prepared:
+def plan(lab: Path, *overrides: str, stage: str = "feature_extractor", devices: int = 1) -> PreparedTraining:
     start = () if stage == "sequence" else (f"{stage}.weights=null",)
     flow = ("flow_generator.weights=latest",) if stage == "feature_extractor" else ()
     config = load_config(lab / "project_config.yaml", (*start, *flow, *overrides), stage=stage)

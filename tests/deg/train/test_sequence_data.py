@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from torch.utils.data import default_collate
 from tracks import write_keypoints
 
+from deg.data.digest import sha256
 from deg.data.labels import write_labels
 from deg.data.results import Mark, write_group
 from deg.data.sequence_input import describe_mark
 from deg.errors import LabelError, ResultError, RunError
 from deg.models.sequence import SEQUENCE_NETWORKS, build_sequence
 from deg.options.schema import Config, FeatureExtractor, Sequence
-from deg.runs.networks import sha256
 from deg.runs.plans import TrainingPlan
 from deg.train import sequence_data
 from deg.train.losses import CrossEntropy, FocalBCE

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scenes.place import Here
 from scenes.project import make_labelled_project, relabel
-from scenes.run import scripted_workers
 from scenes.training import make_training_plan
 from scripted_training import ScriptedRanks
 from videos import write_video
@@ -17,6 +17,7 @@ from videos import write_video
 from deg.errors import LaunchError
 from deg.launch import cli
 from deg.launch.on.local import place
+from deg.launch.on.local.place import Local
 from deg.launch.stages.chain import differences
 from deg.options.yamlfile import read_yaml
 from deg.runs.rundir import RunDir
@@ -46,8 +47,11 @@ def ranks(monkeypatch):
 
 
 @pytest.fixture
-def script(monkeypatch, tmp_path):
-    return scripted_workers(monkeypatch, tmp_path)
+def script(monkeypatch):
+    """Units are done in this process; `script(faults=...)` says what goes wrong with them."""
+    monkeypatch.setattr(Local, "do_units", lambda self, *about: Here().do_units(*about))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    return lambda **script: monkeypatch.setenv("SCRIPT", json.dumps(script))
 
 
 @pytest.fixture

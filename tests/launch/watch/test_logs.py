@@ -13,7 +13,7 @@ from scenes.run import make_plan, make_run
 from deg.errors import RunError
 from deg.launch import cli
 from deg.launch.scheduler.launches import Verdict
-from deg.launch.watch.logs import Chosen, follow, in_words, last_lines, merged, moments, sources, stamp
+from deg.launch.watch.logs import Selection, follow, in_words, last_lines, merged, moments, sources, stamp
 from deg.launch.watch.target import find_watched
 
 
@@ -34,11 +34,11 @@ def line(text: str, seconds: float = 0.0) -> str:
     return f"{moment.strftime('%Y-%m-%d %H:%M:%S')},{moment.microsecond // 1000:03d} INFO {text}\n"
 
 
-def texts(watched, chosen=Chosen(), count=100):  # noqa: B008 - a frozen dataclass
+def texts(watched, chosen=Selection(), count=100):  # noqa: B008 - a frozen dataclass
     return [str(found) for found in last_lines(sources(watched, chosen), count)]
 
 
-def said(watched, chosen=Chosen(), count=100):  # noqa: B008
+def said(watched, chosen=Selection(), count=100):  # noqa: B008
     return [(text.split(" | ")[0], text.split("INFO ")[-1].split(" | ")[-1]) for text in texts(watched, chosen, count)]
 
 
@@ -109,8 +109,8 @@ def test_of_a_unit_what_its_jobs_wrote_while_they_were_at_it(launch):
     output(launch, "10_1", errors=line("of another", 50))
     run.log_file(2).write_text(line("own", 1060))
     watched = find_watched(launch.path)
-    assert said(watched, Chosen(unit=0)) == [("10_0", "of 0")]
-    assert said(watched, Chosen(unit=2)) == [("10_0", "of 2"), ("unit 2", "own")]
+    assert said(watched, Selection(unit=0)) == [("10_0", "of 0")]
+    assert said(watched, Selection(unit=2)) == [("10_0", "of 2"), ("unit 2", "own")]
 
 
 def test_of_a_recording_the_units_that_have_a_part_of_it(project):
@@ -120,10 +120,10 @@ def test_of_a_recording_the_units_that_have_a_part_of_it(project):
         run.unit_folder(unit.index).mkdir(parents=True)
         run.log_file(unit.index).write_text(line(f"{unit.spans[0].key}", unit.index))
     watched = find_watched(run.path)
-    keys = {text for _, text in said(watched, Chosen(recording="b"))}
+    keys = {text for _, text in said(watched, Selection(recording="b"))}
     assert keys == {"b"} or keys == {"a", "b"}
     wanted = [unit.index for unit in plan.units if any(span.key == "b" for span in unit.spans)]
-    assert [name for name, _ in said(watched, Chosen(recording="b"))] == [f"unit {index}" for index in wanted]
+    assert [name for name, _ in said(watched, Selection(recording="b"))] == [f"unit {index}" for index in wanted]
     assert len(wanted) < len(plan.units)
 
 
@@ -132,7 +132,7 @@ def test_of_a_rank(project):
     plan_stage(launch)
     for rank in (0, 1):
         output(launch, "10", errors=line(f"rank {rank} speaks", rank), rank=rank)
-    assert said(find_watched(launch.path), Chosen(rank=1)) == [("10 rank 1", "rank 1 speaks")]
+    assert said(find_watched(launch.path), Selection(rank=1)) == [("10 rank 1", "rank 1 speaks")]
     assert [name for name, _ in said(find_watched(launch.path))] == ["10 rank 0", "10 rank 1"]
 
 
@@ -148,14 +148,14 @@ def test_of_a_run_of_this_machine(project):
 def test_what_is_not_there_is_an_error(launch):
     watched = find_watched(launch.path)
     with pytest.raises(RunError, match="unit 99"):
-        sources(watched, Chosen(unit=99))
+        sources(watched, Selection(unit=99))
     with pytest.raises(RunError, match="recording 'rat'"):
-        sources(watched, Chosen(recording="rat"))
+        sources(watched, Selection(recording="rat"))
 
 
 def test_bytes_that_are_no_text_do_no_harm(launch):
     (launch.jobs_folder / "10_0_0_log.err").write_bytes(b"caf\xe9\n")
-    assert len(merged(sources(find_watched(launch.path), Chosen()))) == 1
+    assert len(merged(sources(find_watched(launch.path), Selection()))) == 1
 
 
 def test_lines_without_a_time():
@@ -185,7 +185,7 @@ def test_following_shows_what_is_added_also_in_new_files_until_the_end(launch):
                 file.write("\n")
             output(launch, "10_1", errors=line("new file", 3))
 
-    lines = follow(watched, Chosen(), 10, is_over=lambda: len(steps) >= 2, wait=wait)
+    lines = follow(watched, Selection(), 10, is_over=lambda: len(steps) >= 2, wait=wait)
     assert [found.text.split("INFO ")[-1] for found in lines] == ["before", "added", "half a line", "new file"]
 
 

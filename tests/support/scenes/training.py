@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from videos import write_video
 
+from deg.data.digest import sha256
 from deg.data.json_lines import append_line
 from deg.data.labels import write_labels
 from deg.data.metrics_file import MetricsFile
@@ -17,7 +18,6 @@ from deg.data.sequence_input import describe_mark
 from deg.data.video.decoder import Decoder
 from deg.options.load import as_dict, load_config
 from deg.options.schema import Config
-from deg.runs.networks import sha256
 from deg.runs.plans import TrainingPlan
 from deg.runs.rundir import RunDir, create_run
 from deg.types import NUM_FEATURES, VideoInfo

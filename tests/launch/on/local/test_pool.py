@@ -19,7 +19,7 @@ from scenes.run import do_units, frame_numbers, make_plan, make_run, scripted_wo
 from deg.errors import DegError, LaunchError
 from deg.launch.devices import Device, devices
 from deg.launch.on.local.pool import LocalPool
-from deg.launch.on.local.workers import describe_exit
+from deg.launch.on.local.supervisor import describe_exit
 from deg.runs.merge import merge
 
 pytestmark = pytest.mark.slow

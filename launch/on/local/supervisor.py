@@ -60,7 +60,7 @@ class Worker:
         os.kill(self.process.pid, number)
 
     def kill(self) -> None:
-        """Kill the process and all that it has started. Only `Workers` reaps it, so no other process has its number."""
+        """Kill the process and all that it has started. Only the supervisor reaps it, so its number is its own."""
         os.killpg(self.process.pid, signal.SIGKILL)
 
     def has_ended(self) -> bool:
@@ -75,7 +75,7 @@ class Worker:
         return "\n  ".join([f"The last lines of {show_path(self.log)}:", *(lines or ["(none)"])])
 
 
-class Workers:
+class Supervisor:
     """The child processes of one run."""
 
     def __init__(self, run: RunDir):
