@@ -96,6 +96,7 @@ def scenes(draw):
     return num_frames, start, draw(st.integers(start + 1, num_frames)), draw(st.lists(st.integers(1, 20), max_size=5))
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(scenes(), st.booleans(), st.sampled_from([1, 2, 8, 32]))
 def test_every_window_holds_its_eleven_frames_in_order(scene, stacks_frames, batch_size):
@@ -127,6 +128,7 @@ def test_a_video_cut_where_batches_begin_gives_the_same_bits(num_frames, cuts, b
         assert joined(parts, name).tobytes() == joined(whole, name).tobytes()
 
 
+@pytest.mark.slow
 def test_the_real_network_gives_the_same_bits_for_a_cut_video():
     wanted = task(batch_size=16)
     network = fill(build_two_stream(wanted.feature_extractor, wanted.flow_generator, 2))

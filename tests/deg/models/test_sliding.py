@@ -40,6 +40,7 @@ def test_a_whole_network(scene, size):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_only_deg_f_is_worth_it(scene):
     assert not slides(scene.two_stream("deg_m"))

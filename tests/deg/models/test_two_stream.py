@@ -15,6 +15,7 @@ CLOSE = {"rtol": 1e-4, "atol": 2e-5}
 MODELS = ["deg_f", "deg_m", "deg_s", "deg_f_odd", "deg_m_odd", "deg_s_odd"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @torch.inference_mode()
 def test_outputs_are_the_originals(golden_model, name):

@@ -206,6 +206,7 @@ def test_only_trainable_weights_of_layers_are_regularised():
     assert list(regularized_parameters(Network())) == ["conv.0.weight", "head.weight"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["deg_f", "deg_s"])
 def test_golden_l2_of_whole_networks(golden, preset):
     """Their flow generator is frozen, so it is not regularised."""

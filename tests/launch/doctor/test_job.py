@@ -50,12 +50,14 @@ def test_two_ranks_examine_a_node_and_each_other(fake_slurm, run_job):
     assert loaded == submitted and by_check(doctor_job.read_findings(again, loaded, "COMPLETED")) == found
 
 
+@pytest.mark.slow
 def test_a_job_that_does_not_begin_is_cancelled(recorder, run_job):
     _, submitted, found = run_job(seconds=2.0)
     assert found["job"].state == "fault" and "did not begin" in found["job"].found
     assert recorder.jobs()[submitted.job].states == {submitted.job: "CANCELLED"}
 
 
+@pytest.mark.slow
 def test_ranks_that_cannot_start_are_told_in_their_own_words(fake_slurm, run_job, monkeypatch):
     monkeypatch.setattr(doctor_job, "LATE_FILES_SECONDS", 0.5)
     monkeypatch.setattr(doctor_job, "ASK_SECONDS", 0.5)

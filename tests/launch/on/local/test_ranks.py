@@ -179,6 +179,7 @@ def test_ranks_that_wait_for_a_dead_one_are_not_waited_for(run, script, impatien
     assert time.monotonic() - began < 15 and alone(run)
 
 
+@pytest.mark.slow
 def test_ranks_that_hang_are_ended(run, script, monkeypatch):
     monkeypatch.setattr(ranks, "SILENT_SECONDS", 2.0)
     script(at={"0": [1, "hang"]})
@@ -212,6 +213,7 @@ def test_a_rank_that_does_not_stop_is_killed_in_the_end(run, script, impatient):
     assert any("did not stop and was killed" in event.get("message", "") for _, event in heard)
 
 
+@pytest.mark.slow
 def test_pressing_ctrl_c_twice_ends_the_wait(run, script):
     script(steps=10000, pause=0.05, deaf=[0, 1])
     send_later(3.0, signal.SIGINT)
