@@ -123,7 +123,7 @@ def units_from_input(plan: InferencePlan | TrainingPlan, stop: StopFlag) -> Iter
     If the input ends before that line, the process ends. A thread watches for this from now on, also while networks
     are being loaded.
     """
-    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    lines: queue.Queue[str] = queue.Queue()
 
     def read() -> None:
         for line in sys.stdin:

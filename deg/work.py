@@ -21,6 +21,14 @@ STOPPED = 75
 """Exit status of a process that stopped cleanly before its work was done."""
 
 
+def describe_exit(status: int) -> str:
+    """Describe the exit status of a process in words; it is negative for a signal."""
+    if status >= 0:
+        return f"ended with exit status {status}"
+    name = signal.Signals(-status).name
+    return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+
+
 class Stopped(Exception):
     """A signal asked the work to stop."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -156,9 +157,12 @@ def sections() -> dict[str, Any]:
     return {name: hint for name, hint, _ in _fields(Config) if dataclasses.is_dataclass(hint)}
 
 
+_hints: Callable[[Any], dict[str, Any]] = functools.cache(get_type_hints)
+
+
 def _fields(kind: Any) -> tuple[tuple[str, Any, dataclasses.Field[Any]], ...]:
     """Return name, type and field of everything that a user may set in a section."""
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     entries = [(entry.name, hints[entry.name], entry) for entry in dataclasses.fields(kind)]
     return tuple(item for item in entries if dataclasses.is_dataclass(item[1]) or "doc" in item[2].metadata)
 

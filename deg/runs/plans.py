@@ -174,7 +174,7 @@ class TrainingPlan:
     """Weight files by role: `path` and `sha256`. The network begins with `start`, a feature extractor has the flow
     generator `flow_generator`, and L2-SP pulls towards `pretrained`. A role that is missing has no weights."""
     config: Config
-    """All options, with absolute paths."""
+    """All options, as config.yaml has them. Paths of the project and of weights are absolute."""
     cache: str | None
     """Folder of the frame cache; `scratch`: on the local disk of the node that does the work; None: no cache."""
     devices: int

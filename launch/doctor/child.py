@@ -12,8 +12,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deg.launch.on.local.supervisor import describe_exit
 from deg.runs.rundir import tail
+from deg.work import describe_exit
 
 
 class Child:

@@ -23,7 +23,7 @@ from deg.data.atomic import write_atomically
 from deg.data.json_lines import append_line, read_lines
 from deg.errors import ConfigError, LaunchError, RunError, show_path
 from deg.launch.scheduler.queue import alive
-from deg.options.load import as_dict, restore
+from deg.options.load import as_dict, overlay
 from deg.options.schema import Cluster
 from deg.runs.rundir import RunDir
 
@@ -91,7 +91,7 @@ class Launch:
         document = json.loads(text)
         if document.pop("version") != LAUNCH_VERSION:
             raise ValueError("it was submitted by another version")
-        document["cluster"] = restore({"cluster": document["cluster"]}).cluster
+        document["cluster"] = overlay(Cluster(), document["cluster"], source="in launch.json")
         document["project"] = Path(document["project"])
         document["image"] = None if document["image"] is None else Path(document["image"])
         document["stages"] = tuple(

@@ -218,7 +218,7 @@ def find_network(project: Project, stage: str, arch: str) -> TrainedRun | None:
         for run in scan(project.model_path)
         if (run.model, run.arch) == (stage, arch)
         and (pretrained is None or not run.folder.resolve().is_relative_to(pretrained))
-        and unfinished_training(RunDir(run.folder)) is None
+        and run.is_ended
     ]
     return found[-1] if found else None
 

@@ -173,11 +173,12 @@ def _tell(stage: str, best: Best) -> None:
 
 def unfinished_training(run: RunDir) -> TrainingPlan | None:
     """Return the plan of an unfinished training run; None for any other run, and for one of another version of deg."""
+    if run.done_file.exists():
+        return None
     try:
-        plan = run.load_training_plan()
+        return run.load_training_plan()
     except RunError:
         return None
-    return None if run.done_file.exists() else plan
 
 
 def read_best(run: RunDir) -> Best:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from deg.errors import show_path
-from deg.launch.on.local.supervisor import describe_exit
 from deg.launch.scheduler.launches import Launch, LaunchDir
 from deg.launch.scheduler.queue import JobState, in_accounts
 from deg.launch.watch.causes import (
@@ -33,6 +32,7 @@ from deg.launch.watch.target import Queue, Watched, ask_queue
 from deg.runs.rundir import RunDir
 from deg.runs.state import open_run
 from deg.version import __version__
+from deg.work import describe_exit
 
 ORDER = (
     *("version", "no_image", "no_apptainer", "driver", "namespace", "disk", "never_started", "gpu_memory", "memory"),

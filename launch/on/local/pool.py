@@ -17,11 +17,11 @@ from typing import Any
 
 from deg.errors import LaunchError
 from deg.launch.devices import Device
-from deg.launch.on.local.supervisor import Supervisor, Worker, describe_exit, signals_to
+from deg.launch.on.local.supervisor import Supervisor, Worker, signals_to
 from deg.launch.stages.place import Outcome, Progress
 from deg.runs.rundir import RunDir, tail
 from deg.types import Unit
-from deg.work import STOPPED
+from deg.work import STOPPED, describe_exit
 
 MOST_DEATHS = 3
 """A unit that has killed its worker this often is given up. So is a device whose workers die as often early on."""
@@ -58,6 +58,8 @@ class LocalPool:
                 while self._supervisor.running and not self._stopped:
                     for worker, event in self._supervisor.events():
                         self._handle(worker, event)
+                        if self._stopped:
+                            break
                     self._kill_silent()
             finally:
                 self._end_all()
@@ -91,9 +93,11 @@ class LocalPool:
     def _give(self, worker: Worker) -> None:
         """Give a worker its next unit, or an empty line if none is left.
 
-        If the worker has just died, `_ended` takes the unit back.
+        If the worker dies before it reads the line, `_ended` takes the unit back.
         """
         self._at.pop(worker, None)
+        if worker.status is not None:
+            return  # these were its last words; another worker gets the unit
         if self._waiting:
             self._at[worker] = self._waiting.popleft()
         worker.say(str(self._at[worker].index) if worker in self._at else "")

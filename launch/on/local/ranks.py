@@ -17,11 +17,11 @@ from collections.abc import Mapping, Sequence
 
 from deg.errors import ConfigError, DegError, LaunchError
 from deg.launch.devices import Device, free_port, visible_gpus
-from deg.launch.on.local.supervisor import Supervisor, Worker, describe_exit, signals_to
+from deg.launch.on.local.supervisor import Supervisor, Worker, signals_to
 from deg.launch.stages.place import Hear, Outcome
 from deg.options import schema
 from deg.runs.rundir import RunDir
-from deg.work import LAUNCHER, STOPPED, available_cores
+from deg.work import LAUNCHER, STOPPED, available_cores, describe_exit
 
 STOP_SIGNAL = signal.SIGUSR2
 """Signal that asks ranks to stop. Not SIGTERM: Lightning would talk to the other ranks within its signal handler."""

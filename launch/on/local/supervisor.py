@@ -47,6 +47,8 @@ class Worker:
     """Error that it reported before it ended."""
     status: int | None = None
     """Exit status, negative for a signal; None while it runs."""
+    is_over: bool = False
+    """Whether its end was told. Lines that arrive later, from what it has left behind, do not count."""
 
     def say(self, line: str) -> None:
         """Write a line to its standard input. If it has just died, the line is lost."""
@@ -54,6 +56,12 @@ class Worker:
         with suppress(BrokenPipeError):
             self.process.stdin.write(f"{line}\n")
             self.process.stdin.flush()
+
+    def close_input(self) -> None:
+        """Close its standard input, also if a line that it did not take is still there."""
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
 
     def signal(self, number: int) -> None:
         """Send a signal to the process itself."""
@@ -80,7 +88,8 @@ class Supervisor:
 
     def __init__(self, run: RunDir):
         self._run = run
-        self._lines: queue.SimpleQueue[tuple[Worker, dict[str, Any]]] = queue.SimpleQueue()
+        # not a SimpleQueue: its get() can wait for ever if its time is up while it is still being entered
+        self._lines: queue.Queue[tuple[Worker, dict[str, Any]]] = queue.Queue()
         self.all: list[Worker] = []
         """Workers in the order in which they were started."""
 
@@ -121,15 +130,18 @@ class Supervisor:
             if worker.has_ended():
                 self._close(worker)
                 yield from self._said(0.0)
+                worker.is_over = True
                 yield worker, None
 
     def end(self, seconds: float = 0.0) -> list[Worker]:
         """Wait `seconds` for the workers that still run, then kill them. Return those that were killed."""
         deadline = time.monotonic() + seconds
-        while self.running and time.monotonic() < deadline:
+        while True:
             for worker in self.running:
                 if worker.has_ended():
                     self._close(worker)
+            if not self.running or time.monotonic() >= deadline:
+                break
             time.sleep(LOOK_SECONDS)
         killed = self.running
         for worker in killed:
@@ -137,6 +149,7 @@ class Supervisor:
         for worker in killed:
             with suppress(subprocess.TimeoutExpired):
                 worker.status = worker.process.wait(KILL_SECONDS)
+            worker.close_input()
         return killed
 
     def _listen(self, worker: Worker) -> None:
@@ -157,16 +170,15 @@ class Supervisor:
             if event["event"] == "failed":
                 worker.error = DegError(event["message"])
                 worker.error.exit_status = event["status"]
-            yield worker, event
+            if not worker.is_over:
+                yield worker, event
 
     def _close(self, worker: Worker) -> None:
         """Read the last lines and the exit status of a worker that has ended, and kill the processes that it left."""
         worker.kill()  # its data loaders keep the pipe open
         worker.listener.join(LATE_WORDS_SECONDS)
         worker.status = worker.process.wait()
-        assert worker.process.stdin is not None
-        with suppress(BrokenPipeError):
-            worker.process.stdin.close()
+        worker.close_input()
 
 
 @contextmanager
@@ -177,16 +189,10 @@ def signals_to(heard: Callable[[int], None]) -> Iterator[None]:
         return
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
     former = {number: signal.signal(number, lambda number, _: heard(number)) for number in numbers}
+    # where it is ignored, children vanish by themselves and with them how they ended
+    former[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         yield
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
-
-
-def describe_exit(status: int) -> str:
-    """Describe the exit status of a process in words."""
-    if status >= 0:
-        return f"ended with exit status {status}"
-    name = signal.Signals(-status).name
-    return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")

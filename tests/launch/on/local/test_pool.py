@@ -19,8 +19,8 @@ from scenes.run import do_units, frame_numbers, make_plan, make_run, scripted_wo
 from deg.errors import DegError, LaunchError
 from deg.launch.devices import Device, devices
 from deg.launch.on.local.pool import LocalPool
-from deg.launch.on.local.supervisor import describe_exit
 from deg.runs.merge import merge
+from deg.work import describe_exit
 
 pytestmark = pytest.mark.slow
 
