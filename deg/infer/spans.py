@@ -25,6 +25,7 @@ from deg.infer.features import FeatureEngine
 from deg.infer.sequences import SequenceEngine
 from deg.models.device import keep_freed_memory, prepare_torch
 from deg.runs.networks import require_planned
+from deg.runs.planned import KeypointSource
 from deg.runs.plans import FeatureTask, InferencePlan, SequenceTask
 from deg.types import STREAM_FEATURES, Span
 from deg.version import __version__
@@ -113,11 +114,11 @@ class SequenceSpans:
 
     def _input(self, key: str) -> Path:
         """Return the file to read for a recording. Raises ProjectError if its keypoints are not those of the plan."""
-        outputs, source = self._plan.outputs[key], self._plan.sources.get(key, {})
-        if "keypoints" not in source:
+        outputs, source = self._plan.outputs[key], self._plan.sources.get(key)
+        if not isinstance(source, KeypointSource):
             return outputs
-        path = outputs.with_name(source["keypoints"])
-        if describe_mark(path, "") != source["mark"]:
+        path = outputs.with_name(source.keypoints)
+        if describe_mark(path, "") != source.mark:
             raise ProjectError(f"{show_path(path)}: the keypoints changed since the run was planned. Run again.")
         return path
 

@@ -30,9 +30,9 @@ from deg.runs.networks import (
     read_thresholds,
     resolve_weights,
     run_section,
-    sha256,
     training_flow_weights,
 )
+from deg.runs.planned import FeatureSource, KeypointSource, PlannedFile, Source
 from deg.runs.plans import FeatureTask, InferencePlan, SequenceTask, settings_of
 from deg.types import NUM_FEATURES, Record, VideoInfo
 
@@ -227,8 +227,8 @@ def _threshold_notice(thresholds: Thresholds) -> str:
     return f"Warning: {thresholds.source}" if thresholds.assumed else thresholds.source
 
 
-def _hashed(files: Mapping[str, Path]) -> dict[str, dict[str, str]]:
-    return {role: {"path": str(path), "sha256": sha256(path)} for role, path in files.items()}
+def _hashed(files: Mapping[str, Path]) -> dict[str, PlannedFile]:
+    return {role: PlannedFile.of(path) for role, path in files.items()}
 
 
 # ---------------------------------------------------------------------------------------------------- the recordings
@@ -276,7 +276,7 @@ def _with_recordings(
     return PreparedInference(plan if todo else None, tuple(done), failed, tuple(notices))
 
 
-Described = tuple[dict[str, VideoInfo], dict[str, Mapping[str, Any]], dict[str, str]]
+Described = tuple[dict[str, VideoInfo], dict[str, Source], dict[str, str]]
 """Videos and sources of the recordings that can be done, and the reason for each that cannot, by key."""
 
 
@@ -320,7 +320,7 @@ def _feature_files(
     assert isinstance(plan.task, SequenceTask)
     latent = plan.task.latent_name
     videos: dict[str, VideoInfo] = {}
-    sources: dict[str, Mapping[str, Any]] = {}
+    sources: dict[str, Source] = {}
     failed: dict[str, str] = {}
     for record in records:
         path = record.outputs_path
@@ -338,11 +338,7 @@ def _feature_files(
             failed[record.key] = str(error)
             continue
         videos[record.key] = video
-        sources[record.key] = {
-            "group": latent,
-            "settings": mark.settings if mark else "",
-            "weights": dict(mark.weights) if mark else {},
-        }
+        sources[record.key] = FeatureSource(latent, mark.settings if mark else "", dict(mark.weights) if mark else {})
     return videos, sources, failed
 
 
@@ -350,7 +346,7 @@ def _keypoint_files(
     plan: InferencePlan, records: Sequence[Record], options: schema.Inference, overwrite: bool
 ) -> Described:
     """Describe recordings by their videos, each with the version of its keypoints, which must fit its frames."""
-    sources: dict[str, Mapping[str, Any]] = {}
+    sources: dict[str, Source] = {}
     frames: dict[str, int] = {}
     failed: dict[str, str] = {}
     for record in records:
@@ -358,7 +354,7 @@ def _keypoint_files(
             path = keypoints_of(record)
             with open_input(path, "") as read:
                 frames[record.key] = read.num_frames
-            sources[record.key] = {"keypoints": path.name, "mark": describe_mark(path, "")}
+            sources[record.key] = KeypointSource(path.name, describe_mark(path, ""))
         except ProjectError as error:
             failed[record.key] = str(error)
     known = [record for record in records if record.key in sources]

@@ -19,6 +19,7 @@ from deg.errors import LabelError, ProjectError, ResultError, VideoError, show_p
 from deg.options.schema import Config
 from deg.projects.inventory import why_no_video
 from deg.projects.project import Project
+from deg.runs.planned import PlannedInput
 from deg.types import NUM_FEATURES, Record, VideoInfo
 
 MOST_NAMED = 10
@@ -33,7 +34,7 @@ class Trainable:
     """Videos of the recordings that can be used, by key."""
     positives: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Positive frames of each class in those of the videos whose frames are all labelled, by key."""
-    inputs: dict[str, dict[str, str]] = field(default_factory=dict)
+    inputs: dict[str, PlannedInput] = field(default_factory=dict)
     """Inputs of a sequence network by recording, as in `deg.runs.plans.TrainingPlan`."""
     left_out: dict[str, str] = field(default_factory=dict)
     """Why each of the other recordings cannot be used, by key."""
@@ -173,7 +174,7 @@ def _take(
     size, mtime = (mark.video_size, mark.video_mtime_ns) if mark is not None else (0, 0)
     found.videos[record.key] = VideoInfo(record.video or path, num_frames, 0, 0, 0.0, size, mtime)
     found.positives[record.key] = positives
-    found.inputs[record.key] = {"path": str(path), "group": group, "mark": describe_mark(path, group)}
+    found.inputs[record.key] = PlannedInput(path, group, describe_mark(path, group))
 
 
 def _require_same_video(record: Record, mark: Mark | None) -> None:

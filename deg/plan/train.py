@@ -20,7 +20,6 @@ import numpy as np
 
 from deg.arithmetic.splits import PARTS, Parts, make_split, part_fractions, update_split, usable_parts
 from deg.data.atomic import write_atomically
-from deg.data.digest import sha256
 from deg.data.lock import exclusive
 from deg.data.video.transform import FrameTransform
 from deg.errors import ConfigError, ProjectError, show_path
@@ -29,6 +28,7 @@ from deg.options.yamlfile import yaml_text
 from deg.plan.recordings import Trainable, find_trainable, named
 from deg.plan.weights import find_weights
 from deg.projects.project import Project, disk_errors, read_split, write_split
+from deg.runs.planned import PlannedFile
 from deg.runs.plans import SCRATCH, TrainingPlan
 from deg.runs.rundir import RunDir
 from deg.types import Record, VideoInfo
@@ -156,7 +156,7 @@ def describe(prepared: PreparedTraining) -> list[str]:
         f"{plan.stage} {getattr(plan.config, plan.stage).arch}, {' then '.join(plan.phases)}, on {devices}",
         *_table(prepared),
         f"epochs: at most {plan.config.train.num_epochs}; " + ", ".join(_steps(plan)),
-        *(f"{role}: {show_path(file['path'])}" for role, file in plan.weights.items()),
+        *(f"{role}: {show_path(file.path)}" for role, file in plan.weights.items()),
         f"frame cache: {show_path(plan.cache or 'none')}",
         *prepared.notices,
         *(f"left out: {show_path(key)}: {reason}" for key, reason in prepared.left_out.items()),
@@ -198,7 +198,7 @@ def _cache_folder(value: str, project: Project) -> str | None:
     return str(Path(value).expanduser().absolute())
 
 
-def _resolved(stage: str, project: Project, config: Config, weights: Mapping[str, Mapping[str, str]]) -> Config:
+def _resolved(stage: str, project: Project, config: Config, weights: Mapping[str, PlannedFile]) -> Config:
     """Return the options with absolute paths of the project and of the weights that were found.
 
     They record which flow generator a feature extractor was trained with, whatever `latest` is later.
@@ -217,14 +217,14 @@ def _resolved(stage: str, project: Project, config: Config, weights: Mapping[str
     )
     for role, section in (("flow_generator", "flow_generator"), ("start", stage)):
         if role in weights:
-            found = replace(getattr(config, section), weights=weights[role]["path"])
+            found = replace(getattr(config, section), weights=str(weights[role].path))
             config = replace(config, **{section: found})
     return config
 
 
-def _hashed(labels: Path | None) -> dict[str, str]:
+def _hashed(labels: Path | None) -> PlannedFile:
     assert labels is not None  # else the recording would not be trainable
-    return {"path": str(labels), "sha256": sha256(labels)}
+    return PlannedFile.of(labels)
 
 
 # ---------------------------------------------------------------------------------------------------- split

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from deg.data.digest import sha256
 from deg.errors import WeightsError, show_path
 from deg.options.schema import Config
 from deg.projects.project import Project
 from deg.runs.networks import TrainedRun, companion, resolve_weights, run_section, scan
+from deg.runs.planned import PlannedFile
 
 OTHERWISE = {
     "flow_generator": "Or set flow_generator.weights=null to train from scratch.",
@@ -24,8 +24,8 @@ OTHERWISE = {
 """How each network can begin without a weight file."""
 
 
-def find_weights(stage: str, project: Project, config: Config) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """Return `path` and `sha256` by role, as in `deg.runs.plans.TrainingPlan`, and notices about the choice.
+def find_weights(stage: str, project: Project, config: Config) -> tuple[dict[str, PlannedFile], list[str]]:
+    """Return the weight files by role, as in `deg.runs.plans.TrainingPlan`, and notices about the choice.
 
     Raises WeightsError if a file that is needed is missing, or is of another network.
     """
@@ -39,7 +39,7 @@ def find_weights(stage: str, project: Project, config: Config) -> tuple[dict[str
         pretrained, notice = _pretrained(stage, getattr(config, stage).arch, project)
         files |= {"pretrained": pretrained} if pretrained else {}
         notices.append(notice)
-    return {role: {"path": str(path), "sha256": _digest(path)} for role, path in files.items()}, notices
+    return {role: _planned(path) for role, path in files.items()}, notices
 
 
 def _start(stage: str, project: Project, config: Config) -> tuple[Path | None, list[str]]:
@@ -138,9 +138,9 @@ def _other_classes(path: Path, stage: str, project: Project) -> Iterator[str]:
         )
 
 
-def _digest(path: Path) -> str:
+def _planned(path: Path) -> PlannedFile:
     try:
-        return sha256(path)
+        return PlannedFile.of(path)
     except OSError as error:
         raise WeightsError(
             f"{show_path(path)}: weights cannot be read ({error.strerror}). Make the file readable, or name others."

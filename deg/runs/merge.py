@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import h5py
@@ -63,11 +63,11 @@ def wanted_mark(plan: InferencePlan, key: str) -> Mark:
     video = plan.videos[key]
     return Mark(
         frames=video.num_frames,
-        weights={role: weights["sha256"] for role, weights in plan.weights.items()},
+        weights={role: file.sha256 for role, file in plan.weights.items()},
         settings=plan.settings,
         video_size=video.size_bytes,
         video_mtime_ns=video.mtime_ns,
-        source=plan.sources.get(key, {}),
+        source=asdict(plan.sources[key]) if key in plan.sources else {},
     )
 
 
@@ -250,7 +250,8 @@ def _rows(run: RunDir, places: Places) -> Iterator[dict[str, np.ndarray]]:
 
 
 def _provenance(run: RunDir, plan: InferencePlan, engines: list[str]) -> dict[str, Any]:
-    provenance: dict[str, Any] = {"run": run.name, "stage": plan.stage, "weights": plan.weights}
+    weights = {role: file.as_dict() for role, file in plan.weights.items()}
+    provenance: dict[str, Any] = {"run": run.name, "stage": plan.stage, "weights": weights}
     provenance["engines"] = [json.loads(engine) for engine in engines]
     file = run.path / "provenance.json"
     if file.exists():

@@ -21,6 +21,7 @@ import numpy as np
 from deg.data.digest import sha256
 from deg.errors import ConfigError, WeightsError, show_path
 from deg.options.load import read_run_config
+from deg.runs.planned import PlannedFile
 
 log = logging.getLogger(__name__)
 
@@ -92,13 +93,10 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     return tuple(path for path in (*best, checkpoints / "last.ckpt", folder / "checkpoint.pt") if path.is_file())
 
 
-def require_planned(weights: Mapping[str, Mapping[str, str]]) -> None:
-    """Raise WeightsError if a weight file has changed since the run was planned: results would be of two networks.
-
-    `weights` holds the `path` and `sha256` of each role.
-    """
+def require_planned(weights: Mapping[str, PlannedFile]) -> None:
+    """Raise WeightsError if a weight file has changed since the run was planned: results would be of two networks."""
     for planned in weights.values():
-        path = Path(planned["path"])
+        path = planned.path
         try:
             found = sha256(path)
         except OSError as error:
@@ -106,7 +104,7 @@ def require_planned(weights: Mapping[str, Mapping[str, str]]) -> None:
                 f"{show_path(path)}: the weights cannot be read ({error.strerror}), but the run was planned with them. "
                 "Put them back, or run again with others."
             ) from error
-        if found != planned["sha256"]:
+        if found != planned.sha256:
             raise WeightsError(
                 f"{show_path(path)}: the weights have changed since the run was planned; is a training still writing "
                 "them? Run again when they are final: what was computed with the old ones is then computed again."

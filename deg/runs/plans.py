@@ -12,6 +12,7 @@ from typing import Any, Literal
 from deg.options import schema
 from deg.options.load import as_dict, restore
 from deg.options.schema import Config, FeatureExtractor, FlowGenerator
+from deg.runs.planned import PlannedFile, PlannedInput, Source, source_from_dict
 from deg.types import NUM_FEATURES, Span, Unit, VideoInfo
 
 PLAN_VERSION = 1
@@ -108,8 +109,8 @@ class InferencePlan:
     videos: Mapping[str, VideoInfo]
     outputs: Mapping[str, Path]
     """Outputs file of each recording, which its results go into."""
-    weights: Mapping[str, Mapping[str, str]]
-    """Weight files by role (`feature_extractor`, `flow_generator`, `sequence`): `path` and `sha256`."""
+    weights: Mapping[str, PlannedFile]
+    """Weight files by role: `feature_extractor`, `flow_generator`, `sequence`."""
     settings: str
     """sha256 of everything that changes the numbers, see `settings_of`."""
     task: Task
@@ -117,14 +118,15 @@ class InferencePlan:
     units: tuple[Unit, ...]
     overwrite: bool = False
     """Whether results that exist are computed again."""
-    sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """What else the result of each recording is made from (for a sequence network, the mark of the features)."""
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    """Features or keypoints that a sequence network's result of each recording is computed from."""
 
     def to_json(self) -> str:
         plan = asdict(self) | {"task": self.task.as_dict()}
         plan["version"], plan["kind"] = PLAN_VERSION, "inference"
         plan["videos"] = {key: asdict(info) | {"path": str(info.path)} for key, info in self.videos.items()}
         plan["outputs"] = {key: str(path) for key, path in self.outputs.items()}
+        plan["weights"] = {role: file.as_dict() for role, file in self.weights.items()}
         plan["units"] = [[[span.key, span.start, span.stop] for span in unit.spans] for unit in self.units]
         return json.dumps(plan)
 
@@ -142,6 +144,8 @@ class InferencePlan:
             key: VideoInfo(**(info | {"path": Path(info["path"])})) for key, info in plan["videos"].items()
         }
         plan["outputs"] = {key: Path(path) for key, path in plan["outputs"].items()}
+        plan["weights"] = {role: PlannedFile.from_dict(known) for role, known in plan["weights"].items()}
+        plan["sources"] = {key: source_from_dict(known) for key, known in plan.get("sources", {}).items()}
         plan["units"] = tuple(
             Unit(index, tuple(Span(*span) for span in spans)) for index, spans in enumerate(plan["units"])
         )
@@ -165,13 +169,12 @@ class TrainingPlan:
     videos: Mapping[str, VideoInfo]
     """Video of each recording. A sequence network learns from features (or keypoints) and does not read the video: only
     its number of frames counts."""
-    labels: Mapping[str, Mapping[str, str]]
-    """Label file of each recording: `path` and `sha256`. Empty for the flow generator."""
-    inputs: Mapping[str, Mapping[str, str]]
-    """Inputs of a sequence network by recording: `path` of the outputs file (keypoints: the CSV), its `group`, and the
-    `mark` that the group had, as `describe_mark` writes it."""
-    weights: Mapping[str, Mapping[str, str]]
-    """Weight files by role: `path` and `sha256`. The network begins with `start`, a feature extractor has the flow
+    labels: Mapping[str, PlannedFile]
+    """Label file of each recording. Empty for the flow generator."""
+    inputs: Mapping[str, PlannedInput]
+    """Inputs of a sequence network by recording. Empty for other networks."""
+    weights: Mapping[str, PlannedFile]
+    """Weight files by role. The network begins with `start`, a feature extractor has the flow
     generator `flow_generator`, and L2-SP pulls towards `pretrained`. A role that is missing has no weights."""
     config: Config
     """All options, as config.yaml has them. Paths of the project and of weights are absolute."""
@@ -188,6 +191,8 @@ class TrainingPlan:
         plan = asdict(self) | {"config": as_dict(self.config)}
         plan["version"], plan["kind"] = PLAN_VERSION, "train"
         plan["videos"] = {key: asdict(info) | {"path": str(info.path)} for key, info in self.videos.items()}
+        for name in ("labels", "inputs", "weights"):
+            plan[name] = {key: known.as_dict() for key, known in getattr(self, name).items()}
         return json.dumps(plan)
 
     @classmethod
@@ -201,6 +206,8 @@ class TrainingPlan:
         plan["config"] = restore(plan["config"])
         plan["phases"], plan["class_names"] = tuple(plan["phases"]), tuple(plan["class_names"])
         plan["parts"] = {part: tuple(keys) for part, keys in plan["parts"].items()}
+        for name, kind in (("labels", PlannedFile), ("inputs", PlannedInput), ("weights", PlannedFile)):
+            plan[name] = {key: kind.from_dict(known) for key, known in plan[name].items()}
         plan["videos"] = {
             key: VideoInfo(**(info | {"path": Path(info["path"])})) for key, info in plan["videos"].items()
         }

@@ -101,7 +101,7 @@ def _tell(report: LoadReport, what: str, note: Callable[[str], None]) -> None:
 
 
 def _path(plan: TrainingPlan, role: str) -> Path | None:
-    return Path(plan.weights[role]["path"]) if role in plan.weights else None
+    return plan.weights[role].path if role in plan.weights else None
 
 
 def _pretrained(plan: TrainingPlan) -> Mapping[str, Tensor]:

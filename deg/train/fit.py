@@ -173,7 +173,7 @@ def about(phase: Phase, thresholds: np.ndarray | None) -> dict[str, Any]:
         "mean": list(normalization.mean),
         "std": list(normalization.std),
         "thresholds": None if thresholds is None else [float(value) for value in thresholds],
-        "flow_generator": dict(plan.weights.get("flow_generator", {})),
+        "flow_generator": flow.as_dict() if (flow := plan.weights.get("flow_generator")) else {},
         "config": as_dict(config),
     }
 

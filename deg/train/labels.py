@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from deg.arithmetic.sampling import generator
@@ -21,7 +19,7 @@ def planned_labels(plan: TrainingPlan, key: str, config: Config) -> np.ndarray:
     the same in every run with the same seed. Raises RunError if the file is not the one of the plan, LabelError if it
     does not have one row for each frame.
     """
-    path = Path(plan.labels[key]["path"])
+    path = plan.labels[key].path
     try:
         found = sha256(path)
     except OSError as error:
@@ -29,7 +27,7 @@ def planned_labels(plan: TrainingPlan, key: str, config: Config) -> np.ndarray:
             f"{show_path(path)}: the labels cannot be read ({error.strerror}), but the run was planned with them. Put "
             "them back, or train again without this recording."
         ) from error
-    if found != plan.labels[key]["sha256"]:
+    if found != plan.labels[key].sha256:
         raise RunError(
             f"{show_path(path)}: the labels have changed since the run was planned: resuming would mix two versions. "
             "Train again: a new run starts with the labels as they are now."

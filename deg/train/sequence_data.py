@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -136,9 +135,9 @@ class SequenceData(Dataset):
 def _reader(plan: TrainingPlan, key: str, width: int, in_memory: bool) -> Callable[[int, int], np.ndarray]:
     """Return a function that reads the features of a recording, after checking that they are those of the plan."""
     given, num_frames = plan.inputs[key], plan.videos[key].num_frames
-    path, group = Path(given["path"]), given["group"]
+    path, group = given.path, given.group
     what = f"{show_path(path)}, recording `{show_path(key)}`"
-    if describe_mark(path, group) != given["mark"]:
+    if describe_mark(path, group) != given.mark:
         raise RunError(
             f"{what}: the features have changed since the run was planned: resuming would mix those of two networks. "
             "Train again: a new run starts with the features as they are now."

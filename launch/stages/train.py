@@ -73,7 +73,8 @@ def show_plan(request: StageRequest, count: int) -> TrainingReport:
     if (run := _interrupted(request, prepared.plan)) is not None:
         say(f"This would resume the interrupted run {run.name}.")
     plan = prepared.plan
-    shape = {"parts": plan.parts, "phases": plan.phases, "weights": plan.weights, "devices": plan.devices}
+    weights = {role: file.as_dict() for role, file in plan.weights.items()}
+    shape = {"parts": plan.parts, "phases": plan.phases, "weights": weights, "devices": plan.devices}
     return _report(prepared, run=None if run is None else run.name, plan=shape)
 
 

@@ -10,7 +10,6 @@ import torch
 from scenes.run import make_plan
 from tracks import write_keypoints
 
-from deg.data.digest import sha256
 from deg.data.keypoints import NUM_KEYPOINT_FEATURES
 from deg.data.sequence_input import describe_mark
 from deg.errors import ProjectError, WeightsError
@@ -18,6 +17,7 @@ from deg.infer.spans import SequenceSpans
 from deg.models.sequence import build_sequence
 from deg.options.schema import Sequence
 from deg.runs.networks import require_planned
+from deg.runs.planned import KeypointSource, PlannedFile
 from deg.runs.plans import SequenceTask
 
 SHA256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
@@ -33,7 +33,7 @@ def weights(tmp_path):
 def plan(tmp_path, weights):
     weights.write_bytes(b"abc")
     plan = make_plan(tmp_path, {"a": 10})
-    return replace(plan, weights={"feature_extractor": {"path": str(weights), "sha256": SHA256}})
+    return replace(plan, weights={"feature_extractor": PlannedFile(weights, SHA256)})
 
 
 def test_the_weights_of_the_plan_are_taken(plan):
@@ -72,9 +72,9 @@ def keypoints(tmp_path, weights, torch_as_before):
     csv = write_keypoints(plan.outputs["a"].with_name("aDLC.csv"), 30)
     return replace(
         plan,
-        weights={"sequence": {"path": str(weights), "sha256": sha256(weights)}},
+        weights={"sequence": PlannedFile.of(weights)},
         task=SequenceTask(section, 3, str(weights), "", num_features=NUM_KEYPOINT_FEATURES, threads=1),
-        sources={"a": {"keypoints": csv.name, "mark": describe_mark(csv, "")}},
+        sources={"a": KeypointSource(csv.name, describe_mark(csv, ""))},
     )
 
 

@@ -261,7 +261,7 @@ def test_a_network_trained_on_keypoints_needs_them_and_no_features(folder):
     write_keypoints(folder / "DATA/mouse_1/mouse_1DLC.csv", LENGTHS["mouse_1"])
     found = plan_keypoints(folder)
     assert list(found.plan.videos) == ["mouse_1"] and found.plan.task.num_features == 44
-    assert found.plan.sources["mouse_1"]["keypoints"] == "mouse_1DLC.csv"
+    assert found.plan.sources["mouse_1"].keypoints == "mouse_1DLC.csv"
 
 
 def test_keypoints_of_another_video_are_told_by_their_number(tracked):

@@ -80,20 +80,20 @@ def test_sequence_networks_take_features_for_which_the_video_need_not_be_there(l
     (lab / "DATA/a/a.mp4").unlink()
     trainable = found(lab, "sequence")
     assert {key: video.num_frames for key, video in trainable.videos.items()} == {"a": FRAMES, "b": FRAMES}
-    assert trainable.inputs["a"]["group"] == "resnet18"
+    assert trainable.inputs["a"].group == "resnet18"
 
 
 def test_sequence_networks_take_features_of_deepethogram_which_have_no_mark(lab):
     for key in ("a", "b"):
         with h5py.File(lab / f"DATA/{key}/{key}_outputs.h5", "r+") as file:
             del file["resnet18"].attrs[MARK]
-    assert found(lab, "sequence").inputs["a"]["mark"] == ""
+    assert found(lab, "sequence").inputs["a"].mark == ""
 
 
 def test_the_group_of_features_can_be_named(lab):
     for key in ("a", "b"):
         write_results(lab / f"DATA/{key}/{key}_outputs.h5", FRAMES, group="mine")
-    assert found(lab, "sequence", "sequence.latent_name=mine").inputs["a"]["group"] == "mine"
+    assert found(lab, "sequence", "sequence.latent_name=mine").inputs["a"].group == "mine"
 
 
 def test_features_of_one_network_with_other_settings_are_taken_with_a_warning(lab):
@@ -107,5 +107,5 @@ def test_keypoints_stand_in_for_features(lab):
     for key in ("a", "b"):
         write_keypoints(lab / f"DATA/{key}/{key}_DLC.csv", FRAMES, rng)
     trainable = found(lab, "sequence", "sequence.input_type=keypoints")
-    assert trainable.inputs["a"]["path"] == str(lab / "DATA/a/a_DLC.csv") and trainable.inputs["a"]["group"] == ""
+    assert trainable.inputs["a"].path == lab / "DATA/a/a_DLC.csv" and trainable.inputs["a"].group == ""
     assert trainable.videos["a"].num_frames == FRAMES

@@ -79,7 +79,7 @@ def test_a_plan_holds_all_that_training_needs(lab):
     assert [len(found.parts[part]) for part in ("train", "val", "test")] == [3, 1, 0]
     assert list(found.videos) == [*found.parts["train"], *found.parts["val"]]
     assert all((video.num_frames, video.height, video.width) == (12, 64, 80) for video in found.videos.values())
-    assert found.labels["a"]["path"] == str(lab / "DATA/a/a_labels.csv") and len(found.labels["a"]["sha256"]) == 64
+    assert found.labels["a"].path == lab / "DATA/a/a_labels.csv" and len(found.labels["a"].sha256) == 64
     assert list(found.weights) == ["flow_generator"] and found.inputs == {}
     assert TrainingPlan.from_json(found.to_json()).to_json() == found.to_json()
 
@@ -93,8 +93,8 @@ def test_flow_generators_learn_from_unlabelled_videos_too_and_are_judged_by_labe
 def test_sequence_networks_read_features_in_place_of_the_video(lab):
     found = plan(lab, stage="sequence").plan
     assert keys_of(found.parts) == list(LABELLED) and found.cache is None
-    assert found.inputs["a"]["path"] == str(lab / "DATA/a/a_outputs.h5") and found.inputs["a"]["group"] == "resnet18"
-    assert json.loads(found.inputs["a"]["mark"])["settings"] == "made up"
+    assert found.inputs["a"].path == lab / "DATA/a/a_outputs.h5" and found.inputs["a"].group == "resnet18"
+    assert json.loads(found.inputs["a"].mark)["settings"] == "made up"
 
 
 def test_a_curriculum_has_three_phases(lab):
@@ -115,7 +115,7 @@ def test_planning_writes_nothing(lab):
 def test_the_configuration_names_the_weights_that_were_found(lab):
     found = plan(lab).plan
     weights = lab / "models/200101_000000_flow_generator_train/checkpoint.pt"
-    assert found.config.flow_generator.weights == found.weights["flow_generator"]["path"] == str(weights)
+    assert found.config.flow_generator.weights == str(found.weights["flow_generator"].path) == str(weights)
     assert found.config.project.model_path == str(lab / "models")
     assert found.config.project.class_names == CLASSES
 
@@ -303,7 +303,7 @@ def test_a_run_may_not_be_resumed_after_labels_or_weights_changed(lab):
     assert not same_training(started, plan(lab).plan)
     path.write_bytes(before)
     assert same_training(started, plan(lab).plan)
-    other = replace(started, weights={"flow_generator": {**started.weights["flow_generator"], "sha256": "0" * 64}})
+    other = replace(started, weights={"flow_generator": replace(started.weights["flow_generator"], sha256="0" * 64)})
     assert not same_training(started, other)
 
 

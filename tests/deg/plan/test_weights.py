@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from deg.errors import WeightsError
 from deg.options.load import load_config
 from deg.plan.weights import find_weights
 from deg.projects.project import open_project
+from deg.runs.planned import PlannedFile
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def add_pretrained(lab: Path, model: str, arch: str, date: str) -> Path:
 def test_each_weight_file_is_known_by_its_bytes(lab):
     weights, notices = features(lab)
     path = lab / "models/200101_000000_flow_generator_train/checkpoint.pt"
-    assert weights == {"flow_generator": {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}}
+    assert weights == {"flow_generator": PlannedFile.of(path)}
     assert f"Flow generator {path}." in notices
 
 
@@ -63,22 +63,22 @@ def test_there_are_no_imagenet_weights_for_videos(lab):
 def test_pretrained_weights_to_begin_with_are_also_what_l2_sp_pulls_to(lab):
     run = add_pretrained(lab, "feature_extractor", "resnet18", "200102_000000")
     weights, _ = features(lab, "feature_extractor.weights=pretrained")
-    assert weights["start"] == weights["pretrained"] and weights["start"]["path"] == str(run / "checkpoint.pt")
+    assert weights["start"] == weights["pretrained"] and weights["start"].path == run / "checkpoint.pt"
 
 
 def test_l2_sp_pulls_to_the_pretrained_ones_whatever_training_begins_with(lab):
     pretrained = add_pretrained(lab, "feature_extractor", "resnet18", "200102_000000")
     own = add_weights(lab, "feature_extractor", "resnet18", "200103_000000")
     weights, _ = features(lab, "feature_extractor.weights=latest")
-    assert weights["start"]["path"] == str(own / "checkpoint.pt")
-    assert weights["pretrained"]["path"] == str(pretrained / "checkpoint.pt")
+    assert weights["start"].path == own / "checkpoint.pt"
+    assert weights["pretrained"].path == pretrained / "checkpoint.pt"
 
 
 def test_the_newest_of_several_pretrained_networks_counts(lab):
     for date in ("200103_000000", "200102_000000"):
         add_pretrained(lab, "feature_extractor", "resnet18", date)
     weights, notices = features(lab)
-    assert "200103_000000" in weights["pretrained"]["path"]
+    assert "200103_000000" in str(weights["pretrained"].path)
     assert any(notice.endswith("checkpoint.pt, the newest of 2.") for notice in notices)
 
 
@@ -94,7 +94,7 @@ def test_without_a_pretrained_network_l2_sp_pulls_to_zero_and_says_so(lab):
 
 def test_null_means_latest_with_reload_latest(lab):
     own = add_weights(lab, "feature_extractor", "resnet18", "200103_000000")
-    assert features(lab, "reload.latest=true")[0]["start"]["path"] == str(own / "checkpoint.pt")
+    assert features(lab, "reload.latest=true")[0]["start"].path == own / "checkpoint.pt"
 
 
 def test_the_other_stages_begin_from_scratch(lab):
@@ -109,9 +109,9 @@ def test_latest_is_the_newest_whose_training_has_ended(lab):
     running = add_weights(lab, "feature_extractor", "resnet18", "200104_000000")
     (running / "plan.json").write_text("{}")
     latest = "feature_extractor.weights=latest"
-    assert features(lab, latest)[0]["start"]["path"] == str(ended / "checkpoint.pt")
+    assert features(lab, latest)[0]["start"].path == ended / "checkpoint.pt"
     (running / "done.json").write_text("{}")
-    assert features(lab, latest)[0]["start"]["path"] == str(running / "checkpoint.pt")
+    assert features(lab, latest)[0]["start"].path == running / "checkpoint.pt"
 
 
 def test_latest_is_nothing_while_the_only_one_is_being_trained(lab):
@@ -137,7 +137,7 @@ def test_a_path_must_lead_to_weights_of_the_network(lab, model, arch, message):
 def test_weights_without_a_configuration_are_taken_at_their_word(lab, tmp_path):
     path = tmp_path / "bare.pt"
     path.write_bytes(b"tensors")
-    assert features(lab, f"feature_extractor.weights={path}")[0]["start"]["path"] == str(path)
+    assert features(lab, f"feature_extractor.weights={path}")[0]["start"].path == path
 
 
 def test_weights_for_other_behaviours_are_taken_with_a_warning(lab):

@@ -16,6 +16,7 @@ from deg.data import results
 from deg.errors import RunError
 from deg.runs import merge as merging
 from deg.runs.merge import Merged, finish, is_done, merge, merge_recording, wanted_mark
+from deg.runs.planned import FeatureSource
 from deg.types import Span, Unit
 
 LENGTHS = {"a": 600, "b": 40, "c": 1500}
@@ -82,7 +83,7 @@ def test_a_result_carries_the_mark_and_where_it_came_from(run, plan):
     assert told["run"] == run.name and told["engines"] == [{"device": "script", "precision": "fp32"}]
 
 
-@pytest.mark.parametrize("change", [{"settings": ""}, {"weights": {}}, {"sources": {"a": {"group": "x"}}}])
+@pytest.mark.parametrize("change", [{"settings": ""}, {"weights": {}}, {"sources": {"a": FeatureSource("x", "", {})}}])
 def test_a_result_of_other_weights_or_settings_is_not_the_wanted_one(run, plan, change):
     do_units(run, plan)
     merge(run, plan)

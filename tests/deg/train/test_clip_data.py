@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 import pickle
@@ -10,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from deg.data.labels import write_labels
 from deg.data.video.files import open_video, probe
 from deg.errors import ConfigError, LabelError, RunError
 from deg.options.load import as_dict, load_config
+from deg.runs.planned import PlannedFile
 from deg.runs.plans import TrainingPlan
 from deg.train.clip_data import ClipData, Draw, PartBatches, TrainBatches, frame_transform, make_loader
 from deg.work import available_cores
@@ -46,7 +47,7 @@ def make_plan(folder: Path, *options: str, flow: bool = False, sizes: dict[str, 
         labels_TK[4::6, 2] = 1
         path = folder / f"{key}_labels.csv"
         write_labels(path, labels_TK, CLASSES)
-        labels[key] = {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        labels[key] = PlannedFile.of(path)
     plan = TrainingPlan(
         stage=stage,
         phases=("both",),
@@ -144,7 +145,7 @@ def test_labels_that_do_not_fit_the_video_are_refused(tmp_path):
     plan, config = make_plan(tmp_path)
     path = tmp_path / "a_labels.csv"
     write_labels(path, np.zeros((6, 3), np.int8), CLASSES)
-    plan.labels["a"]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    plan = replace(plan, labels={**plan.labels, "a": PlannedFile.of(path)})
     with pytest.raises(LabelError, match="5 frames"):
         ClipData(plan, "train", config, None)
 

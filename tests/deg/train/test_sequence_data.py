@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from torch.utils.data import default_collate
 from tracks import write_keypoints
 
-from deg.data.digest import sha256
 from deg.data.labels import write_labels
 from deg.data.results import Mark, write_group
 from deg.data.sequence_input import describe_mark
 from deg.errors import LabelError, ResultError, RunError
 from deg.models.sequence import SEQUENCE_NETWORKS, build_sequence
 from deg.options.schema import Config, FeatureExtractor, Sequence
+from deg.runs.planned import PlannedFile, PlannedInput
 from deg.runs.plans import TrainingPlan
 from deg.train import sequence_data
 from deg.train.losses import CrossEntropy, FocalBCE
@@ -65,6 +65,10 @@ def write_features(path: Path, features_TD: np.ndarray, settings: str = "") -> N
     )
 
 
+def planned_input(path: Path, group: str) -> PlannedInput:
+    return PlannedInput(path, group, describe_mark(path, group))
+
+
 def make_plan(folder: Path, lengths=LENGTHS, features=features_of, labels=labels_of) -> TrainingPlan:
     """Make a plan whose parts `train` and `val` both have all recordings."""
     for key, num_frames in lengths.items():
@@ -78,23 +82,10 @@ def make_plan(folder: Path, lengths=LENGTHS, features=features_of, labels=labels
         videos={
             key: VideoInfo(folder / f"{key}.mp4", num_frames, 0, 0, 0.0, 0, 0) for key, num_frames in lengths.items()
         },
-        labels={
-            key: {
-                "path": str(folder / f"{key}_labels.csv"),
-                "sha256": sha256(folder / f"{key}_labels.csv"),
-            }
-            for key in lengths
-        },
-        inputs={
-            key: {
-                "path": str(folder / f"{key}_outputs.h5"),
-                "group": "resnet18",
-                "mark": describe_mark(folder / f"{key}_outputs.h5", "resnet18"),
-            }
-            for key in lengths
-        },
+        labels={key: PlannedFile.of(folder / f"{key}_labels.csv") for key in lengths},
+        inputs={key: planned_input(folder / f"{key}_outputs.h5", "resnet18") for key in lengths},
         weights={},
-        config={},
+        config=Config(),
         cache=None,
         devices=1,
     )
@@ -369,7 +360,7 @@ def test_features_on_the_disk_are_judged_when_they_are_read(tmp_path, monkeypatc
 def test_keypoints_take_the_place_of_features(tmp_path):
     plan = make_plan(tmp_path, {"a": 5})
     csv = write_keypoints(tmp_path / "aDLC.csv", 5)
-    plan = replace(plan, inputs={"a": {"path": str(csv), "group": "", "mark": describe_mark(csv, "")}})
+    plan = replace(plan, inputs={"a": planned_input(csv, "")})
     data = SequenceData(plan, "train", config_of(input_type="keypoints"))
     assert data.num_features == 44 and data[0]["features"].shape == (44, 10)
     np.testing.assert_allclose(data[0]["features"][:16, :5].mean(dim=1), 0, atol=1e-5)

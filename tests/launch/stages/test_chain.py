@@ -20,6 +20,7 @@ from deg.launch.on.local import place
 from deg.launch.on.local.place import Local
 from deg.launch.stages.chain import differences
 from deg.options.yamlfile import read_yaml
+from deg.runs.planned import PlannedFile
 from deg.runs.rundir import RunDir
 
 pytestmark = pytest.mark.slow
@@ -102,7 +103,7 @@ def test_the_feature_extractor_sees_motion_through_the_flow_generator_just_train
     (run,) = runs(folder, "feature_extractor_train")
     assert read_yaml(run.config_file, LaunchError)["flow_generator"]["weights"] == flow
     inference = RunDir(folder / "models" / trained["infer feature_extractor"]["document"]["stages"][0]["run"])
-    assert inference.load_plan().weights["flow_generator"]["path"] == flow
+    assert str(inference.load_plan().weights["flow_generator"].path) == flow
 
 
 def test_a_second_call_does_nothing(trained, deg, folder, ranks):
@@ -254,7 +255,7 @@ def test_a_dry_run_says_what_is_there(trained, deg):
 def test_differences_of_two_trainings_in_words(tmp_path):
     one = make_training_plan(tmp_path)
     assert differences(one, one) == []
-    labels = {"a": {"path": "a.csv", "sha256": "1"}}
+    labels = {"a": PlannedFile(Path("a.csv"), "1")}
     sequence = replace(one.config.sequence, num_layers=9, weights="latest")
     steps = replace(one.config.train.steps_per_epoch, train=5, val=None, test=None)
     config = replace(one.config, sequence=sequence, train=replace(one.config.train, steps_per_epoch=steps))

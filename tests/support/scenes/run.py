@@ -16,6 +16,7 @@ from scripted_engine import FeatureSpans
 from deg.arithmetic.units import plan_units
 from deg.execute import run_unit
 from deg.options.schema import FeatureExtractor, FlowGenerator, Sequence
+from deg.runs.planned import PlannedFile
 from deg.runs.plans import FeatureTask, InferencePlan, SequenceTask, Task
 from deg.runs.rundir import RunDir, create_run
 from deg.types import VideoInfo
@@ -42,7 +43,7 @@ def make_plan(
             for key, frames in lengths.items()
         },
         outputs={key: folder / "DATA" / key / f"{key}_outputs.h5" for key in lengths},
-        weights={stage: {"path": "weights.ckpt", "sha256": "ab" * 32}},
+        weights={stage: PlannedFile(Path("weights.ckpt"), "ab" * 32)},
         settings="cd" * 32,
         task=make_task(stage),
         units=tuple(plan_units(lengths, devices=1, units_per_device=units, whole=stage == "sequence")),

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from videos import write_video
 
-from deg.data.digest import sha256
 from deg.data.json_lines import append_line
 from deg.data.labels import write_labels
 from deg.data.metrics_file import MetricsFile
@@ -18,6 +17,7 @@ from deg.data.sequence_input import describe_mark
 from deg.data.video.decoder import Decoder
 from deg.options.load import as_dict, load_config
 from deg.options.schema import Config
+from deg.runs.planned import PlannedFile, PlannedInput
 from deg.runs.plans import TrainingPlan
 from deg.runs.rundir import RunDir, create_run
 from deg.types import NUM_FEATURES, VideoInfo
@@ -97,11 +97,7 @@ def make_sequence_run(
         outputs = folder / f"{key}_outputs.h5"
         write_features(outputs, labels_TK, index)
         plan["videos"][key] = VideoInfo(outputs, num_frames, 0, 0, 0.0, 0, 0)
-        plan["inputs"][key] = {
-            "path": str(outputs),
-            "group": "resnet18",
-            "mark": describe_mark(outputs, "resnet18"),
-        }
+        plan["inputs"][key] = PlannedInput(outputs, "resnet18", describe_mark(outputs, "resnet18"))
         plan["labels"][key] = _labelled(folder, key, labels_TK)
     return _create(folder, "sequence", config, keys, test, weights={}, cache=None, devices=devices, **plan)
 
@@ -130,20 +126,20 @@ def make_clip_run(
     return _create(folder, stage, config, keys, test, weights=weights, cache=cache, devices=devices, **plan)
 
 
-def _untrained_flow(path: Path, config: Config) -> dict[str, str]:
+def _untrained_flow(path: Path, config: Config) -> PlannedFile:
     import torch
 
     from deg.models.two_stream import build_flow_generator
 
     torch.manual_seed(3)
     torch.save({"epoch": 0, "state_dict": build_flow_generator(config.flow_generator).state_dict()}, path)
-    return {"path": str(path), "sha256": sha256(path)}
+    return PlannedFile.of(path)
 
 
-def _labelled(folder: Path, key: str, labels_TK: np.ndarray) -> dict[str, str]:
+def _labelled(folder: Path, key: str, labels_TK: np.ndarray) -> PlannedFile:
     path = folder / f"{key}_labels.csv"
     write_labels(path, labels_TK, CLASSES)
-    return {"path": str(path), "sha256": sha256(path)}
+    return PlannedFile.of(path)
 
 
 def _create(folder: Path, stage: str, config: Any, keys: list[str], test: bool, **plan: Any) -> RunDir:
