@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -95,9 +96,13 @@ def fake_slurm(tmp_path, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def usual_numbers():
-    """Restore denormal numbers, which networks that ran in this process flush to 0; other tests need them."""
+def usual_process():
+    """Restore what networks and data loaders change in a process that other tests share.
+
+    Networks flush denormal numbers to 0. PyTorch's handler of SIGCHLD raises the death of a loader of an earlier test.
+    """
     yield
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if torch := sys.modules.get("torch"):
         torch.set_flush_denormal(False)
 
