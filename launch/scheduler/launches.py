@@ -173,6 +173,13 @@ class LaunchDir:
                 "done."
             ) from None
 
+    def run_names(self) -> tuple[str, ...]:
+        """Return the names of the launch's runs, planned or not; none if this version cannot read the launch."""
+        try:
+            return tuple(stage.run for stage in self.load().stages)
+        except RunError:
+            return ()
+
     def jobs(self) -> list[SubmittedJob]:
         """Return all jobs that were submitted, oldest first."""
         found = []
@@ -214,13 +221,7 @@ def find_launches(models: Path) -> Sequence[LaunchDir]:
 
 def launch_of(run: RunDir) -> LaunchDir | None:
     """Return the newest launch that has this run as a stage; None if there is none."""
-    for launch in find_launches(run.path.parent):
-        try:
-            if any(stage.run == run.name for stage in launch.load().stages):
-                return launch
-        except RunError:  # of another version
-            continue
-    return None
+    return next((launch for launch in find_launches(run.path.parent) if run.name in launch.run_names()), None)
 
 
 def require_free(run: RunDir) -> None:

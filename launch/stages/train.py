@@ -241,13 +241,13 @@ def _created(request: StageRequest, plan: TrainingPlan) -> RunDir:
 
 def _execute(run: RunDir, request: StageRequest, workers: Workers) -> bool:
     """Do all phases that are not done. Return False if a signal stopped them."""
-    plan = run.load_training_plan()
+    plan, count = run.load_training_plan(), workers.how_many(request)
     with TrainingProgress() as progress:
         for unit in plan.units:
             if run.phase_done_file(unit.index).exists():
                 continue
             phase = f", phase {plan.phases[unit.index]}" if len(plan.phases) > 1 else ""
-            say(f"{run.name}{phase}: training on {workers.how_many(request)} device(s)")
+            say(f"{run.name}{phase}: training on {count} device(s)")
             outcome = workers.train(run, unit.index, request.config, progress.hear)
             done = run.phase_done_file(unit.index).exists()
             if outcome.stopped and not (done and unit is plan.units[-1]):

@@ -48,7 +48,7 @@ def find_watched(word: Path) -> Watched:
         return Watched((), (run,)) if folder is None else Watched((folder,), ())
     project = open_project(word)
     launches = list(find_launches(project.model_path))
-    belonging = {name for folder in launches for name in run_names(folder)}
+    belonging = {name for folder in launches for name in folder.run_names()}
     runs = [run for run in find_runs(project.model_path) if run.name not in belonging]
     if not launches and not runs:
         raise RunError(f"{show_path(project.path)}: no runs of deg yet. Start with `deg run {show_path(word)}`.")
@@ -64,14 +64,6 @@ def _named(name: str) -> Path | None:
     except DegError:
         return None
     return folder if (folder / "launch.json").exists() or (folder / "plan.json").exists() else None
-
-
-def run_names(folder: LaunchDir) -> tuple[str, ...]:
-    """Return the names of a launch's runs, planned or not; none if the launch cannot be read."""
-    try:
-        return tuple(stage.run for stage in folder.load().stages)
-    except RunError:
-        return ()
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,13 @@ import signal
 import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from deg.errors import LaunchError
 from deg.launch.devices import Device
 from deg.launch.on.local.supervisor import Supervisor, Worker, signals_to
 from deg.launch.stages.place import Outcome, Progress
-from deg.runs.rundir import RunDir, tail
+from deg.runs.rundir import RunDir
 from deg.types import Unit
 from deg.work import STOPPED, describe_exit
 
@@ -118,18 +117,16 @@ class LocalPool:
         if status == STOPPED:  # the signal went to the worker alone
             self._stop()
             return
-        end = f"{describe_exit(status)}; see {worker.log}"
+        end = describe_exit(status)
         self._run.log_event("worker_died", unit=None if unit is None else unit.index, status=status)
         if unit is None:
             self._early_deaths[worker.index] += 1
         elif not self._run.result_file(unit.index).exists():
-            self._try_again(unit, f"its worker {end}")
+            self._try_again(unit, f"its worker {end}; see {worker.log}")
         if self._early_deaths[worker.index] >= MOST_DEATHS:
             if self._supervisor.running or not self._waiting:
                 return  # only this device is broken
-            raise LaunchError(
-                f"Workers die before they begin: the last one {end}. Its last lines:\n  {_last_lines(worker.log)}"
-            )
+            raise LaunchError(f"Workers die before they begin: the last one {end}. {worker.last_words()}")
         if self._waiting:
             self._start(next(device for device in self._devices if device.index == worker.index))
 
@@ -146,7 +143,3 @@ class LocalPool:
         for worker in self._supervisor.running:
             worker.signal(signal.SIGTERM)
         self._supervisor.end(GRACE_SECONDS)
-
-
-def _last_lines(log: Path) -> str:
-    return "\n  ".join(tail(log.read_text(encoding="utf-8", errors="replace")))
