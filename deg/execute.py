@@ -37,7 +37,7 @@ from deg.runs.plans import InferencePlan, TrainingPlan
 from deg.runs.rundir import RunDir, steps_done
 from deg.runs.state import open_run
 from deg.types import Span, Unit
-from deg.work import STOPPED, StopFlag, Stopped, Teller, log_to, stop_without_launcher
+from deg.work import STOPPED, StopFlag, Stopped, Teller, collector_paused, leave, log_to, stop_without_launcher
 
 log = logging.getLogger("deg.execute")
 
@@ -156,8 +156,9 @@ def unit_named(plan: InferencePlan | TrainingPlan, number: str) -> Unit:
 
 def make_engine(plan: InferencePlan) -> Engine:
     """Make the engine of the plan's stage, on this process's device."""
-    from deg.infer.spans import FeatureSpans, SequenceSpans
-    from deg.models.device import choose_device
+    with collector_paused():
+        from deg.infer.spans import FeatureSpans, SequenceSpans
+        from deg.models.device import choose_device
 
     if plan.stage == "feature_extractor":
         return FeatureSpans(plan, choose_device())
@@ -198,8 +199,9 @@ def main(arguments: Sequence[str] | None = None, stop: StopFlag | None = None) -
 def _train(run: RunDir, plan: TrainingPlan, units: Iterator[Unit], stop: StopFlag, tell: Teller) -> bool:
     """Do phases as one of the ranks that train together. Any error ends the training."""
     stop_without_launcher(stop)
-    from deg.train.fit import train_phase
-    from deg.train.ranks import Ranks
+    with collector_paused():
+        from deg.train.fit import train_phase
+        from deg.train.ranks import Ranks
 
     for unit in units:
         folder = run.unit_folder(unit.index)
@@ -244,4 +246,4 @@ def _do_unit(run: RunDir, plan: InferencePlan, unit: Unit, engine: Engine, stop:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -12,10 +12,10 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from deg import execute as door
 from deg.data.atomic import write_atomically
@@ -32,32 +32,32 @@ from deg.options.schema import Cluster
 from deg.runs.attempts import ThisJob, bad_hosts, read_attempts, why_given_up
 from deg.runs.rundir import RunDir, read_error, steps_done
 from deg.runs.state import open_run
-from deg.work import STOPPED, StopFlag, Stopped
+from deg.work import STOPPED, StopFlag, Stopped, leave
 
 FAILED = 1
 RANK_ZERO_SECONDS = 1800.0
 """Longest time that ranks wait for the first one to write the files of a finished phase, in seconds."""
 
 
-def work(*words: str) -> None:
-    """Do what the words say, then end the process. Replaces signal handlers first: submitit's would requeue the job."""
-    role, folder, stage, *rest = words
+def work(*words: str) -> NoReturn:
+    """Do what the words say, then end the process. submitit writes no result then, which nobody would read."""
+    leave(do(*words))
+
+
+def do(role: str, folder: str, stage: str, *rest: str) -> int:
+    """Do one job's part; return the exit status. Replaces signal handlers first: submitit's would requeue the job."""
     stop = StopFlag(_deadline(os.environ))
     stop.install()
     try:
-        if role == "execute":
-            status = execute(LaunchDir(Path(folder)).load(), int(stage), int(rest[0]), stop)
-        else:
-            status = merge(LaunchDir(Path(folder)).load(), int(stage), stop)
+        launch = LaunchDir(Path(folder)).load()
+        return execute(launch, int(stage), int(*rest), stop) if role == "execute" else merge(launch, int(stage), stop)
     except Stopped:
-        status = STOPPED
+        return STOPPED
     except DegError as error:
         say(f"Error: {error}")
-        status = error.exit_status
-    stop.ignore()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    sys.exit(status)  # not an Exception, so submitit writes no result, which nobody would read
+        return error.exit_status
+    finally:
+        stop.ignore()
 
 
 # ---------------------------------------------------------------------------------------------------- execute
