@@ -6,14 +6,17 @@ D features.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 STREAM_FEATURES = 512
 """Number of features per frame in each stream of a two-stream network."""
 NUM_FEATURES = 2 * STREAM_FEATURES
 """Number of features per frame that a sequence network reads: first the spatial stream's, then the flow stream's."""
+
+ImageOrder = Literal["natural", "deepethogram"]
+"""Rule by which the images of a folder are found and put into the order of frames, see `deg.data.video.images`."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,15 @@ class VideoInfo:
     size_bytes: int
     mtime_ns: int
     """Modification time in nanoseconds since 1970; it reveals that a file was replaced."""
+    image_order: ImageOrder = "deepethogram"
+    """Rule that gives these frames; `deepethogram` wherever both rules give the same, as for all other videos."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values, as plan.json holds them. DeepEthogram's order of images is left out, as in old plans."""
+        plain = asdict(self) | {"path": str(self.path)}
+        if self.image_order == "deepethogram":
+            del plain["image_order"]
+        return plain
 
 
 @dataclass(frozen=True)

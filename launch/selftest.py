@@ -38,6 +38,7 @@ def main(arguments: list[str]) -> int:
 
 def versions(kind: Flavour) -> str:
     """Check that torch and CUDA are those of the flavour, and that what deg needs can be imported."""
+    import av
     import cv2
     import h5py
     import kornia  # noqa: F401 - some GPU libraries are loaded only now
@@ -48,7 +49,7 @@ def versions(kind: Flavour) -> str:
     found = torch.__version__.partition("+")[0], torch.version.cuda
     if found != (kind.torch, kind.cuda):
         raise LaunchError(f"expected torch {kind.torch} for CUDA {kind.cuda}, found {found[0]} for {found[1]}")
-    others = {"torchvision": torchvision, "lightning": pytorch_lightning, "opencv": cv2, "h5py": h5py}
+    others = {"torchvision": torchvision, "lightning": pytorch_lightning, "opencv": cv2, "av": av, "h5py": h5py}
     names = ", ".join(f"{name} {module.__version__}" for name, module in others.items())
     return f"Python {platform.python_version()}, torch {found[0]} for CUDA {found[1]}, {names}"
 

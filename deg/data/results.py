@@ -25,6 +25,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from deg.arithmetic.ranges import ranges_of
 from deg.data.atomic import remove_parts, replacing
 from deg.data.lock import exclusive
 from deg.errors import ResultError, show_path
@@ -32,6 +33,8 @@ from deg.errors import ResultError, show_path
 MARK = "deg_mark"
 CHECKSUMS = "deg_crc32"
 PROVENANCE = "deg_provenance"
+DAMAGED = "damaged_frames"
+"""Entry of the provenance: frames of the video that were damaged, in half-open ranges; absent if there were none."""
 LOCK_SECONDS = 60.0
 """Seconds to wait for another process that writes results into the same folder; then ResultError."""
 SPARE_BYTES = 1 << 20
@@ -281,6 +284,14 @@ def read_predictions(path: Path, group: str) -> Predictions:
 def _activation(group: h5py.Group) -> str | None:
     engines = json.loads(group.attrs.get(PROVENANCE, "{}")).get("engines") or [{}]
     return engines[0].get("activation")
+
+
+def read_damaged(path: Path) -> tuple[range, ...]:
+    """Return the frames of the video that were damaged when results were made from it, by any group of the file."""
+    with open_results(path) as file:
+        provenances = [json.loads(group.attrs.get(PROVENANCE, "{}")) for group in file.values()]
+    frames = {frame for found in provenances for start, stop in found.get(DAMAGED, ()) for frame in range(start, stop)}
+    return ranges_of(sorted(frames))
 
 
 class FeatureReader:

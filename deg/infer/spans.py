@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from deg.arithmetic.ranges import ranges_of
 from deg.arithmetic.windows import AFTER, BEFORE, reach
 from deg.data.sequence_input import describe_mark, open_input
 from deg.data.video.decoder import DecoderPool
@@ -54,6 +55,7 @@ class FeatureSpans:
         self._transform = FrameTransform(task.crop_size, task.resize, task.pad)
         self._decoders = DecoderPool(_decoders(task.decoders, device))
         self._seams: _Seams | None = None
+        self._damaged: set[int] | None = None
         classes, features = task.num_classes, STREAM_FEATURES
         self.columns = {"logits": classes, "P": classes, "spatial_features": features, "flow_features": features}
 
@@ -66,6 +68,7 @@ class FeatureSpans:
         require_unchanged(video)
         needed = reach(span.start, span.stop, video.num_frames)
         self._seams = _Seams(span, needed.first, video.num_frames)
+        self._damaged = set() if self._task.damaged_frames == "keep" else None
         blocks = self._decoders.blocks(
             video.path,
             needed.first,
@@ -74,6 +77,8 @@ class FeatureSpans:
             BLOCK_FRAMES,
             # counted when the run was planned
             frame_count="claimed" if self._task.frame_count == "claimed" else video.num_frames,
+            damaged=self._damaged,
+            image_order=video.image_order,
         )
         for block in self._engine.run(self._seams.watch(blocks), span.start, span.stop, video.num_frames):
             yield {
@@ -85,7 +90,10 @@ class FeatureSpans:
 
     def checks(self) -> Mapping[str, np.ndarray]:
         assert self._seams is not None
-        return self._seams.arrays()
+        found = self._seams.arrays()
+        if self._damaged:
+            found["damaged"] = np.array([(one.start, one.stop) for one in ranges_of(sorted(self._damaged))])
+        return found
 
     def close(self) -> None:
         self._decoders.close()

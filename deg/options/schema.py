@@ -473,6 +473,11 @@ class Inference:
         "claimed: trust the number of frames in the video's header; decoded: count the frames by decoding first, which "
         "is slower, for files with a wrong header.",
     )
+    damaged_frames: Literal["refuse", "keep"] = option(
+        "refuse",
+        "refuse: a video with damaged frames is not inferred, and the error names them. keep: damaged frames are used "
+        "as the decoder shows them (black if it shows nothing), and the result lists them.",
+    )
     compile: bool | Auto = option(
         "auto",
         "Compile the networks, which costs minutes at the start and is faster afterwards. auto: on a GPU, if the work "
@@ -525,6 +530,13 @@ class ProjectSection:
     )
     config_file: str | None = option(None, "Name of the project's configuration file.")
     data_path: str = option("DATA", "Folder of the recordings, one folder each.")
+    image_order: Literal["natural", "deepethogram"] = option(
+        "natural",
+        "Frames of a recording that is a folder of images. natural: numbers in the names count as numbers (img2.png "
+        "before img10.png), and endings may be in capitals; deepethogram: as DeepEthogram does it, in the order of the "
+        "text (img10.png before img2.png), without images whose endings are in capitals. Choose it if labels were made "
+        "with DeepEthogram and `deg check` says that the two differ.",
+    )
     model_path: str = option("models", "Folder of training and inference runs.")
     pretrained_path: str = option(
         "pretrained_models",

@@ -21,6 +21,7 @@ from deg.data.video.decoder import probe_all
 from deg.errors import DegError, ProjectError, ResultError, VideoError, WeightsError, show_path
 from deg.options import schema
 from deg.options.load import overlay
+from deg.plan.recordings import image_notices
 from deg.projects.inventory import why_no_video
 from deg.projects.project import Project
 from deg.runs.merge import is_done, wanted_mark
@@ -87,7 +88,7 @@ def prepare(
     """Plan one stage of inference over `records`. Raises WeightsError or ConfigError if it cannot be done at all."""
     plan_stage = {"feature_extractor": _plan_features, "sequence": _plan_sequence}[stage]
     plan, notices = plan_stage(project, config)
-    return _with_recordings(plan, records, config.inference, notices, devices=devices, overwrite=overwrite)
+    return _with_recordings(plan, records, config, notices, devices=devices, overwrite=overwrite)
 
 
 # ---------------------------------------------------------------------------------------------------- the network
@@ -127,6 +128,7 @@ def _plan_features(project: Project, config: schema.Config) -> tuple[InferencePl
         decoders=options.decoders,
         threads=options.threads,
         frame_count=options.frame_count,
+        damaged_frames=options.damaged_frames,
     )
     files = {"feature_extractor": weights} | ({"flow_generator": flow_weights} if flow_weights is not None else {})
     plan = InferencePlan(
@@ -237,7 +239,7 @@ def _hashed(files: Mapping[str, Path]) -> dict[str, PlannedFile]:
 def _with_recordings(
     plan: InferencePlan,
     records: Sequence[Record],
-    options: schema.Inference,
+    config: schema.Config,
     notices: Sequence[str],
     *,
     devices: int,
@@ -247,7 +249,7 @@ def _with_recordings(
     describe = _videos if plan.stage == "feature_extractor" else _feature_files
     if isinstance(plan.task, SequenceTask) and plan.task.sequence.input_type == "keypoints":
         describe = _keypoint_files
-    videos, sources, failed = describe(plan, records, options, overwrite)
+    videos, sources, failed = describe(plan, records, config, overwrite)
     plan = replace(plan, videos=videos, sources=sources, outputs={r.key: r.outputs_path for r in records})
     done, todo = [], {}
     for key, video in videos.items():
@@ -262,7 +264,7 @@ def _with_recordings(
     units = plan_units(
         {key: video.num_frames for key, video in todo.items()},
         devices=devices,
-        units_per_device=options.units_per_device,
+        units_per_device=config.inference.units_per_device,
         whole=plan.stage == "sequence",
     )
     plan = replace(
@@ -273,6 +275,7 @@ def _with_recordings(
         units=tuple(units),
         overwrite=overwrite,
     )
+    notices = [*notices, *image_notices(todo)]
     return PreparedInference(plan if todo else None, tuple(done), failed, tuple(notices))
 
 
@@ -280,7 +283,7 @@ Described = tuple[dict[str, VideoInfo], dict[str, Source], dict[str, str]]
 """Videos and sources of the recordings that can be done, and the reason for each that cannot, by key."""
 
 
-def _videos(plan: InferencePlan, records: Sequence[Record], options: schema.Inference, overwrite: bool) -> Described:
+def _videos(plan: InferencePlan, records: Sequence[Record], config: schema.Config, overwrite: bool) -> Described:
     """Describe recordings by their videos. A video with a finished result is not opened again."""
     failed = {record.key: why_no_video(record.folder) for record in records if record.video is None}
     videos: dict[str, VideoInfo] = {}
@@ -292,7 +295,9 @@ def _videos(plan: InferencePlan, records: Sequence[Record], options: schema.Infe
             videos[record.key] = info
         else:
             unknown[record.key] = record.video
-    answers = probe_all(unknown.values(), frame_count=options.frame_count)
+    answers = probe_all(
+        unknown.values(), frame_count=config.inference.frame_count, image_order=config.project.image_order
+    )
     for key, answer in zip(unknown, answers, strict=True):
         if isinstance(answer, VideoError):
             failed[key] = str(answer)
@@ -313,9 +318,7 @@ def _seen_before(plan: InferencePlan, key: str, video: Path, outputs: Path) -> V
     return info if mark == wanted_mark(replace(plan, videos={key: info}), key) else None
 
 
-def _feature_files(
-    plan: InferencePlan, records: Sequence[Record], options: schema.Inference, overwrite: bool
-) -> Described:
+def _feature_files(plan: InferencePlan, records: Sequence[Record], config: schema.Config, overwrite: bool) -> Described:
     """Describe recordings by their features: a sequence network does not look at the video."""
     assert isinstance(plan.task, SequenceTask)
     latent = plan.task.latent_name
@@ -343,7 +346,7 @@ def _feature_files(
 
 
 def _keypoint_files(
-    plan: InferencePlan, records: Sequence[Record], options: schema.Inference, overwrite: bool
+    plan: InferencePlan, records: Sequence[Record], config: schema.Config, overwrite: bool
 ) -> Described:
     """Describe recordings by their videos, each with the version of its keypoints, which must fit its frames."""
     sources: dict[str, Source] = {}
@@ -358,7 +361,7 @@ def _keypoint_files(
         except ProjectError as error:
             failed[record.key] = str(error)
     known = [record for record in records if record.key in sources]
-    videos, _, no_video = _videos(replace(plan, sources=sources), known, options, overwrite)
+    videos, _, no_video = _videos(replace(plan, sources=sources), known, config, overwrite)
     failed |= no_video
     for record in known:
         if record.key in videos and videos[record.key].num_frames != frames[record.key]:
@@ -380,5 +383,7 @@ def _file_of(record: Record, frames: int, mark: Mark | None) -> VideoInfo:
                 f"{show_path(record.outputs_path)}: its features are of another version of {record.video.name}. "
                 "Run `deg infer feature_extractor` for it first."
             )
-    size, mtime = (mark.video_size, mark.video_mtime_ns) if mark is not None else (0, 0)
-    return VideoInfo(path, frames, 0, 0, 0.0, size, mtime)
+    if mark is None:
+        return VideoInfo(path, frames, 0, 0, 0.0, 0, 0)
+    image_order = mark.source.get("image_order", "deepethogram")
+    return VideoInfo(path, frames, 0, 0, 0.0, mark.video_size, mark.video_mtime_ns, image_order)

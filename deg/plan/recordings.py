@@ -20,7 +20,7 @@ from deg.options.schema import Config
 from deg.projects.inventory import why_no_video
 from deg.projects.project import Project
 from deg.runs.planned import PlannedInput
-from deg.types import NUM_FEATURES, Record, VideoInfo
+from deg.types import NUM_FEATURES, ImageOrder, Record, VideoInfo
 
 MOST_NAMED = 10
 """Largest number of recordings that a message names; it counts the rest."""
@@ -48,7 +48,7 @@ def find_trainable(stage: str, project: Project, config: Config) -> Trainable:
     networks or of other behaviours: nothing can be learned from a mixture, and no single recording is at fault.
     """
     if stage != "sequence":
-        found = _with_videos(project, labelled=stage == "feature_extractor")
+        found = _with_videos(project, config.project.image_order, labelled=stage == "feature_extractor")
     elif config.sequence.input_type == "keypoints":
         found = _with_keypoints(project)
     else:
@@ -67,7 +67,18 @@ def named(keys: Iterable[str]) -> str:
 # ---------------------------------------------------------------------------------------------------- videos, labels
 
 
-def _with_videos(project: Project, *, labelled: bool) -> Trainable:
+def image_notices(videos: Mapping[str, VideoInfo]) -> list[str]:
+    """Return a notice that names the recordings whose frames differ from DeepEthogram's; none if there are none."""
+    keys = [key for key, video in videos.items() if video.image_order == "natural"]
+    if not keys:
+        return []
+    return [
+        f"Warning: the frames of {named(keys)} are images whose order or number is another one in DeepEthogram. "
+        "`deg check` says more; project.image_order=deepethogram takes DeepEthogram's."
+    ]
+
+
+def _with_videos(project: Project, image_order: ImageOrder, *, labelled: bool) -> Trainable:
     found = Trainable()
     wanted: dict[str, Path] = {}
     for record in project.records.values():
@@ -77,7 +88,7 @@ def _with_videos(project: Project, *, labelled: bool) -> Trainable:
             found.left_out[record.key] = _no_labels(record)
         else:
             wanted[record.key] = record.video
-    for key, video in zip(wanted, probe_all(wanted.values()), strict=True):
+    for key, video in zip(wanted, probe_all(wanted.values(), image_order=image_order), strict=True):
         if isinstance(video, VideoError):
             found.left_out[key] = str(video)
             continue
@@ -90,6 +101,7 @@ def _with_videos(project: Project, *, labelled: bool) -> Trainable:
                 found.left_out[key] = str(error)
                 continue
         found.videos[key] = video
+    found.notices += image_notices(found.videos)
     return found
 
 

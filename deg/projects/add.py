@@ -25,9 +25,17 @@ from deg.data.video.faults import require_readable
 from deg.errors import LabelError, ProjectError, VideoError, show_path
 from deg.options.schema import Normalization
 from deg.options.yamlfile import read_yaml, yaml_text
-from deg.projects.inventory import VIDEO_EXTENSIONS, discover, hiding_word, read_record, write_record_yaml
+from deg.projects.inventory import (
+    OTHER_EXTENSIONS,
+    VIDEO_EXTENSIONS,
+    discover,
+    hiding_word,
+    read_record,
+    unlike_deepethogram,
+    write_record_yaml,
+)
 from deg.projects.project import Project, disk_errors, normalization_of
-from deg.types import Record
+from deg.types import ImageOrder, Record
 
 LOCK_SECONDS = 30.0
 
@@ -45,13 +53,15 @@ def add_recording(
     *,
     frame_count: FrameCount = "claimed",
     pooled_statistics: bool = False,
+    image_order: ImageOrder = "natural",
 ) -> Record:
     """Add a video, and its labels, to the project. If anything fails, nothing is added.
 
     The whole video is decoded for its statistics. With `frame_count="claimed"` it must have as many frames as it
     claims; with "decoded" only the frames that can be decoded count. The project's statistics are updated as
     DeepEthogram does, which averages standard deviations; with `pooled_statistics` they are computed exactly, from all
-    recordings. Raises ProjectError, VideoError or LabelError.
+    recordings. `image_order` says how the frames of a folder of images are found. Where DeepEthogram sees the video
+    otherwise, the log says so. Raises ProjectError, VideoError or LabelError.
     """
     video = Path(video).expanduser().absolute()
     key = _key_of(video)
@@ -60,7 +70,7 @@ def add_recording(
     with disk_errors(project.path), ExitStack() as undo:
         undo.callback(_remove, part)
         part.mkdir()
-        num_frames, statistics = _examine(video, frame_count)
+        num_frames, statistics = _examine(video, frame_count, image_order)
         write_stats(part / STATS_FILE, statistics)
         if labels is not None:
             _import_labels(Path(labels).expanduser(), part / f"{key}_labels.csv", project.class_names, num_frames)
@@ -76,13 +86,16 @@ def add_recording(
         undo.pop_all()
     if mode == "move":
         _remove(video)
+    if told := unlike_deepethogram(folder / video.name, image_order):
+        log.warning("%s", told)
     return read_record(folder)
 
 
 def _key_of(video: Path) -> str:
     """Return the name of the recording that a video becomes. Raises VideoError if DeepEthogram could not find it."""
-    if video.suffix.lower() not in VIDEO_EXTENSIONS and not video.is_dir():
-        expected = ", ".join(VIDEO_EXTENSIONS)
+    extensions = VIDEO_EXTENSIONS + OTHER_EXTENSIONS
+    if video.suffix.lower() not in extensions and not video.is_dir():
+        expected = ", ".join(extensions)
         raise VideoError(
             video, f"expected {expected} or a folder of images, found `{video.suffix}`", "Convert it to .mp4."
         )
@@ -105,12 +118,13 @@ def _refuse_second(video: Path, folder: Path) -> None:
         )
 
 
-def _examine(video: Path, frame_count: FrameCount) -> tuple[int, Normalization]:
+def _examine(video: Path, frame_count: FrameCount, image_order: ImageOrder) -> tuple[int, Normalization]:
     """Decode a whole video; return its number of frames and their statistics."""
     with Decoder() as decoder:
-        num_frames = decoder.probe(video, frame_count=frame_count).num_frames
+        info = decoder.probe(video, frame_count=frame_count, image_order=image_order)
+        num_frames, images = info.num_frames, info.image_order
         count: FrameCount | int = "claimed" if frame_count == "claimed" else num_frames
-        blocks = decoder.blocks(video, 0, num_frames, block_frames=STRIDE, frame_count=count)
+        blocks = decoder.blocks(video, 0, num_frames, block_frames=STRIDE, frame_count=count, image_order=images)
         return num_frames, video_statistics((block_THWC[0] for block_THWC in blocks), stride=1)
 
 

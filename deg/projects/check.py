@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from deg.arithmetic.ranges import show_ranges
 from deg.arithmetic.splits import PARTS, Parts
 from deg.data.atomic import PART
 from deg.data.labels import inspect_labels, is_complete
@@ -132,21 +133,28 @@ Seen = Inspection | VideoInfo | VideoError
 def _look(records: Iterable[Record], config: Config, deep: bool) -> dict[str, Seen]:
     videos = {record.key: record.video for record in records if record.video is not None}
     paths = list(videos.values())
-    seen: Sequence[Seen] = inspect_all(paths) if deep else probe_all(paths, frame_count=config.inference.frame_count)
+    image_order, seen = config.project.image_order, list[Seen]()
+    if deep:
+        seen += inspect_all(paths, image_order=image_order)
+    else:
+        seen += probe_all(paths, frame_count=config.inference.frame_count, image_order=image_order)
     return dict(zip(videos, seen, strict=True))
 
 
 def _check_record(
     record: Record, project: Project, config: Config, seen: Seen | None, part: str | None
 ) -> tuple[RecordingReport, list[Issue]]:
-    key, issues = record.key, warnings(record)
+    key, issues = record.key, warnings(record, config.project.image_order)
     info, decoded = (seen.info, seen.decodable) if isinstance(seen, Inspection) else (seen, None)
     if isinstance(info, VideoError):
         issues.append(Issue(key, "error", str(info)))
         info = None
     believed = info.num_frames if info else None
     if isinstance(seen, Inspection) and seen.error:
-        if info and config.inference.frame_count == "decoded":
+        if seen.is_complete and config.inference.damaged_frames == "keep":
+            message = f"{show_path(seen.path)}: damaged frames are kept, as inference.damaged_frames=keep says"
+            issues.append(_warn(key, f"{message}: {show_ranges(seen.damaged)}."))
+        elif info and config.inference.frame_count == "decoded":
             believed = decoded
             message = f"{show_path(info.path)}: claims {info.num_frames} frames, {decoded} can be decoded and are used"
             issues.append(

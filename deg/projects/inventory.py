@@ -1,22 +1,31 @@
 """Tell the kinds of files in a project by their names, as DeepEthogram does.
 
 Both programs must see the same files, so DeepEthogram's rules are kept as they are, pitfalls included; `warnings`
-reports the pitfalls. A folder is read afresh each time; record.yaml is written for DeepEthogram and never read.
+reports the pitfalls. Only where DeepEthogram sees no video, one of another container is taken. A folder is read afresh
+each time; record.yaml is written for DeepEthogram and never read.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from deg.data.atomic import PART, write_atomically
+from deg.data.video import image_names
 from deg.data.video.faults import require_readable
 from deg.errors import VideoError, show_path
 from deg.options.yamlfile import yaml_text
-from deg.types import Issue, Record
+from deg.types import ImageOrder, Issue, Record
 
 VIDEO_EXTENSIONS = (".avi", ".mp4", ".h5", ".mov")
+"""Endings of the videos that DeepEthogram sees."""
+OTHER_EXTENSIONS = (
+    *(".m4v", ".mkv", ".webm", ".wmv", ".asf", ".flv", ".ogv", ".3gp", ".mxf"),
+    *(".mts", ".m2ts", ".ts", ".mpg", ".mpeg", ".vob"),
+)
+"""Endings of videos that deg reads and DeepEthogram does not see."""
 LABEL_EXTENSIONS = (".csv", ".h5")
 HIDING_WORDS = ("flow", "label", "output", "score")
 
@@ -35,9 +44,13 @@ def discover(data_path: Path) -> list[Record]:
 
 
 def read_record(folder: Path) -> Record:
-    """Return the recording in one folder, with the file of each kind that DeepEthogram would choose."""
+    """Return the recording in one folder, with the file of each kind that DeepEthogram would choose.
+
+    If DeepEthogram would find no video, it is the first one that DeepEthogram does not see.
+    """
     try:
         chosen = {kind: choose(paths) for kind, paths in find_files(folder).items()}
+        chosen["rgb"] = chosen["rgb"] or next(iter(find_unseen(folder)), None)
     except OSError:  # `why_no_video` reports it; the other recordings can be used
         chosen = dict.fromkeys(KINDS)
     return Record(
@@ -70,13 +83,33 @@ def find_files(folder: Path) -> dict[str, list[Path]]:
     }
 
 
-def warnings(record: Record) -> list[Issue]:
+def find_unseen(folder: Path) -> list[Path]:
+    """Return the videos in a recording's folder that DeepEthogram does not see because of their container, by name."""
+    entries = sorted(entry for entry in folder.iterdir() if not _is_ours_and_unfinished(entry))
+    return [entry for entry in entries if _is_unseen(entry) and _shows(entry)]
+
+
+def unlike_deepethogram(video: Path, image_order: ImageOrder) -> str | None:
+    """Return how DeepEthogram sees a video otherwise than deg does, and what to do; None if both see the same."""
+    if video.is_dir():
+        return image_names.unlike_deepethogram(video) if image_order == "natural" else None
+    if not _is_unseen(video):
+        return None
+    command = shlex.join(["ffmpeg", "-i", show_path(video.name), "-c", "copy", f"{show_path(video.stem)}.mp4"])
+    return (
+        f"{show_path(video)}: deg reads this video, but DeepEthogram sees only {', '.join(VIDEO_EXTENSIONS)}: its GUI "
+        "cannot open it, and its inference of all recordings stops at this one. To use both programs, put the video "
+        f"into another container (`{command}`; leave out `-c copy` only if ffmpeg refuses) and keep only that file."
+    )
+
+
+def warnings(record: Record, image_order: ImageOrder = "natural") -> list[Issue]:
     """Return issues with files in a recording's folder that DeepEthogram probably does not see as their owner does."""
     try:
         found = find_files(record.folder)
     except OSError:
         return [Issue(record.key, "error", why_no_video(record.folder))]
-    issues = list(_video_issues(record, found["rgb"]))
+    issues = list(_video_issues(record, [*found["rgb"], *find_unseen(record.folder)], image_order))
     for kind, chosen in (("label", record.labels), ("output", record.outputs), ("keypoint", record.keypoints)):
         if len(found[kind]) > 1:
             issues.append(_several(record, f"{kind} files", found[kind], chosen))
@@ -136,7 +169,8 @@ def why_no_video(folder: Path) -> str:
         return str(error)
     if not os.access(folder, os.R_OK | os.X_OK):
         return f"{where}: permission denied. Make the folder readable (chmod u+rx, or ask its owner)."
-    hidden = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in VIDEO_EXTENSIONS]
+    extensions = VIDEO_EXTENSIONS + OTHER_EXTENSIONS
+    hidden = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in extensions]
     if names := [path.name for path in hidden if not path.name.endswith("_outputs.h5")]:
         words = ", ".join(f"`{word}`" for word in HIDING_WORDS)
         return (
@@ -149,13 +183,15 @@ def why_no_video(folder: Path) -> str:
     )
 
 
-def _video_issues(record: Record, candidates: Sequence[Path]) -> Iterator[Issue]:
+def _video_issues(record: Record, candidates: Sequence[Path], image_order: ImageOrder) -> Iterator[Issue]:
     if record.video is None:
         yield Issue(record.key, "error", why_no_video(record.folder))
         return
     different = sorted(set(candidates))
     if len(different) > 1:
         yield _several(record, "videos", different, record.video)
+    if told := unlike_deepethogram(record.video, image_order):
+        yield _warning(record, told)
     if record.video.suffix == ".h5" and "dlc" in record.video.name.lower():
         yield _warning(
             record,
@@ -192,6 +228,10 @@ def _type(path: Path) -> str:
 
 def _shows(path: Path) -> bool:
     return hiding_word(path.name) is None
+
+
+def _is_unseen(path: Path) -> bool:
+    return path.suffix.lower() in OTHER_EXTENSIONS and not path.is_dir()
 
 
 def _is_recording(entry: Path) -> bool:

@@ -12,9 +12,10 @@ import numpy as np
 
 from deg.arithmetic.ethogram import Postprocessor
 from deg.arithmetic.metrics import binary_confusion, epoch_metrics
+from deg.arithmetic.ranges import show_ranges
 from deg.arithmetic.splits import PARTS
 from deg.data.labels import is_complete, read_labels, repair
-from deg.data.results import PROVENANCE, Predictions, open_results, read_predictions
+from deg.data.results import PROVENANCE, Predictions, open_results, read_damaged, read_predictions
 from deg.data.video.decoder import probe_all
 from deg.errors import DegError, LabelError, ProjectError, ResultError, show_path
 from deg.options import schema
@@ -120,10 +121,11 @@ def look_at_recordings(
             _check(found, record.outputs_path, chosen)
             decide = decided_by(config, postprocessor, found)
             weights = _weights_used(record.outputs_path, chosen, project)
+            damaged = read_damaged(record.outputs_path)
         except DegError as error:
             failed[key] = str(error)
             continue
-        view, compared = _draw(key, part, chosen, found, decide, labels.get(key), sketches)
+        view, compared = _draw(key, part, chosen, found, damaged, decide, labels.get(key), sketches)
         views.append(view)
         networks[chosen, weights, tuple(round(float(threshold), 4) for threshold in found.thresholds_K)] += 1
         if compared is not None:
@@ -136,7 +138,7 @@ def look_at_recordings(
             agreement[part].table(title, project.class_names) for part, title in TITLES.items() if part in agreement
         ),
         networks=tuple(Network(*which, recordings=count) for which, count in networks.most_common()),
-        parts=tuple(_summarise(project, records, labels, part_of, views)),
+        parts=tuple(_summarise(project, config, records, labels, part_of, views)),
         failed=failed,
     )
 
@@ -146,15 +148,16 @@ def _draw(
     part: str,
     group: str,
     found: Predictions,
+    damaged: tuple[range, ...],
     decide: Postprocessor,
     labels_TK: np.ndarray | None,
     sketches: Sketchbook,
 ) -> tuple[RecordingView, tuple[np.ndarray, np.ndarray] | None]:
     """Return what the page shows of a recording; and predictions and labels, if they can be compared."""
     predictions_TK = decide(found.probabilities_TK, found.thresholds_K)
-    note = ""
+    note = f"Damaged frames of the video: {show_ranges(damaged)}. " if damaged else ""
     if labels_TK is not None and len(labels_TK) != len(predictions_TK):
-        note = f"Labels left out: they have {len(labels_TK)} rows, the results {len(predictions_TK)} frames."
+        note += f"Labels left out: they have {len(labels_TK)} rows, the results {len(predictions_TK)} frames."
         labels_TK = None
     lines = {} if decide.argmax else dict(enumerate(found.thresholds_K[1:].tolist(), start=1))
     figure = figures.ethogram_strip(found.probabilities_TK, predictions_TK, labels_TK, lines)
@@ -232,6 +235,7 @@ def _weights_used(path: Path, group: str, project: Project) -> tuple[str, ...]:
 
 def _summarise(
     project: Project,
+    config: schema.Config,
     records: Mapping[str, Record],
     labels: Mapping[str, np.ndarray],
     part_of: Mapping[str, str],
@@ -240,7 +244,8 @@ def _summarise(
     """Count recordings and frames by part. A video is opened only if neither results nor labels tell its length."""
     frames = {key: len(labels_TK) for key, labels_TK in labels.items()} | {view.key: view.frames for view in views}
     unknown = {key: record.video for key, record in records.items() if key not in frames and record.video is not None}
-    for key, info in zip(unknown, probe_all(list(unknown.values())), strict=True):
+    found = probe_all(list(unknown.values()), image_order=config.project.image_order)
+    for key, info in zip(unknown, found, strict=True):
         frames[key] = info.num_frames if isinstance(info, VideoInfo) else 0
     parts = []
     for part in (*PARTS, NO_PART):

@@ -16,9 +16,10 @@ from typing import Any
 import h5py
 import numpy as np
 
+from deg.arithmetic.ranges import ranges_of
 from deg.arithmetic.units import spans_by_key
 from deg.data.atomic import remove_all_parts, write_atomically
-from deg.data.results import Mark, checksum, describe_refusal, read_mark, write_group
+from deg.data.results import DAMAGED, Mark, checksum, describe_refusal, read_mark, write_group
 from deg.errors import DegError, ResultError, RunError
 from deg.runs.plans import InferencePlan
 from deg.runs.rundir import RunDir
@@ -61,13 +62,16 @@ class _Damaged(DegError):
 def wanted_mark(plan: InferencePlan, key: str) -> Mark:
     """Return the mark that the finished result of a recording carries."""
     video = plan.videos[key]
+    source = asdict(plan.sources[key]) if key in plan.sources else {}
+    if video.image_order != "deepethogram":  # left out otherwise, so that marks of older versions still fit
+        source["image_order"] = video.image_order
     return Mark(
         frames=video.num_frames,
         weights={role: file.sha256 for role, file in plan.weights.items()},
         settings=plan.settings,
         video_size=video.size_bytes,
         video_mtime_ns=video.mtime_ns,
-        source=asdict(plan.sources[key]) if key in plan.sources else {},
+        source=source,
     )
 
 
@@ -152,7 +156,7 @@ def merge_recording(run: RunDir, plan: InferencePlan, key: str, places: Places) 
     be written.
     """
     _check_cover(key, [unit.spans[position] for unit, position in places], plan.videos[key].num_frames)
-    columns, engines = _check_spans(run, key, places)
+    columns, engines, damaged = _check_spans(run, key, places)
     write_group(
         plan.outputs[key],
         plan.group,
@@ -162,7 +166,7 @@ def merge_recording(run: RunDir, plan: InferencePlan, key: str, places: Places) 
         class_names=plan.class_names,
         thresholds_K=np.asarray(plan.thresholds),
         mark=wanted_mark(plan, key),
-        provenance=_provenance(run, plan, engines),
+        provenance=_provenance(run, plan, engines) | ({DAMAGED: damaged} if damaged else {}),
     )
     run.log_event("merged", key=key, frames=plan.videos[key].num_frames)
 
@@ -201,9 +205,13 @@ def _check_cover(key: str, spans: Sequence[Span], num_frames: int) -> None:
         raise _Fault(f"{key}: the plan ends at frame {at} of {num_frames}, a defect of deg.")
 
 
-def _check_spans(run: RunDir, key: str, places: Places) -> tuple[dict[str, int], list[str]]:
-    """Return the columns' widths and the engines that made them. Raises _Fault if a span failed or does not fit."""
+def _check_spans(run: RunDir, key: str, places: Places) -> tuple[dict[str, int], list[str], list[tuple[int, int]]]:
+    """Return the columns' widths, the engines that made them, and damaged frames that were kept, in ranges.
+
+    Raises _Fault if a span failed or does not fit.
+    """
     columns: dict[str, int] = {}
+    damaged: set[int] = set()
     engines: set[str] = set()
     tail: dict[int, int] = {}
     for unit, position in places:
@@ -212,9 +220,11 @@ def _check_spans(run: RunDir, key: str, places: Places) -> tuple[dict[str, int],
                 raise _Fault(str(span.attrs["error"]))
             columns = {name: span[name].shape[1] for name in json.loads(span.attrs["crc32"])}
             engines.add(str(span.file.attrs["engine"]))
+            for start, stop in span.attrs.get("damaged", ()):
+                damaged.update(range(start, stop))
             _check_seam(key, tail, _frames_around(span, "head"))
             tail = _frames_around(span, "tail")
-    return columns, sorted(engines)
+    return columns, sorted(engines), [(one.start, one.stop) for one in ranges_of(sorted(damaged))]
 
 
 def _frames_around(span: h5py.Group, end: str) -> dict[int, int]:

@@ -43,10 +43,13 @@ class FeatureTask:
     decoders: int | str = field(default="auto", metadata=ASIDE)
     threads: int | str = field(default="auto", metadata=ASIDE)
     frame_count: str = "claimed"
+    damaged_frames: str = field(default="refuse", metadata=ASIDE)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values, as plan.json holds them."""
+        """Return plain values, as plan.json holds them. Refusing damaged frames is left out, as in older plans."""
         plain = {each.name: getattr(self, each.name) for each in fields(self)}
+        if plain["damaged_frames"] == "refuse":
+            del plain["damaged_frames"]
         return plain | {name: as_dict(plain[name]) for name in ("feature_extractor", "flow_generator")}
 
     @classmethod
@@ -124,7 +127,7 @@ class InferencePlan:
     def to_json(self) -> str:
         plan = asdict(self) | {"task": self.task.as_dict()}
         plan["version"], plan["kind"] = PLAN_VERSION, "inference"
-        plan["videos"] = {key: asdict(info) | {"path": str(info.path)} for key, info in self.videos.items()}
+        plan["videos"] = {key: info.as_dict() for key, info in self.videos.items()}
         plan["outputs"] = {key: str(path) for key, path in self.outputs.items()}
         plan["weights"] = {role: file.as_dict() for role, file in self.weights.items()}
         plan["units"] = [[[span.key, span.start, span.stop] for span in unit.spans] for unit in self.units]
@@ -190,7 +193,7 @@ class TrainingPlan:
     def to_json(self) -> str:
         plan = asdict(self) | {"config": as_dict(self.config)}
         plan["version"], plan["kind"] = PLAN_VERSION, "train"
-        plan["videos"] = {key: asdict(info) | {"path": str(info.path)} for key, info in self.videos.items()}
+        plan["videos"] = {key: info.as_dict() for key, info in self.videos.items()}
         for name in ("labels", "inputs", "weights"):
             plan[name] = {key: known.as_dict() for key, known in getattr(self, name).items()}
         return json.dumps(plan)

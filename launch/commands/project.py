@@ -73,12 +73,14 @@ def add(
     Example: deg add my_project mouse1.mp4 --labels mouse1.csv --mode link
     """
     from deg.errors import DegError
+    from deg.options.load import load_config
     from deg.projects.add import add_recording
     from deg.projects.project import open_project
 
     if labels and len(labels) != len(videos):
         raise click.UsageError(f"Expected one --labels for each video, found {len(labels)} for {len(videos)} videos.")
     project = open_project(folder)
+    image_order = load_config(project.config_file).project.image_order
     added, failed = [], {}
     for index, video in enumerate(videos):
         try:
@@ -89,6 +91,7 @@ def add(
                 mode,  # type: ignore[arg-type]
                 frame_count=frame_count,  # type: ignore[arg-type]
                 pooled_statistics=pooled_statistics,
+                image_order=image_order,
             )
         except DegError as error:
             failed[str(video)] = str(error)

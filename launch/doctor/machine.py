@@ -258,7 +258,7 @@ def judge_video(decoded: int, refusal: str = "") -> Finding:
     if decoded == VIDEO_FRAMES:
         return Finding("video", "ok", f"{decoded} frames of a generated mp4 decoded")
     found = refusal or f"{decoded} frames of a generated mp4 decoded"
-    remedy = "OpenCV is broken here: reinstall opencv-python-headless, or work in the image."
+    remedy = "FFmpeg is broken here: reinstall the package av, or work in the image."
     return Finding("video", "fault", found, f"{VIDEO_FRAMES} frames", remedy)
 
 

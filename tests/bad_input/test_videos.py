@@ -24,6 +24,8 @@ from videos import (
     write_video,
 )
 
+from deg.arithmetic.ranges import show_ranges
+from deg.data.results import read_damaged
 from deg.errors import show_path
 
 pytestmark = pytest.mark.slow
@@ -32,9 +34,9 @@ NOT_UTF8 = os.fsdecode(b"M\xe4use")
 QUOTED = """two words, 'one' "two" & $HOME"""
 GOOD = {
     **{"good": 12, "frames_1": 1, "frames_5": 5, "frames_12": 12, "copy_1": 6, "copy_2": 6, "linked": 12},
-    **{"two_sizes": 12, NOT_UTF8: 6, QUOTED: 6},
+    **{"two_sizes": 12, "stream": 20, NOT_UTF8: 6, QUOTED: 6},
 }
-"""Recordings that are done, and their frames. OpenCV resizes frames to the size of the first, as in DeepEthogram."""
+"""Recordings that are done, and their frames. Frames get the size of the first, as in DeepEthogram."""
 
 AT_A_GLANCE = {
     "none": ("no video was found", "Put the recording there"),
@@ -43,7 +45,6 @@ AT_A_GLANCE = {
     "sound": ("no pictures, only sound", "Put the recording there"),
     "index_last": ("its index (the moov atom) is missing", "Copy it again"),
     "frames_0": ("holds no frames", "Put the recording there"),
-    "stream": ("does not say how many frames", "Re-encode it"),
     "dangling": ("the link leads to /nowhere/mouse.mp4, which does not exist", "Make the link again"),
     "cyclic": ("the link leads back to itself", "Make the link again"),
     "dangling_folder": ("the link leads to /nowhere/mouse, which does not exist", "Make the link again"),
@@ -56,7 +57,7 @@ AT_A_GLANCE = {
 
 DECODED = {
     "index_first": ("claims 60 frames but", "Re-encode it"),
-    "flipped": ("", "Re-encode it"),
+    "flipped": ("damaged", "inference.damaged_frames=keep"),
     "edit_list": ("claims 20 frames but", "Re-encode it"),
 }
 """Faults seen only by decoding the whole video: problem and remedy."""
@@ -205,6 +206,24 @@ def test_check_deep_names_every_fault_and_none_in_good_recordings(lab, bound_by_
 def test_a_damaged_video_can_be_used_up_to_the_damage(lab, in_process):
     answer = infer(lab, "--dry-run", "--videos", "edit_list", "inference.frame_count=decoded")
     assert answer.json["plan"]["units"] == [[["edit_list", 0, 13]]] and answer.status == 0
+
+
+def test_damaged_frames_can_be_kept_and_are_listed(lab, inferred, in_process):
+    keep = "inference.damaged_frames=keep"
+    answer = infer(lab, "--videos", "flipped", keep)
+    assert answer.status == 0 and answer.json["done"] == ["flipped"]
+    (outputs,) = (lab / "DATA" / "flipped").glob("*_outputs.h5")
+    damaged = read_damaged(outputs)
+    assert damaged and all(0 < one.start < one.stop <= 60 for one in damaged)
+    assert h5py.File(outputs)["resnet18"]["P"].shape == (60, len(CLASSES))
+    assert (
+        f"error: {show_path(place(lab, 'flipped'))}: frames {show_ranges(damaged)}" in check(lab, "--deep")["flipped"]
+    )
+    said = check(lab, "--deep", keep)["flipped"]
+    assert said.startswith("warning: ") and show_ranges(damaged) in said
+    page = deg("report", lab, "--json").json["page"]
+    assert f"Damaged frames of the video: {show_ranges(damaged)}." in Path(page).read_text()
+    assert infer(lab, "--videos", "flipped").json["done"] == ["flipped"], "it is not outdated without the option"
 
 
 def test_add_refuses_bad_videos_and_takes_the_others(tmp_path, lab, bound_by_permissions):

@@ -12,7 +12,7 @@ one row a frame, so that frames decoded from the wrong reference look different.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -75,6 +75,98 @@ def write_video(
     return path
 
 
+def write_kind(
+    path: Path,
+    num_frames: int,
+    *,
+    codec: str = "libx264",
+    pixels: str = "yuv420p",
+    rate: Fraction | int = 30,
+    size: tuple[int, int] = (HEIGHT, WIDTH),
+    options: Mapping[str, str] | None = None,
+    container: Mapping[str, str] | None = None,
+    times: Sequence[int] | None = None,
+    unit: Fraction = Fraction(1, 1000),
+    filters: Sequence[tuple[str, str]] = (),
+    prepare: Callable[[av.VideoStream], None] = lambda stream: None,
+) -> Path:
+    """Write frames 0 .. num_frames - 1 in an unusual way.
+
+    `times` are display times in `unit`s, instead of a constant rate. `filters` are names and arguments of FFmpeg's
+    filters, through which frames pass first; `prepare` is told the stream before anything is written.
+    """
+    with av.open(str(path), "w", options=dict(container or {})) as file:
+        stream = file.add_stream(codec, rate=rate, options=dict(options or {}))
+        stream.height, stream.width = size
+        stream.pix_fmt = pixels
+        unit = unit if times is not None else 1 / Fraction(rate)
+        stream.codec_context.time_base = unit
+        prepare(stream)
+        graph = _graph([*filters, ("format", pixels)], size, unit)
+        for number in range(num_frames):
+            image = cv2.resize(picture(number), size[::-1], interpolation=cv2.INTER_NEAREST)
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts = number if times is None else times[number]
+            frame.time_base = unit
+            graph.push(frame)
+            file.mux(stream.encode(graph.pull()))
+        file.mux(stream.encode())
+    return path
+
+
+def _graph(filters: Sequence[tuple[str, str]], size: tuple[int, int], unit: Fraction) -> av.filter.Graph:
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=size[1], height=size[0], format=av.VideoFormat("rgb24"), time_base=unit)
+    graph.link_nodes(source, *(graph.add(name, arguments) for name, arguments in filters), graph.add("buffersink"))
+    graph.configure()
+    return graph
+
+
+def write_beside(
+    path: Path,
+    source: Path,
+    *,
+    sound_s: float = 0,
+    cover: bool = False,
+    second: Path | None = None,
+) -> Path:
+    """Copy a video behind sound of `sound_s` seconds and behind a cover picture, and before a `second` video."""
+    with av.open(str(source)) as whole, av.open(str(path), "w") as file:
+        packets: list[av.Packet] = []
+        if sound_s:
+            sound = file.add_stream("aac", rate=8000)
+            frame = av.AudioFrame.from_ndarray(
+                np.zeros((1, int(8000 * sound_s)), np.float32), format="fltp", layout="mono"
+            )
+            frame.sample_rate = 8000
+            resampler = av.AudioResampler(format="fltp", layout="mono", rate=8000, frame_size=1024)
+            packets += [packet for part in resampler.resample(frame) for packet in sound.encode(part)] + sound.encode()
+        if cover and path.suffix == ".mkv":
+            picture_jpg = cv2.imencode(".jpg", picture(0xFFFF))[1].tobytes()
+            file.add_attachment("cover.jpg", "image/jpeg", picture_jpg)
+        elif cover:
+            image = file.add_stream("mjpeg")
+            image.width, image.height, image.pix_fmt = WIDTH, HEIGHT, "yuvj420p"
+            image.disposition = av.stream.Disposition.attached_pic
+            frame = av.VideoFrame.from_ndarray(picture(0xFFFF), format="rgb24")
+            frame.pts = 0
+            packets += image.encode(frame) + image.encode()
+        packets += _copied(whole, file)
+        if second is not None:
+            with av.open(str(second)) as other:
+                packets += _copied(other, file)
+        file.mux(packets)
+    return path
+
+
+def _copied(source: av.container.InputContainer, file: av.container.OutputContainer) -> list[av.Packet]:
+    stream = file.add_stream_from_template(source.streams.video[0])
+    packets = [packet for packet in source.demux(video=0) if packet.dts is not None]
+    for packet in packets:
+        packet.stream = stream
+    return packets
+
+
 def write_opencv(path: Path, num_frames: int, codec: str = "MJPG") -> Path:
     """Write a video by OpenCV, as many recording programs do; with 0 frames, the file has headers only."""
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), 30, (WIDTH, HEIGHT))
@@ -119,6 +211,59 @@ def write_cut(path: Path, source: Path, hidden: int) -> Path:
             if packet.dts is not None:
                 packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, stream
                 file.mux(packet)
+    return path
+
+
+def write_false_keys(path: Path, source: Path) -> Path:
+    """Copy an MP4, MOV or AVI file, and mark each frame as a key frame, as some recording programs do."""
+    data = bytearray(source.read_bytes())
+    if b"stss" in data:
+        data = data.replace(b"stss", b"free")
+    else:
+        index = data.rindex(b"idx1")
+        for entry in range(index + 8, index + 8 + int.from_bytes(data[index + 4 : index + 8], "little"), 16):
+            data[entry + 4] |= 0x10
+    path.write_bytes(data)
+    return path
+
+
+def write_packed(path: Path, source: Path) -> Path:
+    """Copy MPEG-4 with single B-frames as DivX stores it: with the frame before in one packet, then a filler."""
+    picture_start, unused = b"\0\0\1\xb6", b"\0\0\1\xb6\x50\x5f"
+    with av.open(str(source)) as whole, av.open(str(path), "w") as file:
+        stream = file.add_stream_from_template(whole.streams.video[0])
+        parts: list[tuple[bytes, bool]] = []
+        for packet in whole.demux(video=0):
+            part = bytes(packet)
+            if not part:
+                continue
+            place = part.index(picture_start)
+            if not parts:
+                part = part[:place] + b"\0\0\1\xb2DivX503b1393p\0" + part[place:]
+            if part[place + 4] >> 6 == 2:
+                parts[-1:] = [(parts[-1][0] + part, parts[-1][1]), (unused, False)]
+            else:
+                parts.append((part, packet.is_keyframe))
+        for number, (part, is_key) in enumerate(parts):
+            packet = av.Packet(part)
+            packet.stream, packet.pts, packet.dts, packet.is_keyframe = stream, number, number, is_key
+            packet.time_base = 1 / whole.streams.video[0].average_rate
+            file.mux(packet)
+    return path
+
+
+def write_hidden(path: Path, source: Path, numbers: Sequence[int]) -> Path:
+    """Copy VP8, but let these frames not be shown, only be predicted from (RFC 6386, section 9.1: show_frame)."""
+    with av.open(str(source)) as whole, av.open(str(path), "w") as file:
+        stream = file.add_stream_from_template(whole.streams.video[0])
+        for number, packet in enumerate(whole.demux(video=0)):
+            if packet.size:
+                data = bytearray(bytes(packet))
+                data[0] &= 0xFF if number not in numbers else 0xEF
+                copy = av.Packet(bytes(data))
+                copy.stream, copy.pts, copy.dts, copy.is_keyframe = stream, packet.pts, packet.dts, packet.is_keyframe
+                copy.time_base = packet.time_base
+                file.mux(copy)
     return path
 
 

@@ -135,6 +135,7 @@ class FrameCache:
             format=self._format,
             height=height,
             width=width,
+            image_order=video.image_order,
         )
         return Entry(video, transform, contents)
 

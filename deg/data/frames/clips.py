@@ -104,7 +104,7 @@ class _VideoFrames:
 
     def __init__(self, video: VideoInfo, transform: FrameTransform):
         self._transform = transform
-        self._reader = open_video(video.path, frame_count=video.num_frames, threads=1)
+        self._reader = open_video(video.path, frame_count=video.num_frames, image_order=video.image_order)
         if self._reader.info != video:
             self.close()
             raise VideoError(

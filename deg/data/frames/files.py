@@ -29,6 +29,7 @@ import numpy as np
 
 from deg.data.atomic import flush, write_atomically
 from deg.errors import DegError, show_path
+from deg.types import ImageOrder
 
 Format = Literal["raw", "jpeg"]
 
@@ -61,6 +62,7 @@ class Contents:
     height: int
     width: int
     """Height and width of the frames as they are kept, in pixels."""
+    image_order: ImageOrder = "deepethogram"
 
     @property
     def frame_bytes(self) -> int:
@@ -68,7 +70,11 @@ class Contents:
         return self.height * self.width * 3
 
     def to_json(self) -> str:
-        return json.dumps({"version": VERSION, **asdict(self)})
+        """Return the line that an index begins with. DeepEthogram's order of images is left out, as in older ones."""
+        content = asdict(self)
+        if self.image_order == "deepethogram":
+            del content["image_order"]
+        return json.dumps({"version": VERSION, **content})
 
 
 @dataclass(frozen=True)

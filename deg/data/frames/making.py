@@ -88,7 +88,7 @@ class Filling:
         waiting = [entry for entry in entries if not self._is_there(entry)]
         running: dict[Future[bool], tuple[Entry, _Part]] = {}
         slots = max(1, min(self._decoders, len(waiting)))
-        with _decoders(slots, self._decoders // slots) as idle, ThreadPoolExecutor(slots) as pool:
+        with _decoders(slots) as idle, ThreadPoolExecutor(slots) as pool:
             try:
                 while waiting or running:
                     check()
@@ -187,7 +187,7 @@ class Filling:
     def _write(self, entry: Entry, part: _Part, decoder: Decoder) -> bool:
         video, contents = entry.video, entry.contents
         require_unchanged(video)
-        claimed = decoder.probe(video.path).num_frames
+        claimed = decoder.probe(video.path, image_order=video.image_order).num_frames
         with contextlib.closing(FrameWriter(part.folder, contents, before_flush=part.require_own)) as writer:
             blocks = decoder.blocks(
                 video.path,
@@ -197,6 +197,7 @@ class Filling:
                 max(1, min(BLOCK_FRAMES, BLOCK_BYTES // contents.frame_bytes)),
                 # if the two differ, frames were counted by decoding
                 frame_count="claimed" if claimed == contents.num_frames else contents.num_frames,
+                image_order=video.image_order,
             )
             with blocks:
                 for block_THWC in blocks:
@@ -274,11 +275,11 @@ class _Part:
 
 
 @contextlib.contextmanager
-def _decoders(count: int, threads: int) -> Iterator[queue.SimpleQueue[Decoder]]:
+def _decoders(count: int) -> Iterator[queue.SimpleQueue[Decoder]]:
     with contextlib.ExitStack() as stack:
         idle: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
         for _ in range(count):
-            idle.put(stack.enter_context(Decoder(threads=threads)))
+            idle.put(stack.enter_context(Decoder()))
         yield idle
 
 

@@ -3,10 +3,14 @@
 Requests come as lines of JSON on standard input, one at a time. Answers, JSON after its length in four bytes (little
 endian), go to standard output:
 
-    {"do": "probe", "path": ..., "frame_count": ...}        -> {"info": {...}}
-    {"do": "inspect", "path": ...}                          -> {"inspection": {...}}
-    {"do": "frames", "path": ..., "frame_count": ...,
-     "start": 0, "stop": 70, "block": 32, "transform": {}}  -> {"block": [32, H, W, 3]} and as many bytes of uint8; ...
+    {"do": "probe", "path": ..., "image_order": "natural",
+     "frame_count": ...}                                    -> {"info": {...}}
+    {"do": "inspect", "path": ..., "image_order": ...}      -> {"inspection": {...}}
+    {"do": "frames", "path": ..., "image_order": ...,
+     "frame_count": ...,
+     "start": 0, "stop": 70, "block": 32, "transform": {},
+     "keep_damaged": false}                                 -> {"block": [32, H, W, 3], "damaged": [12]} and as many
+                                                               bytes of uint8; ...
                                                                {"end": true}
     any                                                     -> {"error": {...}}          instead of the rest
                                                                {"at": 5120}              a sign of life, at any time
@@ -79,8 +83,9 @@ class Answers:
 class Server:
     """Does requests, and keeps the last video open for the next one."""
 
-    def __init__(self, answers: Answers, threads: int):
-        self._answers, self._threads = answers, threads
+    def __init__(self, answers: Answers):
+        self._answers = answers
+        self._damaged: set[int] = set()
         self._open: VideoReader | None = None
         self._open_as: tuple[Any, ...] = ()
 
@@ -95,16 +100,17 @@ class Server:
             self._answers.say({"error": {"config": str(error)}})
 
     def _probe(self, path: Path, request: dict[str, Any]) -> None:
-        info = self._reader(path, request["frame_count"]).info
+        info = self._reader(path, request).info
         self._answers.say({"info": info_as_dict(info)})
 
     def _inspect(self, path: Path, request: dict[str, Any]) -> None:
-        video = self._reader(path, "claimed")
-        decodable = video.count_decodable()
-        self._answers.say({"inspection": {"info": info_as_dict(video.info), "decodable": decodable}})
+        video = self._reader(path, request)
+        count, damaged = video.survey()
+        self._answers.say({"inspection": {"info": info_as_dict(video.info), "count": count, "damaged": damaged}})
 
     def _frames(self, path: Path, request: dict[str, Any]) -> None:
-        video, transform = self._reader(path, request["frame_count"]), FrameTransform(**request["transform"])
+        video = self._reader(path, request)
+        transform = FrameTransform(**request["transform"])
         start, stop, size = request["start"], request["stop"], request["block"]
         size_HW = transform.output_size(video.info.height, video.info.width)
         spare: Blocks = queue.SimpleQueue()
@@ -115,20 +121,25 @@ class Server:
             block_THWC = spare.get()[: stop - first]
             for position in range(len(block_THWC)):
                 block_THWC[position] = next(frames)
-            self._answers.say({"block": block_THWC.shape}, block_THWC, spare)
+            damaged = [frame for frame in range(first, first + len(block_THWC)) if frame in self._damaged]
+            self._answers.say({"block": block_THWC.shape, "damaged": damaged}, block_THWC, spare)
         for _ in frames:  # none is left, but this checks the end of the video
             pass
         self._answers.say({"end": True})
 
-    def _reader(self, path: Path, frame_count: Any) -> VideoReader:
+    def _reader(self, path: Path, request: dict[str, Any]) -> VideoReader:
         """Return a reader, the last request's if it fits: spans of one video often follow one another."""
         status = require_readable(path)
-        as_what = (path, frame_count, status.st_ino, status.st_size, status.st_mtime_ns)
+        how = {"frame_count": request.get("frame_count", "claimed"), "image_order": request["image_order"]}
+        keep_damaged = request.get("keep_damaged", False)
+        as_what = (path, how, keep_damaged, status.st_ino, status.st_size, status.st_mtime_ns)
         if self._open is None or self._open_as != as_what:
             if self._open is not None:
                 self._open.close()
             self._open = None
-            self._open = open_video(path, frame_count=frame_count, threads=self._threads, on_progress=self._at)
+            self._damaged = set()
+            damaged = self._damaged if keep_damaged else None
+            self._open = open_video(path, **how, damaged=damaged, on_progress=self._at)
             self._open_as = as_what
         return self._open
 
@@ -155,7 +166,7 @@ WARNINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that a child ignores: Ctrl-C and a scheduler's warnings reach all processes of a job; the parent decides."""
 
 
-def main(threads: int, parent: int) -> None:
+def main(parent: int) -> None:
     for warning in WARNINGS:
         signal.signal(warning, signal.SIG_IGN)
     # What a library prints must not get among the answers.
@@ -164,7 +175,7 @@ def main(threads: int, parent: int) -> None:
     cv2.setNumThreads(1)
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=listen, args=(requests, parent), daemon=True).start()
-    server = Server(Answers(answers), threads)
+    server = Server(Answers(answers))
     while True:
         server.answer(json.loads(requests.get()))
 
@@ -183,4 +194,4 @@ def listen(requests: queue.SimpleQueue[bytes], parent: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(int(sys.argv[1]))

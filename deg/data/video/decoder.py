@@ -20,19 +20,21 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
 
+from deg.arithmetic.ranges import ranges_of
 from deg.data.video.child import encode_path
-from deg.data.video.faults import REENCODE
+from deg.data.video.faults import REENCODE, damage
 from deg.data.video.process import ChildProcess, DecoderKilledError
 from deg.data.video.reader import FrameCount
 from deg.data.video.transform import FrameTransform
 from deg.errors import ConfigError, VideoError
-from deg.types import VideoInfo
+from deg.types import ImageOrder, VideoInfo
 from deg.work import available_cores
 
 AHEAD = 3
@@ -62,45 +64,53 @@ class Inspection:
     """Claims of the video; None if it could not be opened."""
     decodable: int
     """Number of frames, from the first on, that can be decoded."""
+    damaged: tuple[range, ...]
+    """Frames that are damaged, in ranges."""
     error: VideoError | None
     """Reason why the video cannot be used as it is; None if it can."""
+    is_complete: bool = True
+    """Whether all frames that it claims are there, damaged or not."""
 
 
 class Decoder:
     """One child process that decodes, started when needed and again after a crash. For use by one thread at a time."""
 
-    def __init__(self, *, timeout: float = 600.0, threads: int = 0):
+    def __init__(self, *, timeout: float = 600.0):
         """Prepare a decoder; its process is started later.
 
-        `timeout`: seconds without a sign of life after which the child is killed. `threads`: number of threads that
-        decode; 0: the decoder chooses, about one for each core.
+        `timeout`: seconds without a sign of life after which the child is killed.
         """
-        self._timeout, self._threads = timeout, threads
+        self._timeout = timeout
         self._child: ChildProcess | None = None
         self._stream: BlockStream | None = None
 
-    def probe(self, path: Path | str, *, frame_count: FrameCount = "claimed") -> VideoInfo:
+    def probe(
+        self, path: Path | str, *, frame_count: FrameCount = "claimed", image_order: ImageOrder = "natural"
+    ) -> VideoInfo:
         """Return what the video states about itself. Raises VideoError if it, or its first frame, cannot be read."""
-        answer = self._ask({"do": "probe", "frame_count": frame_count}, Path(path))
+        answer = self._ask({"do": "probe", "frame_count": frame_count, "image_order": image_order}, Path(path))
         return VideoInfo(path=Path(path), **answer["info"])
 
-    def inspect(self, path: Path | str) -> Inspection:
+    def inspect(self, path: Path | str, *, image_order: ImageOrder = "natural") -> Inspection:
         """Decode the whole video, damaged or not. This raises no VideoError: `error` tells what is wrong."""
         path = Path(path)
         try:
-            answer = self._ask({"do": "inspect"}, path)["inspection"]
+            answer = self._ask({"do": "inspect", "image_order": image_order}, path)["inspection"]
         except VideoError as error:
-            return Inspection(path, None, 0, error)
-        info, decodable = VideoInfo(path=path, **answer["info"]), answer["decodable"]
-        mismatch = None
-        if decodable != info.num_frames:
-            mismatch = VideoError(
+            return Inspection(path, None, 0, (), error, is_complete=False)
+        info, count, damaged = VideoInfo(path=path, **answer["info"]), answer["count"], answer["damaged"]
+        decodable, ranges = damaged[0] if damaged else count, ranges_of(damaged)
+        fault = None
+        if count != info.num_frames:
+            fault = VideoError(
                 path,
                 f"it claims {info.num_frames} frames but {decodable} can be decoded",
                 f"{REENCODE}; or set inference.frame_count=decoded to use the {decodable} frames, with as many labels.",
                 frame=min(decodable, info.num_frames),
             )
-        return Inspection(path, info, decodable, mismatch)
+        elif ranges:
+            fault = damage(path, ranges)
+        return Inspection(path, info, decodable, ranges, fault, count == info.num_frames)
 
     def blocks(
         self,
@@ -111,12 +121,16 @@ class Decoder:
         block_frames: int = 32,
         *,
         frame_count: FrameCount = "claimed",
+        damaged: set[int] | None = None,
+        image_order: ImageOrder = "natural",
         ahead: int = AHEAD,
     ) -> BlockStream:
         """Decode frames [start, stop) into uint8 (T, H, W, 3) RGB arrays of `block_frames`, the last one shorter.
 
-        Decoding begins at once. The next request to this decoder drops the blocks that were not taken yet. Instead of
+        A damaged frame is a VideoError; if `damaged` is given, it is kept, and its number is put into the set. Decoding
+        begins at once. The next request to this decoder drops the blocks that were not taken yet. Instead of
         `frame_count="decoded"`, give the number from `probe`; otherwise the whole video is decoded once more to count.
+        Give `image_order` from `probe`, too.
         """
         if not 0 <= start <= stop or block_frames < 1:
             raise ValueError(
@@ -126,12 +140,14 @@ class Decoder:
             "do": "frames",
             "path": encode_path(path),
             "frame_count": frame_count,
+            "image_order": image_order,
             "start": start,
             "stop": stop,
             "block": block_frames,
             "transform": (transform or FrameTransform()).as_dict(),
+            "keep_damaged": damaged is not None,
         }
-        self._stream = BlockStream(self._idle_child(), Path(path), request, ahead)
+        self._stream = BlockStream(self._idle_child(), Path(path), request, ahead, damaged)
         return self._stream
 
     def close(self) -> None:
@@ -170,15 +186,18 @@ class Decoder:
             self._stream = None
         if self._child is None or not self._child.alive():
             self.close()
-            self._child = ChildProcess(self._timeout, self._threads)
+            self._child = ChildProcess(self._timeout)
         return self._child
 
 
 class BlockStream(Iterator[np.ndarray]):
     """Blocks of frames, decoded ahead. To stop before the end, `close` it: that kills the child; another one starts."""
 
-    def __init__(self, child: ChildProcess, path: Path, request: dict[str, Any], ahead: int):
+    def __init__(
+        self, child: ChildProcess, path: Path, request: dict[str, Any], ahead: int, damaged: set[int] | None = None
+    ):
         self._child, self._path, self._request = child, path, request
+        self._damaged = set() if damaged is None else damaged
         self._waiting: queue.Queue[np.ndarray | Exception | None] = queue.Queue(ahead)
         self._closed = threading.Event()
         self.finished = False
@@ -224,6 +243,7 @@ class BlockStream(Iterator[np.ndarray]):
             self._child.send(self._request)
             while "block" in (answer := self._child.answer(self._path, at)):
                 block_THWC = self._child.read_block(answer["block"], self._path, at)
+                self._damaged.update(answer["damaged"])
                 at += len(block_THWC)
                 if not self._put(block_THWC):
                     return
@@ -251,8 +271,7 @@ class DecoderPool:
     def __init__(self, count: int, *, timeout: float = 600.0, piece_frames: int = PIECE):
         if count < 1 or piece_frames < 1:
             raise ValueError(f"expected a count and piece_frames of at least 1, got {count = }, {piece_frames = }")
-        threads = 0 if count == 1 else 1
-        self._decoders = [Decoder(timeout=timeout, threads=threads) for _ in range(count)]
+        self._decoders = [Decoder(timeout=timeout) for _ in range(count)]
         self._piece_frames = piece_frames
 
     def blocks(
@@ -264,13 +283,15 @@ class DecoderPool:
         block_frames: int = 32,
         *,
         frame_count: FrameCount = "claimed",
+        damaged: set[int] | None = None,
+        image_order: ImageOrder = "natural",
     ) -> Iterator[np.ndarray]:
         """Decode like `Decoder.blocks`. If a decoder is killed, another one continues after the last block taken."""
         kills = 0
         while True:
             try:
                 with contextlib.closing(
-                    self._blocks(path, start, stop, transform, block_frames, frame_count)
+                    self._blocks(path, start, stop, transform, block_frames, frame_count, damaged, image_order)
                 ) as blocks:
                     for block_THWC in blocks:
                         yield block_THWC
@@ -289,10 +310,21 @@ class DecoderPool:
         transform: FrameTransform | None,
         block_frames: int,
         frame_count: FrameCount,
+        damaged: set[int] | None,
+        image_order: ImageOrder,
     ) -> Generator[np.ndarray, None, None]:
         if len(self._decoders) == 1:
             decoder = self._decoders[0]
-            yield from decoder.blocks(path, start, stop, transform, block_frames, frame_count=frame_count)
+            yield from decoder.blocks(
+                path,
+                start,
+                stop,
+                transform,
+                block_frames,
+                frame_count=frame_count,
+                damaged=damaged,
+                image_order=image_order,
+            )
             return
         piece_blocks = -(-self._piece_frames // block_frames)
         pieces = iter(range(start, stop, piece_blocks * block_frames))
@@ -302,7 +334,15 @@ class DecoderPool:
                 while idle and (first := next(pieces, None)) is not None:
                     decoder, last = idle.popleft(), min(first + piece_blocks * block_frames, stop)
                     stream = decoder.blocks(
-                        path, first, last, transform, block_frames, frame_count=frame_count, ahead=piece_blocks
+                        path,
+                        first,
+                        last,
+                        transform,
+                        block_frames,
+                        frame_count=frame_count,
+                        damaged=damaged,
+                        image_order=image_order,
+                        ahead=piece_blocks,
                     )
                     busy.append((decoder, stream))
                 if not busy:
@@ -328,22 +368,28 @@ class DecoderPool:
 
 
 def probe_all(
-    paths: Iterable[Path | str], *, processes: int | None = None, frame_count: FrameCount = "claimed"
+    paths: Iterable[Path | str],
+    *,
+    processes: int | None = None,
+    frame_count: FrameCount = "claimed",
+    image_order: ImageOrder = "natural",
 ) -> list[VideoInfo | VideoError]:
     """Do `Decoder.probe` for many videos, in the order given. A fault of one video does not stop the others."""
 
     def probe(decoder: Decoder, path: Path | str) -> VideoInfo | VideoError:
         try:
-            return decoder.probe(path, frame_count=frame_count)
+            return decoder.probe(path, frame_count=frame_count, image_order=image_order)
         except VideoError as error:
             return error
 
     return _with_decoders(probe, paths, processes)
 
 
-def inspect_all(paths: Iterable[Path | str], *, processes: int | None = None) -> list[Inspection]:
+def inspect_all(
+    paths: Iterable[Path | str], *, processes: int | None = None, image_order: ImageOrder = "natural"
+) -> list[Inspection]:
     """Do `Decoder.inspect` for many videos, in the order given."""
-    return _with_decoders(Decoder.inspect, paths, processes)
+    return _with_decoders(partial(Decoder.inspect, image_order=image_order), paths, processes)
 
 
 def _with_decoders(
@@ -355,7 +401,7 @@ def _with_decoders(
     with contextlib.ExitStack() as stack:
         idle: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
         for _ in range(processes):
-            idle.put(stack.enter_context(Decoder(threads=1)))
+            idle.put(stack.enter_context(Decoder()))
 
         def with_decoder(path: Path | str) -> Result:
             decoder = idle.get()

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from abc import abstractmethod
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from deg.data.video.image_names import IMAGE_SUFFIXES, images_of
 from deg.data.video.reader import Transform, VideoReader, require_size
 from deg.errors import VideoError, show_path
-from deg.types import VideoInfo
+from deg.types import ImageOrder, VideoInfo
 
-IMAGE_SUFFIXES = (".bmp", ".jpg", ".png", ".jpeg", ".tiff", ".tif")
-"""Endings of image files, lower case only as in DeepEthogram: a folder must have the same frames in both programs."""
 DATASET = "frame"
 
 
@@ -54,34 +53,38 @@ class StillReader(VideoReader):
         require_size(self.info, index, image.shape, self._name(index))
         return image
 
-    def count_decodable(self) -> int:
+    def survey(self) -> tuple[int, list[int]]:
+        damaged = []
         for index in range(self.info.num_frames):
             try:
                 self._checked(index)
             except VideoError:
-                return index
-        return self.info.num_frames
+                damaged.append(index)
+        return self.info.num_frames, damaged
 
 
 class FolderReader(StillReader):
-    """A folder of image files, in the order of their names."""
+    """A folder of image files, in the order of the numbers in their names, or in DeepEthogram's."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, order: ImageOrder = "natural"):
         try:
-            with os.scandir(path) as entries:
-                images = sorted((entry.name, entry.stat().st_size) for entry in entries if is_image(entry.name))
+            files = [file.name for file in path.iterdir()]
+            names = images_of(files, order)
+            size_bytes = sum((path / name).stat().st_size for name in names)
         except OSError as error:
             raise VideoError(
                 path, f"the folder cannot be listed ({error.strerror})", "Check its permissions and links."
             ) from error
-        if not images:
+        if not names:
+            case = "" if order == "natural" else " (lower case, because of project.image_order=deepethogram)"
             raise VideoError(
                 path,
                 "the folder holds no images",
-                f"Expected files ending in {' '.join(IMAGE_SUFFIXES)} (lower case), one for each frame.",
+                f"Expected files ending in {' '.join(IMAGE_SUFFIXES)}{case}, one for each frame.",
             )
-        self._folder, self._names = path, [name for name, _ in images]
-        self.info = self._measure(path, len(images), sum(size for _, size in images))
+        self._folder, self._names = path, names
+        info = self._measure(path, len(names), size_bytes)
+        self.info = info if names == images_of(files, "deepethogram") else replace(info, image_order="natural")
 
     def _name(self, index: int) -> str:
         return show_path(self._names[index])
@@ -154,8 +157,3 @@ class HDF5Reader(StillReader):
 
     def close(self) -> None:
         self._file.close()
-
-
-def is_image(name: str) -> bool:
-    """Whether a file of this name counts as a frame of a folder of images."""
-    return name.endswith(IMAGE_SUFFIXES)

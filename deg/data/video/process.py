@@ -48,11 +48,11 @@ def _born_deaf() -> Iterator[None]:
 class ChildProcess:
     """The child process, its two pipes, and what its silence or death means."""
 
-    def __init__(self, timeout: float, threads: int):
+    def __init__(self, timeout: float):
         self._timeout = timeout
-        # The libraries' own complaints are kept off the terminal; our messages say the same in plain words.
-        quiet = {"OPENCV_LOG_LEVEL": "SILENT", "OPENCV_FFMPEG_LOGLEVEL": "-8"}
-        command = [sys.executable, "-P", "-m", "deg.data.video.child", str(threads), str(os.getpid())]
+        # the libraries' own complaints are kept off the terminal; our messages say the same in plain words
+        quiet = {"OPENCV_LOG_LEVEL": "SILENT"}
+        command = [sys.executable, "-P", "-m", "deg.data.video.child", str(os.getpid())]
         with _born_deaf():
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env={**os.environ, **quiet}

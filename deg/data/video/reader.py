@@ -56,8 +56,13 @@ class VideoReader(ABC):
     def _frame(self, index: int, transform: Transform | None) -> np.ndarray: ...
 
     @abstractmethod
+    def survey(self) -> tuple[int, list[int]]:
+        """Decode everything; return the number of frames, whatever is claimed, and which of them are damaged."""
+
     def count_decodable(self) -> int:
         """Count the frames, from the first on, that can be decoded, whatever is claimed. Decodes everything."""
+        count, damaged = self.survey()
+        return damaged[0] if damaged else count
 
     def close(self) -> None:  # noqa: B027 - most readers hold nothing
         """Release what the reader holds. Harmless if done twice."""

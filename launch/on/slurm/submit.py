@@ -191,7 +191,9 @@ def _elements(submission: Submission, request: StageRequest, planned: StageRepor
 def _units_of_all(submission: Submission, request: StageRequest) -> int:
     """Count the units of an inference of all recordings."""
     records = {key: record.video for key, record in request.project.records.items() if record.video is not None}
-    answers = dict(zip(records, probe_all(records.values()), strict=True))
+    answers = dict(
+        zip(records, probe_all(records.values(), image_order=request.config.project.image_order), strict=True)
+    )
     units = plan_units(
         {key: answer.num_frames for key, answer in answers.items() if not isinstance(answer, VideoError)},
         devices=submission.cluster.jobs,

@@ -9,16 +9,20 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from image_folders import write_unpadded
 from scenes.project import add_weights, make_project
 from tracks import write_keypoints
+from videos import write_images
 
 from deg.arithmetic.units import GRAIN
 from deg.data.results import write_group
+from deg.data.sequence_input import describe_mark
 from deg.errors import ConfigError, ProjectError
 from deg.options.load import load_config
 from deg.plan.infer import choose_records, prepare
 from deg.projects.project import open_project
 from deg.runs.merge import wanted_mark
+from deg.runs.plans import InferencePlan
 
 LENGTHS = {"mouse_1": 40, "mouse_2": 600}
 
@@ -238,6 +242,60 @@ def test_features_of_another_version_of_the_video_are_not_used(folder):
     os.utime(folder / "DATA/mouse_1/mouse_1.mp4", ns=(1, 1))
     found = plan(folder, stage="sequence")
     assert "another version of mouse_1.mp4" in found.failed["mouse_1"] and list(found.plan.videos) == ["mouse_2"]
+
+
+# ---------------------------------------------------------------------------------------------------- images
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A project of two folders of images: `padded` has one order of frames, `unpadded` has another in DeepEthogram."""
+    lab = make_project(tmp_path / "lab", {"mouse": 1})
+    (lab / "DATA/padded").mkdir()
+    (lab / "DATA/unpadded").mkdir()
+    write_images(lab / "DATA/padded/images", 12)
+    write_unpadded(lab / "DATA/unpadded/images", 12)
+    return lab
+
+
+def keys_of(prepared) -> list[str]:
+    return list(prepared.plan.videos) if prepared.plan else []
+
+
+def test_a_plan_says_which_rule_gives_the_frames(images):
+    orders = {key: video.image_order for key, video in plan(images).plan.videos.items()}
+    assert orders == {"mouse": "deepethogram", "padded": "deepethogram", "unpadded": "natural"}
+    assert InferencePlan.from_json(plan(images).plan.to_json()).videos == plan(images).plan.videos
+
+
+def test_images_that_deepethogram_takes_otherwise_are_said(images):
+    (notice,) = [notice for notice in plan(images).notices if "image_order" in notice]
+    assert "`unpadded`" in notice and "`padded`" not in notice
+    assert not any("image_order" in notice for notice in plan(images, "project.image_order=deepethogram").notices)
+
+
+def test_results_of_another_order_of_images_are_not_taken(images):
+    finish(plan(images, "project.image_order=deepethogram"))
+    assert keys_of(plan(images, "project.image_order=deepethogram")) == []
+    finish(again := plan(images))
+    assert keys_of(again) == ["unpadded"]
+    assert keys_of(plan(images)) == []
+    assert keys_of(plan(images, "project.image_order=deepethogram")) == ["unpadded"]
+
+
+def test_results_made_before_images_had_an_order_last(images):
+    finish(plan(images, "project.image_order=deepethogram"))
+    for recording in ("padded", "mouse"):
+        (outputs,) = (images / "DATA" / recording).glob("*_outputs.h5")
+        assert "image_order" not in describe_mark(outputs, "resnet18")
+
+
+def test_sequence_results_follow_the_order_of_images(images):
+    finish(plan(images, "project.image_order=deepethogram"))
+    finish(plan(images, stage="sequence"), columns=("logits", "P"))
+    assert keys_of(plan(images, stage="sequence")) == []
+    finish(plan(images))
+    assert keys_of(plan(images, stage="sequence")) == ["unpadded"]
 
 
 # ---------------------------------------------------------------------------------------------------- keypoints

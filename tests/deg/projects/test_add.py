@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import videos
 import yaml
 
 from deg.data.labels import read_labels
@@ -160,6 +161,43 @@ def test_a_folder_of_images(project, tmp_path):
     assert len(list(record.video.iterdir())) == 3
 
 
+@pytest.fixture
+def unpadded(tmp_path):
+    """A folder of images img1.png to img10.png and img11.PNG."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in (*(f"img{i}.png" for i in range(1, 11)), "img11.PNG"):
+        cv2.imwrite(str(folder / name), rng.integers(0, 256, (20, 30, 3), dtype=np.uint8))
+    return folder
+
+
+def test_images_that_deepethogram_takes_otherwise_are_told(project, unpadded, caplog):
+    record = add_recording(project, unpadded)
+    (message,) = caplog.messages
+    assert str(record.video) in message and "takes img10.png before img9.png" in message
+    assert "does not see 1 of the 11 images" in message and "image_order: deepethogram" in message
+
+
+def test_nothing_is_told_where_deepethograms_images_are_kept(project, unpadded, caplog):
+    add_recording(project, unpadded, image_order="deepethogram")
+    assert caplog.messages == []
+
+
+def test_labels_must_be_of_the_images_that_count(project, unpadded, tmp_path):
+    (tmp_path / "ten.csv").write_text(",groom,rear\n" + "".join(f"{i},1,0\n" for i in range(10)))
+    with pytest.raises(LabelError, match="10"):
+        add_recording(project, unpadded, tmp_path / "ten.csv")
+    assert add_recording(project, unpadded, tmp_path / "ten.csv", image_order="deepethogram").labels is not None
+
+
+def test_a_video_that_deepethogram_does_not_see_is_added_and_told(project, tmp_path, caplog):
+    record = add_recording(project, videos.write_video(tmp_path / "m.mkv", 12))
+    assert record.video == project.data_path / "m/m.mkv" and record == open_project(project.path).records["m"]
+    (message,) = caplog.messages
+    assert "DeepEthogram sees only .avi, .mp4, .h5, .mov" in message and "`ffmpeg -i m.mkv -c copy m.mp4`" in message
+
+
 @pytest.mark.parametrize("name", ["overflow.avi", "m_output.avi", "labelled.avi", "myLabel.avi", "score.avi"])
 def test_names_by_which_the_video_would_be_lost_are_refused(project, video, name):
     with pytest.raises(VideoError, match="its name contains"):
@@ -167,9 +205,9 @@ def test_names_by_which_the_video_would_be_lost_are_refused(project, video, name
 
 
 def test_other_names_that_are_not_allowed(project, tmp_path, video):
-    (tmp_path / "m.mkv").touch()
-    with pytest.raises(VideoError, match=r"found `\.mkv`"):
-        add_recording(project, tmp_path / "m.mkv")
+    (tmp_path / "m.gif").touch()
+    with pytest.raises(VideoError, match=r"expected \.avi, .*\.mkv.* found `\.gif`"):
+        add_recording(project, tmp_path / "m.gif")
     with pytest.raises(VideoError, match="does not exist"):
         add_recording(project, tmp_path / "gone.mp4")
     with pytest.raises(VideoError, match="begins with a dot"):

@@ -11,7 +11,9 @@ import cv2
 import h5py
 import numpy as np
 import pytest
+import videos
 import yaml
+from image_folders import write_unpadded
 
 from deg.data.labels import write_labels
 from deg.options.load import load_config
@@ -113,6 +115,40 @@ def test_the_original_project(shared_data):
 
 
 # ---- videos
+
+
+def test_a_video_that_deepethogram_does_not_see(folder):
+    (folder / "DATA/a/a.avi").unlink()
+    videos.write_video(folder / "DATA/a/a.mkv", FRAMES)
+    report = check(folder)
+    message = the_only(told(report))
+    assert message.startswith("a warning: ") and "ffmpeg -i a.mkv -c copy a.mp4" in message
+    assert report.ok and (report.recordings[0].video, report.recordings[0].frames) == ("a.mkv", FRAMES)
+
+
+def test_a_video_of_another_container_is_not_used_beside_one_that_deepethogram_sees(folder):
+    videos.write_video(folder / "DATA/a/a.mkv", FRAMES)
+    report = check(folder)
+    assert "2 videos (a.avi, a.mkv): a.avi is used" in the_only(told(report))
+    assert report.recordings[0].video == "a.avi"
+
+
+def test_images_that_deepethogram_takes_otherwise(folder):
+    (folder / "DATA/a/a.avi").unlink()
+    write_unpadded(folder / "DATA/a/images", FRAMES)
+    message = the_only(told(check(folder)))
+    assert message.startswith("a warning: ") and "takes img10.png before img9.png" in message
+    assert "image_order: deepethogram" in message
+    assert told(check(folder, "project.image_order=deepethogram")) == []
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_images_with_endings_in_capitals_count_unless_deepethograms_are_kept(folder, deep):
+    (folder / "DATA/a/a.avi").unlink()
+    images = write_unpadded(folder / "DATA/a/images", FRAMES)
+    (images / "img3.png").rename(images / "img3.PNG")
+    assert check(folder, deep=deep).recordings[0].frames == FRAMES
+    assert check(folder, "project.image_order=deepethogram", deep=deep).recordings[0].frames == FRAMES - 1
 
 
 def test_a_video_that_cannot_be_opened(folder):

@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deg.projects.inventory import (
+    OTHER_EXTENSIONS,
     choose,
     discover,
     find_files,
+    find_unseen,
     read_record,
     record_listing,
     warnings,
@@ -175,3 +177,75 @@ def test_labels_that_nobody_can_read_are_told(folder):
 def test_results_of_another_video_are_told(folder):
     (message,) = messages(folder("m.mp4", "old_outputs.h5"))
     assert "old_outputs.h5" in message and "m_outputs.h5" in message
+
+
+# ---- videos that DeepEthogram does not see
+
+
+def test_where_deepethogram_sees_no_video_another_container_is_taken(folder):
+    wrong = []
+    for extension in OTHER_EXTENSIONS:
+        for name in (f"m{extension}", f"m{extension.upper()}"):
+            found = name_of(read_record(folder(name, "m_labels.csv", key=name)).video)
+            if found != name:
+                wrong.append(f"{name}: {found}")
+    assert not wrong, "\n".join(wrong)
+
+
+SEEN = [
+    (["a.mkv", "b.mp4"], "b.mp4"),
+    (["a.mkv", "b.MOV"], "b.MOV"),
+    (["a.mkv", "frames/"], "frames"),
+    (["a.mkv", "notes/"], "notes"),
+    (["b.webm", "a.ts"], "a.ts"),
+    (["overflow.mkv"], None),
+    (["overflow.mp4", "a.mkv"], "a.mkv"),
+    ([".a.mkv.99.part", "b.mkv"], "b.mkv"),
+    (["a.mkv/"], "a.mkv"),
+]
+"""Files, and the video: DeepEthogram's choice, or one that it does not see if it has none."""
+
+
+@pytest.mark.parametrize(("names", "video"), SEEN, ids=lambda value: str(value))
+def test_what_deepethogram_sees_is_chosen_first(folder, names, video):
+    assert name_of(read_record(folder(*names)).video) == video
+
+
+@given(st.sets(st.sampled_from([f"{stem}{end}" for stem in "ab" for end in (".avi", ".mp4", ".mov", ".h5", ".MP4")])))
+def test_files_of_other_containers_never_change_deepethograms_choice(tmp_path_factory, names):
+    folder = tmp_path_factory.mktemp("mouse")
+    for name in names:
+        (folder / name).touch()
+    alone = read_record(folder)
+    for extension in OTHER_EXTENSIONS:
+        (folder / f"aa{extension}").touch()
+    together = read_record(folder)
+    assert together == alone if names else together.video in find_unseen(folder)
+
+
+def test_record_yaml_does_not_name_videos_that_deepethogram_does_not_see(folder):
+    assert record_listing(folder("m.mkv"))["rgb"] == {"all": [], "default": []}
+
+
+def test_a_video_that_deepethogram_does_not_see_is_told_with_the_command_that_helps(folder):
+    (message,) = messages(folder("the mouse.mkv"))
+    assert message.startswith("warning: ") and "DeepEthogram sees only .avi, .mp4, .h5, .mov" in message
+    assert "`ffmpeg -i 'the mouse.mkv' -c copy 'the mouse.mp4'`" in message
+
+
+def test_a_video_that_is_not_used_beside_one_that_is_seen_is_told(folder):
+    (message,) = messages(folder("m.mkv", "m.mp4"))
+    assert "2 videos (m.mkv, m.mp4): m.mp4 is used" in message
+
+
+def test_another_container_hidden_by_its_name_is_told(folder):
+    (message,) = messages(folder("overflow.mkv"))
+    assert message.startswith("error: ") and "overflow.mkv" in message and "`flow`" in message
+
+
+def test_images_that_deepethogram_takes_otherwise_are_told_unless_its_order_is_kept(folder):
+    record = read_record(folder("images/", "images/img1.png", "images/img2.png", "images/img10.PNG"))
+    (issue,) = warnings(record)
+    assert issue.severity == "warning" and "project_config.yaml" in issue.message
+    assert "does not see 1 of the 3 images" in issue.message and "img10.PNG" in issue.message
+    assert warnings(record, "deepethogram") == []

@@ -22,8 +22,13 @@ def test_a_recorded_plan_of_an_inference_comes_back_byte_for_byte(name):
 
 
 @pytest.mark.parametrize("name", TRAININGS)
-def test_a_recorded_plan_of_a_training_comes_back_byte_for_byte(name):
-    assert TrainingPlan.from_json(RECORDED[name]).to_json() == RECORDED[name]
+def test_a_recorded_plan_of_a_training_comes_back_byte_for_byte_but_for_new_options(name):
+    plan, recorded = (json.loads(text) for text in (TrainingPlan.from_json(RECORDED[name]).to_json(), RECORDED[name]))
+    for section, options in recorded["config"].items():
+        if isinstance(options, dict):
+            written = plan["config"][section]
+            plan["config"][section] = {key: value for key, value in written.items() if key in options}
+    assert json.dumps(plan) == RECORDED[name]
 
 
 @pytest.mark.parametrize("name", INFERENCES)

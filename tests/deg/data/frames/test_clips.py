@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from image_folders import write_unpadded
 from videos import OPEN_GOP, numbers_in, write_images, write_opencv, write_video
 
 from deg.arithmetic.windows import BEFORE, WINDOW
@@ -30,7 +31,8 @@ SMALL = FrameTransform(resize=(32, 40))
 def decoded(video: VideoInfo, transform: FrameTransform) -> np.ndarray:
     """Return the video as inference decodes it."""
     with Decoder() as decoder:
-        return np.concatenate(list(decoder.blocks(video.path, 0, video.num_frames, transform)))
+        order = video.image_order
+        return np.concatenate(list(decoder.blocks(video.path, 0, video.num_frames, transform, image_order=order)))
 
 
 def expected(frames_THWC: np.ndarray, frame: int) -> np.ndarray:
@@ -51,6 +53,13 @@ def open_clips(request, tmp_path):
         return Clips(videos, transform, MEAN, cache)
 
     return make
+
+
+@pytest.mark.parametrize("image_order", ["natural", "deepethogram"])
+def test_clips_of_images_are_in_their_order(tmp_path, open_clips, image_order):
+    video = probe(write_unpadded(tmp_path / "images", 12), image_order=image_order)
+    assert video.image_order == image_order
+    assert np.array_equal(open_clips({"a": video}).clip("a", 5), expected(decoded(video, SMALL), 5))
 
 
 @pytest.mark.slow

@@ -119,13 +119,22 @@ def test_blocks_are_flushed_when_they_are_large_or_old(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "other", [{"size_bytes": 1001}, {"mtime_ns": 2}, {"num_frames": 22}, {"transform": {}}, {"video": "/b.mp4"}]
+    "other",
+    [
+        *({"size_bytes": 1001}, {"mtime_ns": 2}, {"num_frames": 22}, {"transform": {}}, {"video": "/b.mp4"}),
+        {"image_order": "natural"},
+    ],
 )
 def test_frames_of_something_else_are_not_taken(tmp_path, other):
     write(tmp_path, contents_of())
     assert is_whole(tmp_path, contents_of()) and not is_whole(tmp_path, contents_of(**other))
     with pytest.raises(CacheError, match=r"Run the same command again"):
         CachedFrames(tmp_path, contents_of(**other))
+
+
+def test_frames_kept_before_images_had_an_order_are_taken():
+    assert "image_order" not in contents_of().to_json()
+    assert "image_order" in contents_of(image_order="natural").to_json()
 
 
 def test_an_unfinished_folder_is_not_whole(tmp_path):

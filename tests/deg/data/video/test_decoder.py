@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import videos
+from image_folders import write_unpadded
 from videos import numbers_in
 
 from deg.data.video.decoder import Decoder, DecoderPool, inspect_all, probe_all
@@ -60,6 +61,22 @@ def wait_until(condition, seconds=10.0):
 
 
 # The frames themselves
+
+
+@pytest.mark.parametrize(
+    ("image_order", "numbers"), [("natural", list(range(12))), ("deepethogram", [0, 1, 10, 11, *range(2, 10)])]
+)
+def test_images_are_decoded_in_the_order_asked_for(tmp_path, decoder, image_order, numbers):
+    folder = write_unpadded(tmp_path / "images", 12)
+    info = decoder.probe(folder, image_order=image_order)
+    assert info == probe(folder, image_order=image_order) and info.image_order == image_order
+    assert probe_all([folder], image_order=image_order) == [info]
+    assert inspect_all([folder], image_order=image_order)[0].info == info
+    assert videos.numbers_in(all_frames(decoder.blocks(folder, 0, 12, image_order=image_order))) == numbers
+    for count in (1, 2):
+        with DecoderPool(count, piece_frames=4) as pool:
+            blocks = pool.blocks(folder, 0, 12, block_frames=2, image_order=image_order)
+            assert videos.numbers_in(all_frames(blocks)) == numbers
 
 
 def test_probe_is_that_of_this_process(decoder, mouse):
