@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -224,6 +225,7 @@ def test_a_reader_sees_the_former_file_or_the_new_one(path):
         while not over.is_set():
             seen.add(read_mark(path, "resnet18").frames)
             verify_group(path, "resnet18", 50)
+            time.sleep(0.001)  # on one core, the writer would hardly ever get h5py's lock
 
     reader = threading.Thread(target=look)
     reader.start()
