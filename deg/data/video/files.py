@@ -153,9 +153,8 @@ class FileReader(VideoReader):
         if self._contents.tells_order is not None:
             return self._contents.tells_order
         try:
-            frames = Run(self._name, self._table, self._first_key, on_progress=self._on_progress)
-            with closing(frames):
-                for _ in itertools.islice(frames.frames(), TRIAL):
+            with closing(self._run_from(self._first_key)) as run:
+                for _ in itertools.islice(run.frames(), TRIAL):
                     pass
         except DisorderError:
             return False
@@ -235,32 +234,31 @@ class FileReader(VideoReader):
         if self._counts or self._complained:
             return False
         self._end_run()
-        with closing(Run(self._name, self._table, self._first_key, counts=True, on_progress=self._on_progress)) as run:
-            count = 0
-            for frame in run.frames():
-                if not frame.is_whole:
-                    break
-                count += 1
+        with closing(self._run_from(self._first_key, counts=True)) as run:
+            count = sum(1 for _ in itertools.takewhile(lambda frame: frame.is_whole, run.frames()))
         self._counts = count == self._table.num_shown
         self._complained = not self._counts
         return self._counts
 
     def _begin(self, key: int) -> None:
-        """Begin a run at a key packet."""
+        """Begin to read from a key packet."""
         self._end_run()
+        self._run = self._run_from(key, counts=self._counts)
+        self._frames_of_run = self._run.frames()
+
+    def _run_from(self, key: int, *, counts: bool = False) -> Run:
         try:
-            self._run = Run(
+            return Run(
                 self._name,
                 self._table,
                 key,
                 hidden=self._hidden,
-                counts=self._counts,
+                counts=counts,
                 marks_keys=self._marks_keys,
                 on_progress=self._on_progress,
             )
         except (av.FFmpegError, NoPicturesError) as error:
             raise unopened(self._path, error) from error
-        self._frames_of_run = self._run.frames()
 
     def _note_complaints(self) -> None:
         """Note if the decoder has complained. After a seek it does so about what it missed, too."""
