@@ -21,7 +21,8 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,6 +53,9 @@ class Engine(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """Return what the numbers depend on that only the device knows, such as the precision."""
+
+    def expect(self, spans: Sequence[Span]) -> None:
+        """Prepare for these spans, which will be asked for next, in this order; others are not expected any more."""
 
     def run_span(self, span: Span) -> Iterator[Rows]:
         """Yield consecutive rows of all columns for the span. Raises DegError if its recording is at fault."""
@@ -117,34 +121,59 @@ def _do_span(group: h5py.Group, span: Span, engine: Engine, stop: StopFlag, tell
         group.attrs["error"] = str(error)
 
 
-def units_from_input(plan: InferencePlan | TrainingPlan, stop: StopFlag) -> Iterator[Unit]:
-    """Return an iterator over units as their numbers come in, up to an empty line.
+class UnitsToDo:
+    """Units in the order in which they are to be done. More may come in while the first ones are being done."""
 
-    If the input ends before that line, the process ends. A thread watches for this from now on, also while networks
-    are being loaded.
-    """
-    lines: queue.Queue[str] = queue.Queue()
+    def __init__(self, plan: InferencePlan | TrainingPlan, stop: StopFlag):
+        self._plan, self._stop = plan, stop
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._known: deque[str] = deque()
 
-    def read() -> None:
+    @classmethod
+    def named(cls, plan: InferencePlan | TrainingPlan, stop: StopFlag, names: Sequence[str]) -> UnitsToDo:
+        """Return these units. Raises RunError if the plan does not have them all."""
+        units = cls(plan, stop)
+        for name in names:
+            unit_named(plan, name)
+        units._known.extend([*names, ""])
+        return units
+
+    @classmethod
+    def from_input(cls, plan: InferencePlan | TrainingPlan, stop: StopFlag) -> UnitsToDo:
+        """Return the units whose numbers come in, up to an empty line.
+
+        If the input ends before that line, the process ends. A thread watches for this from now on, also while
+        networks are being loaded.
+        """
+        units = cls(plan, stop)
+        threading.Thread(target=units._read, daemon=True).start()
+        return units
+
+    def _read(self) -> None:
         for line in sys.stdin:
-            lines.put(line.strip())
+            self._lines.put(line.strip())
             if not line.strip():
                 return
         os._exit(STOPPED)  # the launcher was killed; the next process that does the unit removes a partial result
 
-    def units() -> Iterator[Unit]:
-        while True:
-            stop.check()
-            try:
-                line = lines.get(timeout=0.5)
-            except queue.Empty:
-                continue
-            if not line:
-                return
-            yield unit_named(plan, line)
+    def __iter__(self) -> Iterator[Unit]:
+        while (line := self._next()) != "":
+            yield unit_named(self._plan, line)
 
-    threading.Thread(target=read, daemon=True).start()
-    return units()
+    def _next(self) -> str:
+        while True:
+            self._stop.check()
+            if self._known:
+                return self._known.popleft()
+            with suppress(queue.Empty):
+                self._known.append(self._lines.get(timeout=0.5))
+
+    def known(self) -> list[Unit]:
+        """Return the units that come next, as far as they are known already."""
+        with suppress(queue.Empty):
+            while True:
+                self._known.append(self._lines.get_nowait())
+        return [unit_named(self._plan, line) for line in self._known if line]
 
 
 def unit_named(plan: InferencePlan | TrainingPlan, number: str) -> Unit:
@@ -165,8 +194,15 @@ def make_engine(plan: InferencePlan) -> Engine:
     return SequenceSpans(plan, choose_device())
 
 
-def main(arguments: Sequence[str] | None = None, stop: StopFlag | None = None) -> int:
-    """Do what the arguments say; return the exit status. `stop`: the flag of a caller that handles signals itself."""
+def main(
+    arguments: Sequence[str] | None = None,
+    stop: StopFlag | None = None,
+    begins: Callable[[int], None] = lambda unit: None,
+) -> int:
+    """Do what the arguments say; return the exit status.
+
+    `stop`: the flag of a caller that handles signals itself. `begins` is told each unit before it is done.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     if len(arguments) < 2:
         sys.stderr.write(f"{__doc__}\n")
@@ -180,11 +216,11 @@ def main(arguments: Sequence[str] | None = None, stop: StopFlag | None = None) -
     try:
         plan = open_run(run).plan
         served = arguments[1] == "-"
-        chosen = units_from_input(plan, stop) if served else iter([unit_named(plan, name) for name in arguments[1:]])
+        units = UnitsToDo.from_input(plan, stop) if served else UnitsToDo.named(plan, stop, arguments[1:])
         if isinstance(plan, TrainingPlan):
-            all_done = _train(run, plan, chosen, stop, tell)
+            all_done = _train(run, plan, units, stop, tell, begins)
         else:
-            all_done = _infer(run, plan, chosen, stop, tell)
+            all_done = _infer(run, plan, units, stop, tell, begins)
     except Stopped:
         return STOPPED
     except DegError as error:
@@ -196,7 +232,9 @@ def main(arguments: Sequence[str] | None = None, stop: StopFlag | None = None) -
     return 0 if all_done or served else 1  # a launcher that sends unit numbers has heard about each failure already
 
 
-def _train(run: RunDir, plan: TrainingPlan, units: Iterator[Unit], stop: StopFlag, tell: Teller) -> bool:
+def _train(
+    run: RunDir, plan: TrainingPlan, units: UnitsToDo, stop: StopFlag, tell: Teller, begins: Callable[[int], None]
+) -> bool:
     """Do phases as one of the ranks that train together. Any error ends the training."""
     stop_without_launcher(stop)
     with collector_paused():
@@ -204,6 +242,7 @@ def _train(run: RunDir, plan: TrainingPlan, units: Iterator[Unit], stop: StopFla
         from deg.train.ranks import Ranks
 
     for unit in units:
+        begins(unit.index)
         folder = run.unit_folder(unit.index)
         folder.mkdir(parents=True, exist_ok=True)
         state, first = steps_done(folder / "state"), Ranks.from_environment().is_first
@@ -213,16 +252,34 @@ def _train(run: RunDir, plan: TrainingPlan, units: Iterator[Unit], stop: StopFla
     return True
 
 
-def _infer(run: RunDir, plan: InferencePlan, units: Iterator[Unit], stop: StopFlag, tell: Teller) -> bool:
-    """Do units, and record the error of each that fails. Return whether all are done."""
+def _infer(
+    run: RunDir, plan: InferencePlan, units: UnitsToDo, stop: StopFlag, tell: Teller, begins: Callable[[int], None]
+) -> bool:
+    """Make the engine and do units with it. Return whether all are done."""
     engine = make_engine(plan)
     tell.say("ready", **engine.describe())
-    all_done = True
     try:
-        for unit in units:
-            all_done &= _do_unit(run, plan, unit, engine, stop, tell)
+        return do_units(run, plan, units, engine, stop, tell, begins)
     finally:
         engine.close()
+
+
+def do_units(
+    run: RunDir,
+    plan: InferencePlan,
+    units: UnitsToDo,
+    engine: Engine,
+    stop: StopFlag,
+    tell: Teller,
+    begins: Callable[[int], None] = lambda unit: None,
+) -> bool:
+    """Do units of inference, and record the error of each that fails. Return whether all are done."""
+    all_done = True
+    for unit in units:
+        begins(unit.index)
+        undone = [one for one in (unit, *units.known()[:1]) if not run.result_file(one.index).exists()]
+        engine.expect([span for one in undone for span in one.spans])
+        all_done &= _do_unit(run, plan, unit, engine, stop, tell)
     return all_done
 
 

@@ -156,6 +156,11 @@ class log_to:
         self._handler.close()
 
 
+CORES = "DEG_CORES"
+"""Environment variable with the number of CPU cores that a launcher has given to a process, which may see more."""
+
+
 def available_cores() -> int:
-    """Return how many CPU cores this process may use. A scheduler may have bound it to fewer than the machine has."""
-    return len(os.sched_getaffinity(0))
+    """Return how many CPU cores this process may use: its launcher's share, or those that it is bound to."""
+    bound, share = len(os.sched_getaffinity(0)), os.environ.get(CORES, "")
+    return min(bound, max(int(share), 1)) if share.isdecimal() else bound

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from deg.work import available_cores
+from deg.work import CORES, available_cores
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ def devices(wanted: int | str) -> list[Device]:
     """
     gpus = visible_gpus()
     count = max(len(gpus), 1) if wanted == "auto" else int(wanted)
-    threads = max(available_cores() // count, 1)
+    cores = str(max(available_cores() // count, 1))
     shares = []
     for index in range(count):
-        environment = {"OMP_NUM_THREADS": str(threads)}
+        environment = {"OMP_NUM_THREADS": cores, CORES: cores}
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
         shares.append(Device(index, environment))

@@ -7,10 +7,10 @@ files and runs the sequence network. Both implement `deg.execute.Engine`.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,13 +18,14 @@ import torch
 from deg.arithmetic.ranges import ranges_of
 from deg.arithmetic.windows import AFTER, BEFORE, reach
 from deg.data.sequence_input import describe_mark, open_input
-from deg.data.video.decoder import DecoderPool
+from deg.data.video.pool import DecoderPool
 from deg.data.video.reader import require_unchanged
+from deg.data.video.stretch import Stretch
 from deg.data.video.transform import FrameTransform
 from deg.errors import ProjectError, show_path
-from deg.infer.features import FeatureEngine
+from deg.infer.features import FeatureBlock, FeatureEngine
 from deg.infer.sequences import SequenceEngine
-from deg.models.device import keep_freed_memory, prepare_torch
+from deg.models.device import device_name, keep_freed_memory, prepare_torch
 from deg.runs.networks import require_planned
 from deg.runs.planned import KeypointSource
 from deg.runs.plans import FeatureTask, InferencePlan, SequenceTask
@@ -38,10 +39,21 @@ WORTH_COMPILING = 50_000
 """Frames of a run above which compiling, which takes a minute, pays on a GPU. A CPU would take longer to compile."""
 
 
+class Network(Protocol):
+    """Computes the features of frames: a FeatureEngine, or what stands in for it where speed is measured."""
+
+    device: torch.device
+    precision: str
+
+    def run(self, frames: Iterable[np.ndarray], start: int, stop: int, num_frames: int) -> Iterator[FeatureBlock]:
+        """Do as `FeatureEngine.run` does."""
+
+
 class FeatureSpans:
     """Feature extraction over spans of videos."""
 
-    def __init__(self, plan: InferencePlan, device: torch.device):
+    def __init__(self, plan: InferencePlan, device: torch.device, network: Network | None = None):
+        """Prepare the network of the plan, or take the one given, and decoders as the type of the device wants them."""
         require_planned(plan.weights)
         task = plan.task
         assert isinstance(task, FeatureTask)
@@ -51,11 +63,12 @@ class FeatureSpans:
             keep_freed_memory()
         self._videos = plan.videos
         self._task = task
-        self._engine = FeatureEngine.load(task, device)
+        self._engine: Network = network or FeatureEngine.load(task, device)
         self._transform = FrameTransform(task.crop_size, task.resize, task.pad)
-        self._decoders = DecoderPool(_decoders(task.decoders, device))
+        self.num_decoders = decoder_count(task.decoders, device.type, available_cores())
+        self._decoders = DecoderPool(self.num_decoders, BLOCK_FRAMES)
         self._seams: _Seams | None = None
-        self._damaged: set[int] | None = None
+        self._damaged: set[int] = set()
         classes, features = task.num_classes, STREAM_FEATURES
         self.columns = {"logits": classes, "P": classes, "spatial_features": features, "flow_features": features}
 
@@ -63,30 +76,39 @@ class FeatureSpans:
         activation = self._task.feature_extractor.final_activation
         return _describe(self._engine.device, self._engine.precision, activation)
 
+    def expect(self, spans: Sequence[Span]) -> None:
+        self._decoders.expect([self._stretch(span) for span in spans])
+
     def run_span(self, span: Span) -> Iterator[Mapping[str, np.ndarray]]:
         video = self._videos[span.key]
         require_unchanged(video)
-        needed = reach(span.start, span.stop, video.num_frames)
-        self._seams = _Seams(span, needed.first, video.num_frames)
-        self._damaged = set() if self._task.damaged_frames == "keep" else None
-        blocks = self._decoders.blocks(
-            video.path,
-            needed.first,
-            needed.last,
-            self._transform,
-            BLOCK_FRAMES,
-            # counted when the run was planned
-            frame_count="claimed" if self._task.frame_count == "claimed" else video.num_frames,
-            damaged=self._damaged,
-            image_order=video.image_order,
-        )
-        for block in self._engine.run(self._seams.watch(blocks), span.start, span.stop, video.num_frames):
+        self._seams = _Seams(span, self._stretch(span).start, video.num_frames)
+        for block in self._engine.run(self._seams.watch(self.frames(span)), span.start, span.stop, video.num_frames):
             yield {
                 "logits": block.logits_TK,
                 "P": block.probabilities_TK,
                 "spatial_features": block.spatial_features_TD,
                 "flow_features": block.flow_features_TD,
             }
+
+    def frames(self, span: Span) -> Iterator[np.ndarray]:
+        """Yield the frames that the labels of a span need, uint8 (T, H, W, 3), in blocks."""
+        self._damaged = set()
+        return self._decoders.blocks(self._stretch(span), self._damaged)
+
+    def _stretch(self, span: Span) -> Stretch:
+        """Return the frames that the labels of a span need."""
+        video = self._videos[span.key]
+        needed = reach(span.start, span.stop, video.num_frames)
+        return Stretch(
+            video,
+            needed.first,
+            needed.last,
+            self._transform,
+            # counted when the run was planned
+            frame_count="claimed" if self._task.frame_count == "claimed" else video.num_frames,
+            keep_damaged=self._task.damaged_frames == "keep",
+        )
 
     def checks(self) -> Mapping[str, np.ndarray]:
         assert self._seams is not None
@@ -114,6 +136,9 @@ class SequenceSpans:
 
     def describe(self) -> dict[str, Any]:
         return _describe(self._engine.device, "fp32", self._engine.activation)
+
+    def expect(self, spans: Sequence[Span]) -> None:
+        pass
 
     def run_span(self, span: Span) -> Iterator[Mapping[str, np.ndarray]]:
         with open_input(self._input(span.key), self._latent) as read:
@@ -169,17 +194,21 @@ def _compiles(wanted: bool | str, plan: InferencePlan, device: torch.device) -> 
     return device.type == "cuda" and sum(unit.num_frames for unit in plan.units) >= WORTH_COMPILING
 
 
-def _decoders(wanted: int | str, device: torch.device) -> int:
+def decoder_count(wanted: int | str, device: str, cores: int) -> int:
+    """Return how many decoders serve a worker with this type of device and this share of the cores.
+
+    >>> [decoder_count("auto", "cuda", cores) for cores in (1, 2, 4, 8, 16)]
+    [1, 1, 3, 7, 14]
+    """
     if wanted != "auto":
         return int(wanted)
-    # on a CPU the network is far slower than one decoder; a GPU can use all cores but the one that feeds it
-    return 1 if device.type == "cpu" else max(1, min(8, available_cores() // max(torch.cuda.device_count(), 1) - 1))
+    # on a CPU the network is far slower than one decoder; a GPU is fed by a core or two, and the rest can decode
+    return 1 if device == "cpu" else max(1, cores - max(1, cores // 8))
 
 
 def _describe(device: torch.device, precision: str, activation: str) -> dict[str, Any]:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return {
-        "device": name,
+        "device": device_name(device),
         "precision": precision,
         "activation": activation,
         "torch": str(torch.__version__),

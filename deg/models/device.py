@@ -12,6 +12,11 @@ def choose_device() -> torch.device:
     return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 
 
+def device_name(device: torch.device) -> str:
+    """Return the name of a GPU, or CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
 def prepare_torch(threads: int | str) -> None:
     """Configure torch for the whole process: the same numbers everywhere, and no time lost on denormal numbers."""
     torch.set_flush_denormal(True)  # denormals are 100 times slower than 0 and change no result

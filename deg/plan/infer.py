@@ -17,7 +17,7 @@ from deg.arithmetic.units import plan_units
 from deg.data.keypoints import NUM_KEYPOINT_FEATURES
 from deg.data.results import FeatureReader, Mark, check_writable, read_mark
 from deg.data.sequence_input import describe_mark, keypoints_of, open_input
-from deg.data.video.decoder import probe_all
+from deg.data.video.probing import probe_all
 from deg.errors import DegError, ProjectError, ResultError, VideoError, WeightsError, show_path
 from deg.options import schema
 from deg.options.load import overlay

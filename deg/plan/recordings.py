@@ -14,7 +14,7 @@ from pathlib import Path
 from deg.data.labels import UNLABELLED, is_complete, read_labels, repair
 from deg.data.results import Mark, read_mark, read_predictions
 from deg.data.sequence_input import describe_mark, open_input, require_all_finite
-from deg.data.video.decoder import probe_all
+from deg.data.video.probing import probe_all
 from deg.errors import LabelError, ProjectError, ResultError, VideoError, show_path
 from deg.options.schema import Config
 from deg.projects.inventory import why_no_video

@@ -7,12 +7,14 @@ held only while renaming and writing the project file, so that a long copy keeps
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import os
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +24,7 @@ from deg.data.lock import exclusive
 from deg.data.stats import STATS_FILE, STRIDE, as_dict, pooled, read_stats, updated, video_statistics, write_stats
 from deg.data.video.decoder import Decoder
 from deg.data.video.faults import require_readable
+from deg.data.video.stretch import Stretch
 from deg.errors import LabelError, ProjectError, VideoError, show_path
 from deg.options.schema import Normalization
 from deg.options.yamlfile import read_yaml, yaml_text
@@ -122,10 +125,11 @@ def _examine(video: Path, frame_count: FrameCount, image_order: ImageOrder) -> t
     """Decode a whole video; return its number of frames and their statistics."""
     with Decoder() as decoder:
         info = decoder.probe(video, frame_count=frame_count, image_order=image_order)
-        num_frames, images = info.num_frames, info.image_order
-        count: FrameCount | int = "claimed" if frame_count == "claimed" else num_frames
-        blocks = decoder.blocks(video, 0, num_frames, block_frames=STRIDE, frame_count=count, image_order=images)
-        return num_frames, video_statistics((block_THWC[0] for block_THWC in blocks), stride=1)
+        stretch = Stretch(info, 0, info.num_frames)
+        if frame_count == "decoded":
+            stretch = replace(stretch, frame_count=info.num_frames)  # they are counted now
+        frames = itertools.chain.from_iterable(decoder.blocks(stretch, stretch.block_frames(STRIDE)))
+        return info.num_frames, video_statistics(frames)
 
 
 def _import_labels(source: Path, path: Path, class_names: Sequence[str], num_frames: int) -> None:

@@ -20,7 +20,8 @@ from deg.data.atomic import PART
 from deg.data.labels import inspect_labels, is_complete
 from deg.data.results import check_writable, open_results, read_predictions
 from deg.data.stats import STATS_FILE, read_stats
-from deg.data.video.decoder import Inspection, inspect_all, probe_all
+from deg.data.video.decoder import Inspection
+from deg.data.video.probing import inspect_all, probe_all
 from deg.errors import ProjectError, ResultError, VideoError, show_path
 from deg.options.schema import Config
 from deg.projects.inventory import warnings

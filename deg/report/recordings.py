@@ -16,7 +16,7 @@ from deg.arithmetic.ranges import show_ranges
 from deg.arithmetic.splits import PARTS
 from deg.data.labels import is_complete, read_labels, repair
 from deg.data.results import PROVENANCE, Predictions, open_results, read_damaged, read_predictions
-from deg.data.video.decoder import probe_all
+from deg.data.video.probing import probe_all
 from deg.errors import DegError, LabelError, ProjectError, ResultError, show_path
 from deg.options import schema
 from deg.projects.export import choose_group, decided_by, in_project_order

@@ -25,8 +25,17 @@ BATCHES = ("auto", "1", "2", "4", "8", "16", "32", "64", "128", "256")
 )
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True)
 @click.option("--batch", type=click.Choice(BATCHES), default="auto", show_default=True, help="Frames in a batch.")
-@click.option("--video", type=ANY_PATH, help="A video of yours instead of a generated one.")
-@click.option("--frames", type=click.IntRange(min=1), default=320, show_default=True, help="How many frames at most.")
+@click.option("--video", "videos", type=ANY_PATH, multiple=True, help="A video of yours; may be given several times.")
+@click.option("--frames", type=click.IntRange(min=1), help="Frames in a run; 320 on a CPU by default, else 20000.")
+@click.option(
+    "--span", type=click.IntRange(min=1), default=1800, show_default=True, help="Frames to take from each video."
+)
+@click.option("--decoders", type=click.IntRange(min=1), help="Decoders; by default as many as a worker has.")
+@click.option(
+    "--engine-fps",
+    type=click.FloatRange(min=1),
+    help="Put a stand-in that takes so many frames a second in the network's place, to see how far decoding carries.",
+)
 @click.option(
     "--runs", type=click.IntRange(min=1), default=3, show_default=True, help="Repetitions; medians are shown."
 )
@@ -37,21 +46,37 @@ def bench(
     size: tuple[int, int],
     precision: str,
     batch: str,
-    video: Path | None,
-    frames: int,
+    videos: tuple[Path, ...],
+    frames: int | None,
+    span: int,
+    decoders: int | None,
+    engine_fps: float | None,
     runs: int,
     compiled: bool,
     as_json: bool,
 ) -> int:
-    """Measure frames per second of decoding, of the network, and of the whole from file to HDF5. Weights are untrained.
+    """Measure frames per second of decoding, of the network, and of the whole from files to HDF5, as a worker does it.
+
+    Weights are untrained. If there are too few videos, they are decoded again and again.
 
     \b
-    Example: deg bench --preset deg_f --size 224 224 --precision bf16
+    Examples: deg bench --preset deg_f --size 224 224 --precision bf16
+              deg bench --engine-fps 7000 --span 900
     """
     from deg.launch.stages.bench import Settings, run_bench
 
     settings = Settings(
-        preset, size, precision, batch if batch == "auto" else int(batch), video, frames, runs, compiled
+        preset,
+        size,
+        precision,
+        batch if batch == "auto" else int(batch),
+        videos,
+        frames,
+        span,
+        runs,
+        compiled,
+        decoders or "auto",
+        engine_fps,
     )
     result = run_bench(settings)
     if as_json:
@@ -61,8 +86,10 @@ def bench(
         f"{result.device}, {result.threads} threads, {preset} at {size[0]}x{size[1]}, "
         f"{result.precision}, batch {result.batch}"
     )
+    say(f"{result.frames} frames of {result.span_frames} a video, decoders: {result.decoders}")
     for name, speed in (("decode", result.decode), ("network", result.network), ("whole", result.whole)):
         print_speed(name, speed)
+    say(f"The whole has {result.share:.1%} of the speed of its slower part.")
     return 0
 
 

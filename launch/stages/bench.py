@@ -1,19 +1,45 @@
-"""Measures each part of inference on this machine: decoding, the network, and the whole from file to HDF5.
+"""Measures each part of inference on this machine: decoding, the network, and the whole from files to HDF5.
 
-Weights are random, which makes the same amount of work. The whole decodes, computes and writes at the same time, as
-`deg.execute` does, until the file is in place. The time for starting up is reported separately.
+The whole is what a worker does: `deg.execute` does the units of a plan, with as many decoders as a worker has. Weights
+are random, which makes the same amount of work. A stand-in of a given speed can take the network's place: it shows how
+far decoding carries on a machine that lacks the GPU.
 """
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from deg.arithmetic.units import plan_units
+from deg.data.video.files import probe
+from deg.errors import RunError
+from deg.execute import UnitsToDo, do_units
+from deg.options.load import load_config
+from deg.projects.shapes import write_shapes_video
+from deg.runs.plans import FeatureTask, InferencePlan
+from deg.runs.rundir import RunDir, read_error
+from deg.types import Unit, VideoInfo
+from deg.work import StopFlag, Teller, available_cores
+
+if TYPE_CHECKING:
+    import torch
+
+    from deg.infer.features import FeatureEngine
+    from deg.infer.spans import FeatureSpans
+
+CLASSES = ("background", "a", "b", "c")
+FEW_FRAMES, MANY_FRAMES = 320, 20_000
+"""Number of frames in a run by default: on a CPU, and where thousands are done in a second."""
+UNITS = 6
 
 
 @dataclass(frozen=True)
@@ -24,10 +50,17 @@ class Settings:
     size: tuple[int, int]
     precision: str
     batch: int | str
-    video: Path | None
-    frames: int
+    videos: tuple[Path, ...]
+    """Videos to decode, again and again until there are enough frames; none: one is made."""
+    frames: int | None
+    """Number of frames in a run; None: as many as suit the device."""
+    span_frames: int
+    """Number of frames to take from each video at most."""
     runs: int
     compiled: bool = False
+    decoders: int | str = "auto"
+    engine_fps: float | None = None
+    """Speed of the stand-in, in frames per second; None: the network."""
 
 
 @dataclass(frozen=True)
@@ -40,41 +73,105 @@ class Bench:
     batch: int
     device: str
     threads: int
+    decoders: int
     frames: int
+    span_frames: int
     decode: tuple[float, ...]
     network: tuple[float, ...]
     whole: tuple[float, ...]
     startup_seconds: float
 
+    @property
+    def share(self) -> float:
+        """Speed of the whole as a share of that of its slower part, by medians."""
+        decode, network, whole = (statistics.median(speeds) for speeds in (self.decode, self.network, self.whole))
+        return whole / min(decode, network)
+
     def as_dict(self) -> dict[str, Any]:
         medians = {name: round(statistics.median(getattr(self, name)), 2) for name in ("decode", "network", "whole")}
-        return asdict(self) | {"median": medians}
+        return asdict(self) | {"median": medians, "share": round(self.share, 3)}
+
+
+class Silent(Teller):
+    """Reports nothing."""
+
+    def say(self, event: str, **details: Any) -> None:
+        pass
 
 
 def run_bench(settings: Settings) -> Bench:
-    """Measure the speed of each part. Raises VideoError if the video cannot be read."""
+    """Measure the speed of each part. Raises VideoError if a video cannot be read."""
     import torch
 
-    from deg.data.video.decoder import DecoderPool
-    from deg.data.video.files import probe
-    from deg.data.video.transform import FrameTransform
-    from deg.infer.features import FeatureEngine
-    from deg.infer.spans import BLOCK_FRAMES
-    from deg.models.device import choose_device, prepare_torch
-    from deg.models.two_stream import build_two_stream
-    from deg.options.load import load_config
-    from deg.projects.shapes import write_shapes_video
-    from deg.runs.plans import FeatureTask
+    from deg.infer.spans import FeatureSpans, decoder_count
+    from deg.infer.stand_in import StandIn
+    from deg.models.device import choose_device, device_name, prepare_torch
 
     started = time.perf_counter()
-    device = choose_device()
+    device = choose_device() if settings.engine_fps is None else torch.device("cpu")
+    # a stand-in is for a GPU: as many decoders serve it
+    kind = device.type if settings.engine_fps is None else "cuda"
+    decoders = decoder_count(settings.decoders, kind, available_cores())
     prepare_torch("auto")
-    torch.manual_seed(0)
+    frames = settings.frames or (FEW_FRAMES if kind == "cpu" else MANY_FRAMES)
+    with tempfile.TemporaryDirectory() as folder:
+        plan = _plan(settings, decoders, _recordings(settings, frames, Path(folder)))
+        network = (
+            _network(plan, device)
+            if settings.engine_fps is None
+            else StandIn(settings.engine_fps, device, len(CLASSES))
+        )
+        with closing(FeatureSpans(plan, device, network)) as spans:
+            held = list(itertools.islice(_all_frames(spans, plan.units[0]), 8))
+            _decode(spans, plan)  # starts the decoders
+            list(network.run(_cycled(held, 32), 0, 32, 32))  # first batches are slower
+            startup = time.perf_counter() - started
+            frames = sum(unit.num_frames for unit in plan.units)
+            decode, alone, whole = [], [], []
+            for run in range(settings.runs):
+                decode.append(_speed(frames, lambda: _decode(spans, plan)))
+                alone.append(_speed(frames, lambda: list(network.run(_cycled(held, frames), 0, frames, frames))))
+                whole.append(_speed(frames, lambda: _do_all(RunDir(Path(folder, f"run{run}")), plan, spans)))  # noqa: B023
+            return Bench(
+                settings.preset,
+                settings.size,
+                network.precision,
+                network.batch_size,
+                "stand-in" if settings.engine_fps else device_name(device),
+                torch.get_num_threads(),
+                spans.num_decoders,
+                frames,
+                max(len(span) for unit in plan.units for span in unit.spans),
+                tuple(decode),
+                tuple(alone),
+                tuple(whole),
+                round(startup, 1),
+            )
+
+
+def _recordings(settings: Settings, frames: int, folder: Path) -> dict[str, VideoInfo]:
+    """Return recordings with enough frames together, each under a name of its own, so that it is opened anew."""
+    videos = settings.videos
+    if not videos:
+        videos = (folder / "shapes.mp4",)
+        length = min(frames, settings.span_frames)
+        write_shapes_video(videos[0], num_frames=length, height=256, width=256, seed=0)
+    found: dict[str, VideoInfo] = {}
+    while frames > 0:
+        video = videos[len(found) % len(videos)].absolute()
+        link = folder / f"{len(found)}{video.suffix}"
+        link.symlink_to(video)
+        found[link.name] = probe(link)
+        frames -= min(found[link.name].num_frames, settings.span_frames)
+    return found
+
+
+def _plan(settings: Settings, decoders: int, videos: dict[str, VideoInfo]) -> InferencePlan:
     config = load_config(None, [f"preset={settings.preset}"], stage="inference")
     task = FeatureTask(
         config.feature_extractor,
         config.flow_generator,
-        num_classes=4,
+        num_classes=len(CLASSES),
         weights="",
         flow_weights=None,
         crop_size=None,
@@ -85,73 +182,61 @@ def run_bench(settings: Settings) -> Bench:
         precision=settings.precision,
         batch_size=settings.batch,
         compile=settings.compiled,
+        decoders=decoders,
     )
-    network = build_two_stream(task.feature_extractor, task.flow_generator, task.num_classes)
-    engine = FeatureEngine(network, task, device)
-    with tempfile.TemporaryDirectory() as folder:
-        video = settings.video
-        if video is None:
-            video = Path(folder) / "shapes.mp4"
-            write_shapes_video(video, num_frames=settings.frames, height=256, width=256, seed=0)
-        frames = min(settings.frames, probe(video).num_frames)
-        transform = FrameTransform(None, settings.size, None)
-        with DecoderPool(1) as decoders:
-
-            def blocks() -> Any:
-                return decoders.blocks(video, 0, frames, transform, BLOCK_FRAMES)
-
-            held = np.concatenate(list(blocks()))
-            list(engine.run([held[: min(frames, 32)]], 0, min(frames, 32), min(frames, 32)))  # first batches are slower
-            startup = time.perf_counter() - started
-            decode = [_speed(frames, lambda: sum(len(block) for block in blocks())) for _ in range(settings.runs)]
-            network_runs, whole = [], []
-            for _ in range(settings.runs):
-                network_runs.append(_speed(frames, lambda: list(engine.run([held], 0, frames, frames))))
-                whole.append(
-                    _speed(frames, lambda: _to_file(Path(folder), engine.run(blocks(), 0, frames, frames), frames))
-                )
-    return Bench(
-        settings.preset,
-        settings.size,
-        engine.precision,
-        engine.batch_size,
-        torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        torch.get_num_threads(),
-        frames,
-        tuple(decode),
-        tuple(network_runs),
-        tuple(whole),
-        round(startup, 1),
+    lengths = {key: min(video.num_frames, settings.span_frames) for key, video in videos.items()}
+    left = settings.frames or sum(lengths.values())
+    for key, length in lengths.items():
+        lengths[key] = min(length, left)
+        left -= lengths[key]
+    units = plan_units(lengths, devices=1, units_per_device=UNITS)
+    return InferencePlan(
+        "feature_extractor", "bench", CLASSES, (0.5,) * len(CLASSES), videos, {}, {}, "", task, tuple(units)
     )
 
 
-def _speed(frames: int, work: Any) -> float:
+def _network(plan: InferencePlan, device: torch.device) -> FeatureEngine:
+    import torch
+
+    from deg.infer.features import FeatureEngine
+    from deg.models.two_stream import build_two_stream
+
+    assert isinstance(plan.task, FeatureTask)
+    torch.manual_seed(0)
+    task = plan.task
+    return FeatureEngine(build_two_stream(task.feature_extractor, task.flow_generator, len(CLASSES)), task, device)
+
+
+def _all_frames(spans: FeatureSpans, *units: Unit) -> Iterator[np.ndarray]:
+    every = [span for unit in units for span in unit.spans]
+    spans.expect(every)
+    for span in every:
+        yield from spans.frames(span)
+
+
+def _decode(spans: FeatureSpans, plan: InferencePlan) -> None:
+    for _ in _all_frames(spans, *plan.units):
+        pass
+
+
+def _cycled(blocks: list[np.ndarray], frames: int) -> Iterator[np.ndarray]:
+    """Yield so many frames out of a few blocks."""
+    for block_THWC in itertools.cycle(blocks):
+        yield block_THWC[:frames]
+        frames -= len(block_THWC)
+        if frames <= 0:
+            return
+
+
+def _do_all(run: RunDir, plan: InferencePlan, spans: FeatureSpans) -> None:
+    """Do all units, as a worker does. Raises RunError if one fails."""
+    run.path.mkdir()
+    stop, names = StopFlag(), [str(unit.index) for unit in plan.units]
+    if not do_units(run, plan, UnitsToDo.named(plan, stop, names), spans, stop, Silent()):
+        raise RunError(next(error for unit in plan.units if (error := read_error(run, unit.index))))
+
+
+def _speed(frames: int, work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
     return round(frames / (time.perf_counter() - started), 2)
-
-
-def _to_file(folder: Path, results: Any, frames: int) -> None:
-    """Write results as an outputs file, flushed to disk."""
-    from deg.data.results import Mark, write_group
-    from deg.types import STREAM_FEATURES
-
-    write_group(
-        folder / "bench_outputs.h5",
-        "bench",
-        num_frames=frames,
-        columns={"logits": 4, "P": 4, "spatial_features": STREAM_FEATURES, "flow_features": STREAM_FEATURES},
-        blocks=(
-            {
-                "logits": block.logits_TK,
-                "P": block.probabilities_TK,
-                "spatial_features": block.spatial_features_TD,
-                "flow_features": block.flow_features_TD,
-            }
-            for block in results
-        ),
-        class_names=["background", "a", "b", "c"],
-        thresholds_K=np.full(4, 0.5),
-        mark=Mark(frames, {}, "bench", 0, 0),
-        provenance={},
-    )

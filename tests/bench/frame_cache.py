@@ -34,6 +34,7 @@ from deg.data.frames.cache import FrameCache
 from deg.data.frames.files import Format
 from deg.data.video.decoder import Decoder
 from deg.data.video.files import open_video, probe
+from deg.data.video.stretch import Stretch
 from deg.data.video.transform import FrameTransform
 from deg.options.load import as_dict, load_config
 from deg.runs.plans import TrainingPlan
@@ -90,7 +91,7 @@ FORMS = [
 def decoded(video: Path, transform: FrameTransform, most: int) -> np.ndarray:
     with Decoder() as decoder:
         info = decoder.probe(video)
-        return np.concatenate(list(decoder.blocks(video, 0, min(info.num_frames, most), transform)))
+        return np.concatenate(list(decoder.blocks(Stretch(info, 0, min(info.num_frames, most), transform))))
 
 
 def reads_per_second(read: Callable[[int], None], places: int, seconds: float) -> float:

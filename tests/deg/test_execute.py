@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import socket
@@ -15,12 +16,13 @@ import numpy as np
 import pytest
 from scenes.run import do_units, make_plan, make_run, scripted_workers
 from scripted_engine import FeatureSpans, rows_of
+from waiting import wait_until
 
 from deg import execute
 from deg.data import results
 from deg.data.results import checksum
 from deg.errors import RunError
-from deg.execute import main, run_unit, unit_named
+from deg.execute import UnitsToDo, main, run_unit, unit_named
 from deg.work import STOPPED, StopFlag, Stopped, Teller
 
 
@@ -147,6 +149,53 @@ def test_the_log_of_a_unit_is_its_own(run, plan, caplog):
 def test_a_unit_that_is_not_in_the_plan_is_refused(plan, number):
     with pytest.raises(RunError, match="number of a unit"):
         unit_named(plan, number)
+
+
+# ---------------------------------------------------------------------------------------------------- looking ahead
+
+
+class Expecting(FeatureSpans):
+    """Notes which spans it is told to expect."""
+
+    def __init__(self, plan):
+        super().__init__(plan, script={})
+        self.expected = []
+
+    def expect(self, spans):
+        self.expected.append(list(spans))
+
+
+def test_the_spans_of_the_next_unit_are_expected_while_one_is_done(run, plan, monkeypatch):
+    engine = Expecting(plan)
+    monkeypatch.setattr(execute, "make_engine", lambda plan: engine)
+    assert main([str(run.path), "0", "1", "2"]) == 0
+    of_unit = [list(unit.spans) for unit in plan.units]
+    assert engine.expected == [of_unit[0] + of_unit[1], of_unit[1] + of_unit[2], of_unit[2]]
+
+
+def test_a_unit_that_is_done_already_is_not_expected(run, plan, monkeypatch):
+    do_units(run, plan, [0, 1])
+    engine = Expecting(plan)
+    monkeypatch.setattr(execute, "make_engine", lambda plan: engine)
+    assert main([str(run.path), "0", "1", "2"]) == 0
+    assert engine.expected == [[], list(plan.units[2].spans), list(plan.units[2].spans)]
+
+
+def test_the_caller_is_told_each_unit_before_it_is_done(run, plan, monkeypatch):
+    monkeypatch.setattr(execute, "make_engine", lambda plan: FeatureSpans(plan, script={}))
+    told = []
+    main([str(run.path), "2", "0"], begins=lambda unit: told.append((unit, run.result_file(unit).exists())))
+    assert told == [(2, False), (0, False)] and run.finished_units() == {0, 2}
+
+
+def test_units_that_came_in_are_known_before_they_are_asked_for(plan, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("1\n0\n\n"))
+    units = UnitsToDo.from_input(plan, StopFlag())
+    found = iter(units)
+    assert next(found) == plan.units[1]
+    wait_until(lambda: units.known())
+    assert units.known() == [plan.units[0]]
+    assert list(found) == [plan.units[0]] and units.known() == []
 
 
 # ---------------------------------------------------------------------------------------------------- full disks

@@ -1,12 +1,13 @@
-"""The ends of a worker process: how it loads its libraries and how it leaves."""
+"""How a worker process loads its libraries, which cores it uses, and how it leaves."""
 
 import gc
+import os
 import subprocess
 import sys
 
 import pytest
 
-from deg.work import collector_paused
+from deg.work import CORES, available_cores, collector_paused
 
 LEAVES = """
 import atexit, logging, sys
@@ -48,3 +49,12 @@ def test_a_collector_that_rested_before_is_not_woken():
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(("share", "cores"), [(None, 4), ("3", 3), ("9", 4), ("0", 1), ("all", 4)])
+def test_a_process_uses_its_share_of_the_cores_that_it_is_bound_to(monkeypatch, share, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 7})
+    monkeypatch.delenv(CORES, raising=False)
+    if share is not None:
+        monkeypatch.setenv(CORES, share)
+    assert available_cores() == cores

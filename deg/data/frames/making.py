@@ -31,6 +31,7 @@ from deg.data.atomic import flush, write_atomically
 from deg.data.frames.files import CacheError, Contents, FrameWriter, folder_bytes, is_whole, remove_folder
 from deg.data.video.decoder import Decoder
 from deg.data.video.reader import require_unchanged
+from deg.data.video.stretch import Stretch
 from deg.data.video.transform import FrameTransform
 from deg.errors import show_path
 from deg.types import VideoInfo
@@ -44,8 +45,8 @@ ABANDONED = 180.0
 """Seconds without a touch after which an owner counts as dead. NFS may show the time of a file a minute late."""
 PATIENCE = 1800.0
 """Seconds to wait for an owner that is alive but makes no progress; then CacheError."""
-BLOCK_BYTES, BLOCK_FRAMES = 16 << 20, 32
-"""Largest block that is decoded at a time, in bytes and in frames."""
+BLOCK_FRAMES = 32
+"""Most frames that are decoded at a time."""
 JPEG_SHARE = 0.15
 """Expected size of JPEGs before they are made, as a share of the raw size. Measured: 0.07 to 0.14, once 0.22."""
 
@@ -189,17 +190,15 @@ class Filling:
         require_unchanged(video)
         claimed = decoder.probe(video.path, image_order=video.image_order).num_frames
         with contextlib.closing(FrameWriter(part.folder, contents, before_flush=part.require_own)) as writer:
-            blocks = decoder.blocks(
-                video.path,
+            stretch = Stretch(
+                video,
                 writer.num_frames,
                 contents.num_frames,
                 entry.transform,
-                max(1, min(BLOCK_FRAMES, BLOCK_BYTES // contents.frame_bytes)),
                 # if the two differ, frames were counted by decoding
                 frame_count="claimed" if claimed == contents.num_frames else contents.num_frames,
-                image_order=video.image_order,
             )
-            with blocks:
+            with contextlib.closing(decoder.blocks(stretch, stretch.block_frames(BLOCK_FRAMES))) as blocks:
                 for block_THWC in blocks:
                     part.require_own()
                     writer.append(block_THWC)

@@ -6,10 +6,11 @@ endian), go to standard output:
     {"do": "probe", "path": ..., "image_order": "natural",
      "frame_count": ...}                                    -> {"info": {...}}
     {"do": "inspect", "path": ..., "image_order": ...}      -> {"inspection": {...}}
+    {"do": "entries", "path": ..., "image_order": ...,
+     "frame_count": ..., "keep_damaged": false}             -> {"entries": [266, 516]}
     {"do": "frames", "path": ..., "image_order": ...,
-     "frame_count": ...,
-     "start": 0, "stop": 70, "block": 32, "transform": {},
-     "keep_damaged": false}                                 -> {"block": [32, H, W, 3], "damaged": [12]} and as many
+     "frame_count": ..., "keep_damaged": false,
+     "start": 0, "stop": 70, "block": 32, "transform": {}}  -> {"block": [32, H, W, 3], "damaged": [12]} and as many
                                                                bytes of uint8; ...
                                                                {"end": true}
     any                                                     -> {"error": {...}}          instead of the rest
@@ -107,6 +108,9 @@ class Server:
         video = self._reader(path, request)
         count, damaged = video.survey()
         self._answers.say({"inspection": {"info": info_as_dict(video.info), "count": count, "damaged": damaged}})
+
+    def _entries(self, path: Path, request: dict[str, Any]) -> None:
+        self._answers.say({"entries": self._reader(path, request).entries()})
 
     def _frames(self, path: Path, request: dict[str, Any]) -> None:
         video = self._reader(path, request)

@@ -26,7 +26,7 @@ from deg.data.video.faults import COPY_AGAIN, NOT_A_VIDEO, REENCODE, NoPicturesE
 from deg.data.video.images import FolderReader, HDF5Reader
 from deg.data.video.picture import Converter
 from deg.data.video.placing import DisorderError, Frame
-from deg.data.video.reader import FrameCount, Transform, VideoReader
+from deg.data.video.reader import ENTRY_DISTANCE, FrameCount, Transform, VideoReader
 from deg.data.video.run import Run, UnprovedError
 from deg.errors import VideoError
 from deg.types import ImageOrder, VideoInfo
@@ -100,6 +100,9 @@ class FileReader(VideoReader):
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+    def entries(self) -> list[int]:
+        return [] if self._begins_only_at_first else self._table.entries(ENTRY_DISTANCE)
 
     def survey(self) -> tuple[int, list[int]]:
         count, damaged = self._survey()
@@ -189,12 +192,16 @@ class FileReader(VideoReader):
         # channels are exchanged last, when the frame is small
         return cv2.cvtColor(transform(frame_HWC) if transform else frame_HWC, cv2.COLOR_BGR2RGB)
 
+    @property
+    def _begins_only_at_first(self) -> bool:
+        """Whether frames in the middle cannot be known, or not decoded, after a seek."""
+        return self._counts or self._contents.has_palette
+
     def _advance(self, index: int) -> Frame:
         """Decode up to frame `index`."""
         now = self._frame_now
         if self._run is None or (now is not None and not now.index <= index <= now.index + NEAR):
-            only_first = self._counts or self._contents.has_palette
-            self._begin(self._first_key if only_first else self._table.key_before(index))
+            self._begin(self._first_key if self._begins_only_at_first else self._table.key_before(index))
         reached = self._frame_now
         while reached is None or reached.index < index:
             before = reached

@@ -80,10 +80,21 @@ class PacketTable:
 
     def key_before(self, frame: int) -> int:
         """Return the last key packet from which `frame` can surely be decoded."""
-        keys = np.flatnonzero(self.is_key_N)
-        shown_before = np.concatenate([[0], np.cumsum(self.is_shown_N)])[keys]
-        position = int(np.searchsorted(shown_before + REORDERED, frame, side="right")) - 1
-        return int(keys[max(position, 0)])
+        position = int(np.searchsorted(self._first_frames(), frame, side="right")) - 1
+        return int(np.flatnonzero(self.is_key_N)[max(position, 0)])
+
+    def entries(self, distance: int) -> list[int]:
+        """Return the first frame that can surely be decoded from each key packet, none nearer than `distance` to the
+        one before."""
+        found = [0]
+        for frame in self._first_frames().tolist():
+            if found[-1] + distance <= frame < self.num_shown:
+                found.append(frame)
+        return found[1:]
+
+    def _first_frames(self) -> np.ndarray:
+        """Return the first frame that can surely be decoded from each key packet."""
+        return np.concatenate([[0], np.cumsum(self.is_shown_N)])[np.flatnonzero(self.is_key_N)] + REORDERED
 
     def key_before_key(self, key: int) -> int:
         """Return the key packet before this one, or the first one."""

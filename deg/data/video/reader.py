@@ -19,6 +19,9 @@ FrameCount = Literal["claimed", "decoded"] | int
 A number: that many, counted before.
 """
 
+ENTRY_DISTANCE = 64
+"""Smallest distance of two frames that `VideoReader.entries` names."""
+
 Transform = Callable[[np.ndarray], np.ndarray]
 
 
@@ -63,6 +66,13 @@ class VideoReader(ABC):
         """Count the frames, from the first on, that can be decoded, whatever is claimed. Decodes everything."""
         count, damaged = self.survey()
         return damaged[0] if damaged else count
+
+    def entries(self) -> list[int]:
+        """Return frames with which reading can begin without many others being decoded first, ascending.
+
+        They are at least ENTRY_DISTANCE frames apart. Empty where reading can begin anywhere, or only at the beginning.
+        """
+        return []
 
     def close(self) -> None:  # noqa: B027 - most readers hold nothing
         """Release what the reader holds. Harmless if done twice."""

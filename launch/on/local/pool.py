@@ -36,8 +36,8 @@ class LocalPool:
     def __init__(self, run: RunDir, units: Sequence[Unit], devices: Sequence[Device], progress: Progress):
         self._run, self._progress = run, progress
         self._waiting = deque(units)
-        self._at: dict[Worker, Unit] = {}
-        """Unit that each worker is doing."""
+        self._given: dict[Worker, deque[Unit]] = {}
+        """Units that each worker has: it is doing the first one, and may prepare for the second one."""
         self._deaths: Counter[int] = Counter()
         self._early_deaths: Counter[int] = Counter()
         self._supervisor = Supervisor(run)
@@ -82,6 +82,7 @@ class LocalPool:
             if event["event"] == "unit_failed":
                 self._failed[event["unit"]] = event["message"]
             self._early_deaths[worker.index] = 0
+            self._given[worker].popleft()
             self._count(0, True)
             self._give(worker)
 
@@ -90,16 +91,19 @@ class LocalPool:
             self._stop()
 
     def _give(self, worker: Worker) -> None:
-        """Give a worker its next unit, or an empty line if none is left.
+        """Give a worker its next units, or an empty line if none is left.
 
-        If the worker dies before it reads the line, `_ended` takes the unit back.
+        It gets one more than it can do now, so that it decodes ahead; but not the last ones, which any worker may be
+        the first to begin. If the worker dies before it reads the lines, `_ended` takes the units back.
         """
-        self._at.pop(worker, None)
         if worker.status is not None:
-            return  # these were its last words; another worker gets the unit
-        if self._waiting:
-            self._at[worker] = self._waiting.popleft()
-        worker.say(str(self._at[worker].index) if worker in self._at else "")
+            return  # these were its last words; another worker gets the units
+        given = self._given.setdefault(worker, deque())
+        while self._waiting and (not given or (len(given) == 1 and len(self._waiting) >= len(self._devices))):
+            given.append(self._waiting.popleft())
+            worker.say(str(given[-1].index))
+        if not given:
+            worker.say("")
 
     def _kill_silent(self) -> None:
         """Kill workers that hang. Others do their units again, as after any death."""
@@ -108,8 +112,10 @@ class LocalPool:
                 worker.kill()
 
     def _ended(self, worker: Worker) -> None:
-        status, unit = worker.status, self._at.pop(worker, None)
+        status, given = worker.status, self._given.pop(worker, deque())
         assert status is not None
+        unit = given.popleft() if given else None
+        self._waiting.extendleft(reversed(given))
         if status == 0 and unit is None:
             return
         if worker.error is not None:  # such as weights that do not fit: the next worker would fail too

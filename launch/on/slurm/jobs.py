@@ -32,7 +32,7 @@ from deg.options.schema import Cluster
 from deg.runs.attempts import ThisJob, bad_hosts, read_attempts, why_given_up
 from deg.runs.rundir import RunDir, read_error, steps_done
 from deg.runs.state import open_run
-from deg.work import STOPPED, StopFlag, Stopped, leave
+from deg.work import CORES, STOPPED, StopFlag, Stopped, leave
 
 FAILED = 1
 RANK_ZERO_SECONDS = 1800.0
@@ -74,15 +74,18 @@ def execute(launch: Launch, index: int, first: int, stop: StopFlag) -> int:
     is_first = int(os.environ.get("SLURM_PROCID", 0)) == 0
     os.environ.update(this_job(launch.cluster, os.environ).to_environment())
     found = open_run(run)
-    for unit in found.share(element, stage.elements):
-        if found.is_unit_done(unit):
-            continue
+    undone = [unit for unit in found.share(element, stage.elements) if not found.is_unit_done(unit)]
+
+    def begins(unit: int) -> None:
         if is_first:
             _say_where(launch.folder, index, element, unit)
-        status = door.main([str(run.path), str(unit)], stop)
-        if status == FAILED and found.continues_after_failure:
-            continue  # the unit is at fault, and its error.json says why
-        if status:
+
+    if undone and found.continues_after_failure:
+        os.environ.update(_share_of_cores(os.environ))
+        status = door.main([str(run.path), *map(str, undone)], stop, begins)
+        return 0 if status == FAILED else status  # those units are at fault, and their error.json say why
+    for unit in undone:
+        if status := door.main([str(run.path), str(unit)], stop, begins):
             return status
         # the first rank may still be writing, and srun ends all ranks soon after one has ended
         deadline = time.monotonic() + RANK_ZERO_SECONDS
@@ -90,6 +93,12 @@ def execute(launch: Launch, index: int, first: int, stop: StopFlag) -> int:
             stop.check()
             time.sleep(0.5)
     return 0
+
+
+def _share_of_cores(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variable that tells this process its share of the cores. Not every cluster binds jobs to theirs."""
+    cores = environment.get("SLURM_CPUS_PER_TASK", "")
+    return {CORES: cores} if cores.isdecimal() else {}
 
 
 def this_job(cluster: Cluster, environment: Mapping[str, str]) -> ThisJob:

@@ -20,7 +20,7 @@ from typing import Any
 
 from deg.arithmetic.units import plan_units
 from deg.data.atomic import write_atomically
-from deg.data.video.decoder import probe_all
+from deg.data.video.probing import probe_all
 from deg.errors import ConfigError, RunError, VideoError, show_path
 from deg.launch.on.slurm.orders import named_in, options_text, workers_on
 from deg.launch.on.slurm.scripts import (

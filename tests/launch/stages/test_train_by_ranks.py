@@ -1,4 +1,4 @@
-"""`deg train` with two real ranks on the CPU: stopped, killed, broken, and resumed."""
+"""`deg train` with two real ranks on the CPU: stopped, resumed, left alone, and broken."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import yaml
 from scenes.project import CLASSES
 from scenes.training import QUICK, labels_of, write_features
 from videos import write_video
+from waiting import wait_until
 
 from deg.data.labels import write_labels
 from deg.runs.rundir import RunDir
@@ -77,7 +78,7 @@ def ranks_of(lab):
     return found
 
 
-def test_ctrl_c_stops_both_ranks_the_same_command_resumes_and_a_killed_rank_ends_it(lab):
+def test_ctrl_c_stops_both_ranks_the_same_command_resumes_and_they_end_with_their_launcher(lab):
     process = start(lab, "train.num_epochs=100000")
     wait_for_epoch(lab, process)
     process.send_signal(signal.SIGINT)
@@ -90,19 +91,13 @@ def test_ctrl_c_stops_both_ranks_the_same_command_resumes_and_a_killed_rank_ends
 
     before = (run.path / "metrics.jsonl").read_text()
     again = start(lab, "train.num_epochs=100000")
-    deadline = time.monotonic() + 120
-    while (run.path / "metrics.jsonl").read_text().count("\n") <= before.count("\n") and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_until(lambda: (run.path / "metrics.jsonl").read_text().count("\n") > before.count("\n"), 120)
     assert (run.path / "metrics.jsonl").read_text().startswith(before)
     assert len(list(lab.glob("models/*_train*"))) == 1
 
-    os.kill(ranks_of(lab)[1], signal.SIGKILL)
-    killed = time.monotonic()
-    output, _ = again.communicate(timeout=60)
-    assert time.monotonic() - killed < 30
-    assert again.returncode == 3
-    assert "Rank 1 of 2 was killed by SIGKILL" in output
-    assert not ranks_of(lab)
+    again.kill()
+    again.communicate()
+    wait_until(lambda: not ranks_of(lab), 60)
 
 
 def test_a_fault_of_one_rank_is_told_in_its_own_words(lab):
@@ -110,14 +105,3 @@ def test_a_fault_of_one_rank_is_told_in_its_own_words(lab):
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "expected a finite loss" in output and "Traceback" not in output
-
-
-def test_when_the_launcher_is_killed_its_ranks_end(lab):
-    process = start(lab, "train.num_epochs=100000")
-    wait_for_epoch(lab, process)
-    process.kill()
-    process.communicate()
-    deadline = time.monotonic() + 60
-    while ranks_of(lab) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert not ranks_of(lab)

@@ -24,6 +24,7 @@ from deg.data.frames.cache import FrameCache
 from deg.data.frames.files import CacheError, FrameWriter
 from deg.data.video.decoder import Decoder
 from deg.data.video.files import probe
+from deg.data.video.stretch import Stretch
 from deg.data.video.transform import FrameTransform
 from deg.errors import ConfigError, VideoError
 from deg.types import VideoInfo
@@ -46,9 +47,9 @@ def starts(monkeypatch):
     asked: list[int] = []
     blocks = Decoder.blocks
 
-    def watched(self, path, start, stop, *arguments, **options):
-        asked.append(start)
-        return blocks(self, path, start, stop, *arguments, **options)
+    def watched(self, stretch, *arguments):
+        asked.append(stretch.start)
+        return blocks(self, stretch, *arguments)
 
     monkeypatch.setattr(Decoder, "blocks", watched)
     return asked
@@ -60,7 +61,7 @@ def make_videos(folder: Path, *lengths: int) -> dict[str, VideoInfo]:
 
 def decoded(video: VideoInfo, transform: FrameTransform) -> np.ndarray:
     with Decoder() as decoder:
-        return np.concatenate(list(decoder.blocks(video.path, 0, video.num_frames, transform)))
+        return np.concatenate(list(decoder.blocks(Stretch(video, 0, video.num_frames, transform))))
 
 
 def folders(cache: Path, pattern: str = "*") -> list[Path]:

@@ -19,6 +19,7 @@ from deg.data.frames.clips import Clips
 from deg.data.frames.files import CacheError
 from deg.data.video.decoder import Decoder
 from deg.data.video.files import probe
+from deg.data.video.stretch import Stretch
 from deg.data.video.transform import FrameTransform
 from deg.errors import ConfigError, VideoError
 from deg.types import VideoInfo
@@ -31,8 +32,7 @@ SMALL = FrameTransform(resize=(32, 40))
 def decoded(video: VideoInfo, transform: FrameTransform) -> np.ndarray:
     """Return the video as inference decodes it."""
     with Decoder() as decoder:
-        order = video.image_order
-        return np.concatenate(list(decoder.blocks(video.path, 0, video.num_frames, transform, image_order=order)))
+        return np.concatenate(list(decoder.blocks(Stretch(video, 0, video.num_frames, transform))))
 
 
 def expected(frames_THWC: np.ndarray, frame: int) -> np.ndarray:

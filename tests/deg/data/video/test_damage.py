@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import videos
+from stretches import stretch_of
 
 from deg.arithmetic.ranges import ranges_of, show_ranges
-from deg.data.video.decoder import Decoder, DecoderPool
+from deg.data.video.decoder import Decoder
 from deg.data.video.files import open_video
+from deg.data.video.pool import DecoderPool
 from deg.errors import VideoError
 
 KINDS = {
@@ -101,8 +103,9 @@ def test_kept_frames_are_the_same_in_parts(flipped, monkeypatch):
 def test_a_pool_lists_what_its_decoders_kept(flipped):
     path, _, damaged = flipped
     found: set[int] = set()
-    with DecoderPool(2, piece_frames=16) as pool:
-        blocks = list(pool.blocks(path, 0, 90, block_frames=8, damaged=found))
+    stretch = stretch_of(path, keep_damaged=True)
+    with DecoderPool(2, 8, ahead_bytes=16 * stretch.frame_bytes) as pool:
+        blocks = list(pool.blocks(stretch, found))
     assert found == damaged and sum(map(len, blocks)) == 90
 
 

@@ -6,19 +6,20 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import videos
 from image_folders import write_unpadded
+from stretches import stretch_of
 from videos import numbers_in
+from waiting import is_running, wait_until
 
-from deg.data.video.decoder import Decoder, DecoderPool, inspect_all, probe_all
+from deg.data.video.decoder import Decoder
 from deg.data.video.files import open_video, probe
-from deg.data.video.process import DecoderKilledError
+from deg.data.video.probing import inspect_all, probe_all
+from deg.data.video.process import ChildProcess, DecoderKilledError
 from deg.data.video.transform import FrameTransform
 from deg.errors import ConfigError, VideoError
 
@@ -46,20 +47,6 @@ def child_of(decoder) -> int:
     return decoder._child._process.pid
 
 
-def is_running(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False
-
-
-def wait_until(condition, seconds=10.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-
-
 # The frames themselves
 
 
@@ -72,11 +59,7 @@ def test_images_are_decoded_in_the_order_asked_for(tmp_path, decoder, image_orde
     assert info == probe(folder, image_order=image_order) and info.image_order == image_order
     assert probe_all([folder], image_order=image_order) == [info]
     assert inspect_all([folder], image_order=image_order)[0].info == info
-    assert videos.numbers_in(all_frames(decoder.blocks(folder, 0, 12, image_order=image_order))) == numbers
-    for count in (1, 2):
-        with DecoderPool(count, piece_frames=4) as pool:
-            blocks = pool.blocks(folder, 0, 12, block_frames=2, image_order=image_order)
-            assert videos.numbers_in(all_frames(blocks)) == numbers
+    assert numbers_in(all_frames(decoder.blocks(stretch_of(folder, image_order=image_order)))) == numbers
 
 
 def test_probe_is_that_of_this_process(decoder, mouse):
@@ -86,7 +69,7 @@ def test_probe_is_that_of_this_process(decoder, mouse):
 def test_blocks_are_the_transformed_frames(decoder, mouse):
     with open_video(mouse) as video:
         expected = np.array(list(video.read(37, 137, SMALL)))
-    blocks = list(decoder.blocks(mouse, 37, 137, SMALL, 32))
+    blocks = list(decoder.blocks(stretch_of(mouse, 37, 137, SMALL), 32))
     assert [len(block) for block in blocks] == [32, 32, 32, 4]
     assert np.array_equal(np.concatenate(blocks), expected)
 
@@ -94,24 +77,14 @@ def test_blocks_are_the_transformed_frames(decoder, mouse):
 def test_span_after_span_by_one_child(decoder, mouse):
     child = child_of(decoder) if decoder._child else None
     for start, stop in ((0, 10), (10, 20), (300, 310), (5, 5), (390, 400)):
-        blocks = list(decoder.blocks(mouse, start, stop, block_frames=4))
+        blocks = list(decoder.blocks(stretch_of(mouse, start, stop), 4))
         assert numbers_in(frame for block in blocks for frame in block) == list(range(start, stop))
     assert child in (None, child_of(decoder))
 
 
 def test_blocks_kept_by_the_consumer_stay_as_they_are(decoder, mouse):
-    blocks = list(decoder.blocks(mouse, 0, 200, SMALL, 8))
+    blocks = list(decoder.blocks(stretch_of(mouse, 0, 200, SMALL), 8))
     assert numbers_in(np.concatenate(blocks)) == list(range(200))
-
-
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_any_number_of_decoders_gives_the_same_blocks(decoder, mouse, count):
-    expected = list(decoder.blocks(mouse, 3, 400, SMALL, 16))
-    with DecoderPool(count, piece_frames=50) as pool:
-        for _ in range(2):
-            blocks = list(pool.blocks(mouse, 3, 400, SMALL, 16))
-            assert [len(block) for block in blocks] == [len(block) for block in expected]
-            assert np.array_equal(np.concatenate(blocks), np.concatenate(expected))
 
 
 def test_names_that_are_not_utf8_and_of_every_other_kind(decoder, tmp_path, mouse):
@@ -119,7 +92,7 @@ def test_names_that_are_not_utf8_and_of_every_other_kind(decoder, tmp_path, mous
         path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
         path.symlink_to(mouse)
         assert decoder.probe(path).path == path
-        assert numbers_in(all_frames(decoder.blocks(path, 250, 260))) == list(range(250, 260))
+        assert numbers_in(all_frames(decoder.blocks(stretch_of(path, 250, 260)))) == list(range(250, 260))
 
 
 # Faults of videos
@@ -134,31 +107,18 @@ def test_errors_are_those_of_this_process(decoder, tmp_path):
     assert str(here.value) == str(there.value)
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_a_damaged_video_gives_its_good_frames_and_then_the_error(tmp_path, count):
-    whole = videos.write_video(tmp_path / "whole.mp4", 200, container={"movflags": "faststart"})
-    cut = videos.write_truncated(tmp_path / "cut.mp4", whole, 0.6)
-    frames = []
-    with DecoderPool(count, piece_frames=20) as pool:
-        with pytest.raises(VideoError, match="claims 200 frames but decoding ended at frame") as caught:
-            for block in pool.blocks(cut, 0, 200, block_frames=1):
-                frames.extend(numbers_in(block))
-        assert frames == list(range(caught.value.frame))
-        assert numbers_in(all_frames(pool.blocks(whole, 0, 5))) == list(range(5)), "the pool continues"
-
-
 def test_frames_that_decode_can_be_taken_for_the_whole_video(decoder, tmp_path):
     whole = videos.write_video(tmp_path / "whole.mp4", 200, container={"movflags": "faststart"})
     cut = videos.write_truncated(tmp_path / "cut.mp4", whole, 0.6)
     count = decoder.probe(cut, frame_count="decoded").num_frames
     assert 0 < count < 200
-    blocks = decoder.blocks(cut, count - 9, count, frame_count=count)
+    blocks = decoder.blocks(stretch_of(cut, count - 9, count, frame_count=count))
     assert numbers_in(all_frames(blocks)) == list(range(count - 9, count))
 
 
 def test_a_crop_too_large_is_an_error_of_configuration(decoder, mouse):
     with pytest.raises(ConfigError, match="crop_size"):
-        list(decoder.blocks(mouse, 0, 5, FrameTransform(crop_size=500)))
+        list(decoder.blocks(stretch_of(mouse, 0, 5, FrameTransform(crop_size=500))))
 
 
 def test_inspection_counts_what_decodes(decoder, tmp_path, mouse):
@@ -182,18 +142,41 @@ def test_many_videos_are_probed_in_their_order(tmp_path, mouse):
 # Faults of the child
 
 
-@pytest.mark.parametrize(
-    ("death", "message"), [(signal.SIGSEGV, r"crashed \(SIGSEGV\)"), (signal.SIGKILL, "Memory may")]
-)
-def test_a_crash_is_an_error_and_the_next_request_works(mouse, death, message):
+LARGE = FrameTransform(resize=(500, 500))
+
+
+def test_a_crash_is_an_error_and_the_next_request_works(mouse):
     with Decoder() as decoder:
-        blocks = decoder.blocks(mouse, 0, 400, FrameTransform(resize=(500, 500)), 8)
+        blocks = decoder.blocks(stretch_of(mouse, transform=LARGE), 8)
         next(blocks)
-        os.kill(child_of(decoder), death)
-        with pytest.raises(VideoError, match=message) as caught:
+        os.kill(child_of(decoder), signal.SIGSEGV)
+        with pytest.raises(VideoError, match=r"crashed \(SIGSEGV\)") as caught:
             list(blocks)
         assert 0 < caught.value.frame < 400
-        assert numbers_in(all_frames(decoder.blocks(mouse, 0, 5))) == list(range(5))
+        assert numbers_in(all_frames(decoder.blocks(stretch_of(mouse, 0, 5)))) == list(range(5))
+
+
+def test_when_a_child_is_killed_another_one_continues(mouse):
+    with Decoder() as decoder:
+        blocks = decoder.blocks(stretch_of(mouse, 3, 400, LARGE), 8)
+        found = [next(blocks)]
+        os.kill(child_of(decoder), signal.SIGKILL)
+        found += list(blocks)
+    assert numbers_in(np.concatenate(found)) == list(range(3, 400))
+    assert [len(block_THWC) for block_THWC in found] == [8] * 49 + [5]
+
+
+def test_a_decoder_gives_up_when_one_child_after_another_is_killed(mouse, monkeypatch):
+    begun = []
+
+    def killed(child, request):
+        begun.append(request["start"])
+        child.kill()
+
+    monkeypatch.setattr(ChildProcess, "send", killed)
+    with Decoder() as decoder, pytest.raises(DecoderKilledError, match="Memory may have run out"):
+        list(decoder.blocks(stretch_of(mouse, 0, 400, SMALL)))
+    assert begun == [0, 0, 0]
 
 
 def test_a_child_that_died_between_requests_is_replaced(mouse):
@@ -202,35 +185,6 @@ def test_a_child_that_died_between_requests_is_replaced(mouse):
         os.kill(child_of(decoder), signal.SIGKILL)
         decoder._child._process.wait()
         assert decoder.probe(mouse).num_frames == 400
-
-
-def kill_children(pool: DecoderPool) -> None:
-    for decoder in pool._decoders:
-        os.kill(child_of(decoder), signal.SIGKILL)
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_when_a_child_of_a_pool_is_killed_another_takes_over(mouse, count):
-    with DecoderPool(count, piece_frames=50) as pool:
-        blocks = pool.blocks(mouse, 3, 400, FrameTransform(resize=(500, 500)), 8)
-        found = [next(blocks)]
-        kill_children(pool)
-        found += list(blocks)
-    assert numbers_in(np.concatenate(found)) == list(range(3, 400))
-    assert [len(block_THWC) for block_THWC in found] == [8] * 49 + [5]
-
-
-def test_a_pool_gives_up_when_one_child_after_another_is_killed(mouse, monkeypatch):
-    begun = []
-
-    def killed(self, path, start, *_, **__):
-        begun.append(start)
-        raise DecoderKilledError(path, "the decoder was killed", "Memory may have run out.")
-
-    monkeypatch.setattr(Decoder, "blocks", killed)
-    with DecoderPool(1) as pool, pytest.raises(VideoError, match="was killed"):
-        list(pool.blocks(mouse, 0, 400, SMALL))
-    assert begun == [0, 0, 0]
 
 
 def test_a_silent_child_is_not_waited_for_for_ever(mouse):
@@ -257,36 +211,38 @@ def test_a_signal_to_the_whole_job_does_not_end_a_child(decoder, mouse, warning)
     assert decoder.probe(mouse).num_frames == 400
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_stopping_early_leaves_no_child_and_no_thread(mouse, count):
-    threads = threading.active_count()
-    with DecoderPool(count, piece_frames=50) as pool:
-        blocks = pool.blocks(mouse, 0, 400, FrameTransform(resize=(500, 500)), 8)
+def test_blocks_that_are_closed_early_leave_no_child(mouse):
+    with Decoder() as decoder:
+        blocks = decoder.blocks(stretch_of(mouse, transform=LARGE), 8)
         next(blocks)
-        children = [child_of(decoder) for decoder in pool._decoders]
-        began = time.monotonic()
+        child = child_of(decoder)
         blocks.close()
-        assert time.monotonic() - began < 3
-        assert threading.active_count() == threads
-        assert len(all_frames(pool.blocks(mouse, 0, 400, SMALL))) == 400, "the pool continues"
-        children += [child_of(decoder) for decoder in pool._decoders]
-    assert not any(map(is_running, children))
+        assert not is_running(child)
+        assert numbers_in(all_frames(decoder.blocks(stretch_of(mouse, 0, 5)))) == list(range(5))
 
 
-def test_asking_for_something_else_gives_up_the_blocks(decoder, mouse):
-    blocks = decoder.blocks(mouse, 0, 400, FrameTransform(resize=(500, 500)), 8)
-    next(blocks)
-    assert decoder.probe(mouse).num_frames == 400
-    assert list(blocks) == []
+def test_two_requests_at_a_time_are_refused(mouse):
+    with Decoder() as decoder:
+        blocks = decoder.blocks(stretch_of(mouse), 8)
+        next(blocks)
+        with pytest.raises(RuntimeError, match="neither taken to the end nor closed"):
+            decoder.probe(mouse)
+        blocks.close()
+
+
+def test_entries_are_frames_with_which_reading_begins_near_a_key_frame(mouse, decoder):
+    with open_video(mouse) as video:
+        assert decoder.entries(stretch_of(mouse, 100, 390)) == [f for f in video.entries() if 100 < f < 390] != []
 
 
 @pytest.mark.parametrize("busy", [True, False])
 def test_a_child_ends_with_its_parent_however_that_dies(mouse, busy):
     code = (
-        "import sys, time; from deg.data.video.decoder import Decoder, FrameTransform\n"
-        "decoder = Decoder(); decoder.probe(sys.argv[1])\n"
-        "large = FrameTransform(resize=(500, 500))\n"
-        "blocks = decoder.blocks(sys.argv[1], 0, 400, large) if int(sys.argv[2]) else None\n"
+        "import sys, time; from deg.data.video.decoder import Decoder\n"
+        "from deg.data.video.stretch import FrameTransform, Stretch\n"
+        "decoder = Decoder(); video = decoder.probe(sys.argv[1])\n"
+        "blocks = decoder.blocks(Stretch(video, 0, 400, FrameTransform(resize=(500, 500))), 8)\n"
+        "taken = next(blocks) if int(sys.argv[2]) else None\n"
         "print(decoder._child._process.pid, flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", code, str(mouse), str(int(busy))]

@@ -505,11 +505,19 @@ def for_each(shared_data):
 
 
 @pytest.mark.slow
-def test_real_videos_decode_as_many_frames_as_known(for_each):
+def test_real_videos_decode_as_many_frames_as_known_and_the_same_ones_in_spans(for_each):
     def check(name, path):
         decodable, claimed = REAL[name] if isinstance(REAL[name], tuple) else (REAL[name], REAL[name])
         with open_video(path) as video:
-            assert (video.info.num_frames, video.count_decodable()) == (claimed, decodable)
+            assert video.info.num_frames == claimed
+            if decodable != claimed or claimed >= 400:
+                assert video.count_decodable() == decodable
+                return
+            whole = [hash(frame_HWC.tobytes()) for frame_HWC in video.read(0, claimed)]
+            for start, stop in ((claimed * 2 // 3, claimed), (claimed // 3, claimed // 3 + 5), (0, 3)):
+                stop = min(stop, claimed)
+                read = [hash(frame_HWC.tobytes()) for frame_HWC in video.read(start, stop)]
+                assert read == whole[start:stop], f"frames {start} to {stop}"
 
     for_each(REAL, check)
 
@@ -520,16 +528,3 @@ def test_real_videos_that_cannot_be_read_say_why(for_each):
             probe(path)
 
     for_each(REAL_FAULTS, check)
-
-
-@pytest.mark.slow
-def test_spans_of_real_videos_are_bit_identical_to_the_whole(for_each):
-    def check(name, path):
-        with open_video(path) as video:
-            whole = [hash(frame_HWC.tobytes()) for frame_HWC in video.read(0, len(video))]
-            for start, stop in ((len(whole) * 2 // 3, len(whole)), (len(whole) // 3, len(whole) // 3 + 5), (0, 3)):
-                stop = min(stop, len(whole))
-                read = [hash(frame_HWC.tobytes()) for frame_HWC in video.read(start, stop)]
-                assert read == whole[start:stop], f"frames {start} to {stop}"
-
-    for_each([name for name, count in REAL.items() if isinstance(count, int) and count < 400], check)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from scenes.run import do_units, frame_numbers, make_plan, make_run, scripted_workers
+from waiting import wait_until
 
 from deg.errors import DegError, LaunchError
 from deg.launch.devices import Device, devices
@@ -62,13 +63,6 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait_until(condition, seconds: float = 15.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-
-
 def all_right(run, plan) -> bool:
     merged = merge(run, plan)
     for key, frames in LENGTHS.items():
@@ -90,6 +84,32 @@ def test_there_are_no_more_workers_than_units(run, plan, script):
     pool = LocalPool(run, plan.units[:1], shares(8), lambda *_: None)
     pool.execute()
     assert len(list((run.path / "jobs").iterdir())) == 1
+
+
+@pytest.mark.parametrize(("count", "given"), [(1, [2, 2, 2, 1]), (2, [2, 1, 1, 1]), (4, [1, 1, 1, 1])])
+def test_a_worker_gets_its_next_unit_early_but_not_one_of_the_last(run, plan, script, monkeypatch, count, given):
+    seen, give = [], LocalPool._give
+
+    def watched(pool, worker):
+        give(pool, worker)
+        if pool._given.get(worker):
+            seen.append(len(pool._given[worker]))
+
+    monkeypatch.setattr(LocalPool, "_give", watched)
+    assert not execute(run, plan, count).failed
+    assert len(plan.units) == 4 and seen == given
+    assert all_right(run, plan)
+
+
+def test_a_unit_that_a_dead_worker_had_not_begun_is_not_blamed(run, plan, script, monkeypatch):
+    blamed, try_again = [], LocalPool._try_again
+    monkeypatch.setattr(
+        LocalPool, "_try_again", lambda pool, unit, why: [blamed.append(unit), try_again(pool, unit, why)]
+    )
+    script(deaths={"a": 2})
+    assert not execute(run, plan, 1).failed
+    assert blamed == [plan.units[0]] * 2
+    assert all_right(run, plan)
 
 
 def test_a_recording_at_fault_fails_no_unit(run, plan, script):
@@ -259,8 +279,8 @@ def test_cores_are_shared_evenly_and_gpus_one_each(monkeypatch):
     monkeypatch.setattr(resources, "available_cores", lambda: 16)
     found = devices("auto")
     assert [device.environment for device in found] == [
-        {"OMP_NUM_THREADS": "8", "CUDA_VISIBLE_DEVICES": "4"},
-        {"OMP_NUM_THREADS": "8", "CUDA_VISIBLE_DEVICES": "GPU-abc"},
+        {"OMP_NUM_THREADS": "8", "DEG_CORES": "8", "CUDA_VISIBLE_DEVICES": "4"},
+        {"OMP_NUM_THREADS": "8", "DEG_CORES": "8", "CUDA_VISIBLE_DEVICES": "GPU-abc"},
     ]
     assert [device.environment["CUDA_VISIBLE_DEVICES"] for device in devices(4)] == ["4", "GPU-abc"] * 2
 
@@ -271,8 +291,8 @@ def test_without_gpus_there_is_one_worker_with_all_cores(monkeypatch, named):
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
     monkeypatch.setattr(resources, "available_cores", lambda: 6)
-    assert [device.environment for device in devices("auto")] == [{"OMP_NUM_THREADS": "6"}]
-    assert [device.environment for device in devices(8)] == [{"OMP_NUM_THREADS": "1"}] * 8
+    assert [device.environment for device in devices("auto")] == [{"OMP_NUM_THREADS": "6", "DEG_CORES": "6"}]
+    assert [device.environment for device in devices(8)] == [{"OMP_NUM_THREADS": "1", "DEG_CORES": "1"}] * 8
 
 
 def test_events_of_a_run_are_json_lines(run, plan, script):

@@ -23,7 +23,7 @@ from deg.launch.scheduler.launches import LaunchDir
 from deg.options.schema import Cluster
 from deg.runs.attempts import bad_hosts, read_attempts
 from deg.runs.rundir import RunDir, create_run, read_error
-from deg.work import StopFlag, Stopped
+from deg.work import CORES, StopFlag, Stopped
 
 LENGTHS = {"mouse_1": 1100, "mouse_2": 30}
 RUN = "the_run"
@@ -140,6 +140,24 @@ def test_where_an_element_is_can_be_read_from_its_host(project, run, script, env
     environment(7, 0)
     jobs.execute(launch.load(), 0, 0, StopFlag())
     assert (launch.stage_folder(0) / "at-0").read_text() == "2"
+
+
+def test_one_engine_does_all_units_of_an_element(project, run, script, environment, monkeypatch):
+    made, make = [], door.make_engine
+    monkeypatch.setattr(door, "make_engine", lambda plan: made.append(plan) or make(plan))
+    launch = launch_of(project, 1).load()
+    jobs.execute(launch, 0, 0, StopFlag())
+    assert run.finished_units() == {0, 1, 2} and len(made) == 1
+    jobs.execute(launch, 0, 0, StopFlag())
+    assert len(made) == 1, "where all is done, none is made"
+
+
+def test_a_worker_knows_the_cores_that_its_job_asked_for(project, run, script, environment, monkeypatch):
+    seen, make = [], door.make_engine
+    monkeypatch.setattr(door, "make_engine", lambda plan: seen.append(os.environ[CORES]) or make(plan))
+    environment(7, 0, SLURM_CPUS_PER_TASK=3)
+    jobs.execute(launch_of(project, 1).load(), 0, 0, StopFlag())
+    assert seen == ["3"]
 
 
 def test_attempts_are_noted_with_their_job(project, run, script, environment):
@@ -495,7 +513,8 @@ def test_ranks_do_all_phases_that_are_left(trained, monkeypatch, environment):
     run, launch = trained
     did = []
 
-    def train(words, stop):
+    def train(words, stop, begins):
+        begins(int(words[1]))
         did.append(int(words[1]))
         leave_trained(run, int(words[1]))
         return 0
@@ -510,7 +529,7 @@ def test_ranks_do_all_phases_that_are_left(trained, monkeypatch, environment):
 def test_ranks_that_are_not_the_first_wait_for_it(trained, monkeypatch, environment):
     run, launch = trained
     seen = []
-    monkeypatch.setattr(door, "main", lambda words, stop: seen.append(words[1]) or 0)
+    monkeypatch.setattr(door, "main", lambda words, stop, begins: seen.append(words[1]) or begins(0) or 0)
     monkeypatch.setattr(jobs.time, "sleep", lambda seconds: leave_trained(run, int(seen[-1])))
     environment(7, SLURM_PROCID=1, SLURM_LOCALID=1)
     assert jobs.execute(launch.load(), 0, 0, StopFlag()) == 0 and seen == ["0", "1"]
@@ -520,7 +539,7 @@ def test_ranks_that_are_not_the_first_wait_for_it(trained, monkeypatch, environm
 @pytest.mark.parametrize("status", [2, 3, 75])
 def test_a_rank_that_ends_ends_its_job(trained, monkeypatch, status):
     run, launch = trained
-    monkeypatch.setattr(door, "main", lambda words, stop: status)
+    monkeypatch.setattr(door, "main", lambda words, stop, begins: status)
     assert jobs.execute(launch.load(), 0, 0, StopFlag()) == status and not run.phase_done_file(0).exists()
 
 
