@@ -10,12 +10,14 @@ endian), go to standard output:
      "frame_count": ..., "keep_damaged": false}             -> {"entries": [266, 516]}
     {"do": "frames", "path": ..., "image_order": ...,
      "frame_count": ..., "keep_damaged": false,
-     "start": 0, "stop": 70, "block": 32, "transform": {}}  -> {"block": [32, H, W, 3], "damaged": [12]} and as many
-                                                               bytes of uint8; ...
+     "start": 0, "stop": 70, "block": 32, "transform": {}}  -> {"block": [32, H, W, 3], "offset": 0, "damaged": [12]}
+                                                               ...
                                                                {"end": true}
+    {"do": "reuse"}                                         the parent has copied a block
     any                                                     -> {"error": {...}}          instead of the rest
                                                                {"at": 5120}              a sign of life, at any time
 
+Blocks are uint8 and lie, at their offset, in a memory file that both processes map; there is room for BUFFERS of them.
 Paths are the bytes of the name in base64. The process ends when its standard input ends, which is when its parent ends.
 """
 
@@ -23,6 +25,8 @@ from __future__ import annotations
 
 import base64
 import json
+import math
+import mmap
 import os
 import queue
 import select
@@ -46,52 +50,51 @@ from deg.types import VideoInfo
 PARENT_CHECK = 5.0
 """Seconds between two checks that the parent is alive, in case other processes hold our standard input open."""
 BUFFERS = 3
-"""Number of blocks in memory: one being filled, one being written, one in between."""
+"""Number of blocks in memory: one being filled, one being copied by the parent, one in between."""
 
-Blocks = queue.SimpleQueue[np.ndarray]
+REUSE = {"do": "reuse"}
 
 
 class Answers:
-    """Writes answers, in order, while the next ones are made."""
+    """The way to the parent: words in a pipe, frames in memory that it shares."""
 
-    def __init__(self, pipe: int):
-        self._pipe = pipe
-        self._waiting: queue.SimpleQueue[tuple[bytes, np.ndarray | None, Blocks | None]] = queue.SimpleQueue()
-        threading.Thread(target=self._run, daemon=True).start()
+    def __init__(self, pipe: int, memory: int):
+        self._pipe, self._memory = pipe, memory
 
-    def say(self, answer: dict[str, Any], block_THWC: np.ndarray | None = None, written: Blocks | None = None) -> None:
-        """Queue the answer and the block that belongs to it, which is put into `written` when it may be used again."""
+    def say(self, answer: dict[str, Any]) -> None:
         text = json.dumps(answer).encode()
-        self._waiting.put((len(text).to_bytes(4, "little") + text, block_THWC, written))
-
-    def _run(self) -> None:
-        while True:
-            text, block_THWC, written = self._waiting.get()
-            self._write(text)
-            if block_THWC is not None and written is not None:
-                self._write(block_THWC.data.cast("B"))
-                written.put(block_THWC)
-
-    def _write(self, data: bytes | memoryview) -> None:
-        rest = memoryview(data)
+        rest = memoryview(len(text).to_bytes(4, "little") + text)
         try:
             while rest:
                 rest = rest[os.write(self._pipe, rest) :]
         except BrokenPipeError:
             os._exit(0)
 
+    def buffers(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Return room for BUFFERS blocks of this shape; the memory grows if it must."""
+        size = BUFFERS * math.prod(shape)
+        if os.fstat(self._memory).st_size < size:
+            os.ftruncate(self._memory, size)
+        return np.ndarray((BUFFERS, *shape), np.uint8, mmap.mmap(self._memory, size))
+
 
 class Server:
     """Does requests, and keeps the last video open for the next one."""
 
-    def __init__(self, answers: Answers):
-        self._answers = answers
+    def __init__(self, answers: Answers, requests: queue.SimpleQueue[bytes]):
+        self._answers, self._requests = answers, requests
         self._damaged: set[int] = set()
         self._open: VideoReader | None = None
         self._open_as: tuple[Any, ...] = ()
 
-    def answer(self, request: dict[str, Any]) -> None:
-        """Do one request. VideoError and ConfigError are answers; anything else is a defect and ends this process."""
+    def serve(self) -> None:
+        """Do one request after another. VideoError and ConfigError are answers; else a defect ends this process."""
+        while True:
+            request = json.loads(self._requests.get())
+            if request != REUSE:  # said of the last blocks of the former request
+                self._answer(request)
+
+    def _answer(self, request: dict[str, Any]) -> None:
         path = decode_path(request["path"])
         try:
             getattr(self, "_" + request["do"])(path, request)
@@ -117,19 +120,26 @@ class Server:
         transform = FrameTransform(**request["transform"])
         start, stop, size = request["start"], request["stop"], request["block"]
         size_HW = transform.output_size(video.info.height, video.info.width)
-        spare: Blocks = queue.SimpleQueue()
-        for _ in range(BUFFERS):
-            spare.put(np.empty((size, *size_HW, 3), np.uint8))
+        buffers = self._answers.buffers((size, *size_HW, 3))
         frames = video.read(start, stop, transform)
-        for first in range(start, stop, size):
-            block_THWC = spare.get()[: stop - first]
+        for number, first in enumerate(range(start, stop, size)):
+            if number >= BUFFERS:
+                self._wait_for_reuse()
+            block_THWC = buffers[number % BUFFERS, : stop - first]
             for position in range(len(block_THWC)):
                 block_THWC[position] = next(frames)
             damaged = [frame for frame in range(first, first + len(block_THWC)) if frame in self._damaged]
-            self._answers.say({"block": block_THWC.shape, "damaged": damaged}, block_THWC, spare)
+            offset = number % BUFFERS * buffers[0].nbytes
+            self._answers.say({"block": block_THWC.shape, "offset": offset, "damaged": damaged})
         for _ in frames:  # none is left, but this checks the end of the video
             pass
         self._answers.say({"end": True})
+
+    def _wait_for_reuse(self) -> None:
+        """Wait until the parent has copied one more block."""
+        request = json.loads(self._requests.get())
+        if request != REUSE:
+            raise RuntimeError(f"expected {REUSE}, got {request}")
 
     def _reader(self, path: Path, request: dict[str, Any]) -> VideoReader:
         """Return a reader, the last request's if it fits: spans of one video often follow one another."""
@@ -170,7 +180,8 @@ WARNINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that a child ignores: Ctrl-C and a scheduler's warnings reach all processes of a job; the parent decides."""
 
 
-def main(parent: int) -> None:
+def main(parent: int, memory: int) -> None:
+    """Serve the process `parent`; `memory` is the descriptor of the memory file."""
     for warning in WARNINGS:
         signal.signal(warning, signal.SIG_IGN)
     # What a library prints must not get among the answers.
@@ -179,9 +190,7 @@ def main(parent: int) -> None:
     cv2.setNumThreads(1)
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=listen, args=(requests, parent), daemon=True).start()
-    server = Server(Answers(answers))
-    while True:
-        server.answer(json.loads(requests.get()))
+    Server(Answers(answers, memory), requests).serve()
 
 
 def listen(requests: queue.SimpleQueue[bytes], parent: int) -> None:
@@ -198,4 +207,4 @@ def listen(requests: queue.SimpleQueue[bytes], parent: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))

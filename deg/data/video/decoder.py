@@ -5,10 +5,13 @@
         for block_THWC in decoder.blocks(Stretch(video, 0, video.num_frames, FrameTransform(resize=(224, 224)))):
             ...                                  # while this block is used, the next two are decoded
 
-    this process              child: python -m deg.data.video.child
-    blocks()  <============== pipe, 1 MiB ==== decode, transform
+    this process                   child: python -m deg.data.video.child
+    blocks()  <==== shared memory, 3 blocks ==== decode, transform
+              ----- pipe: what is asked for ---->
+              <---- pipe: what is ready ---------
 
-The pipes are plain ones: nothing is left behind, whichever process is killed. A child ends with its parent.
+Neither the pipes nor the memory have a name: nothing is left behind, whichever process is killed. A child ends with its
+parent.
 """
 
 from __future__ import annotations
@@ -146,7 +149,7 @@ class Decoder:
         )
         try:
             while "block" in (answer := child.answer(path, at)):
-                block_THWC = child.read_block(answer["block"], path, at)
+                block_THWC = child.read_block(answer["block"], answer["offset"])
                 at += len(block_THWC)
                 yield block_THWC, answer["damaged"]
             self._is_busy = False

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
+import math
+import mmap
 import os
 import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from deg.data.video.child import WARNINGS
+from deg.data.video.child import REUSE, WARNINGS
 from deg.data.video.faults import REENCODE
 from deg.errors import ConfigError, VideoError
 
-PIPE_BYTES = 1 << 20
-
 FROM_OUTSIDE = (signal.SIGKILL, signal.SIGBUS)
 """Signals that no video causes. SIGBUS comes when the file system that holds the programs is gone."""
-
-Buffer = TypeVar("Buffer", bytearray, memoryview)
 
 
 class DecoderKilledError(VideoError):
@@ -46,21 +43,26 @@ def _born_deaf() -> Iterator[None]:
 
 
 class ChildProcess:
-    """The child process, its two pipes, and what its silence or death means."""
+    """The child process, its two pipes and its memory, and what its silence or death means."""
 
     def __init__(self, timeout: float):
         self._timeout = timeout
         # the libraries' own complaints are kept off the terminal; our messages say the same in plain words
         quiet = {"OPENCV_LOG_LEVEL": "SILENT"}
-        command = [sys.executable, "-P", "-m", "deg.data.video.child", str(os.getpid())]
+        self._memory = os.memfd_create("deg frames")  # gone with its last process, however that ends
+        self._frames: mmap.mmap | None = None
+        command = [sys.executable, "-P", "-m", "deg.data.video.child", str(os.getpid()), str(self._memory)]
         with _born_deaf():
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env={**os.environ, **quiet}
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,
+                pass_fds=(self._memory,),
+                env={**os.environ, **quiet},
             )
         assert self._process.stdin is not None and self._process.stdout is not None
         self._requests, self._answers = self._process.stdin, self._process.stdout
-        with contextlib.suppress(OSError):  # forbidden where the user's pipes already take much memory
-            fcntl.fcntl(self._answers, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self._readable = select.poll()  # select() cannot watch descriptors from 1024 on
         self._readable.register(self._answers, select.POLLIN)
 
@@ -73,10 +75,11 @@ class ChildProcess:
             self._process.wait(timeout=10)
 
     def close(self) -> None:
-        """Kill the process and close the pipes. Do not call this while a thread reads from it."""
+        """Kill the process; close the pipes and the memory. Do not call this while a thread reads from it."""
         self.kill()
         self._requests.close()
         self._answers.close()
+        os.close(self._memory)
 
     def send(self, request: dict[str, Any]) -> None:
         with contextlib.suppress(BrokenPipeError):  # reading the answer will tell more
@@ -97,12 +100,16 @@ class ChildProcess:
             raise VideoError(path, error["problem"], error["remedy"], frame=error["frame"])
         return answer
 
-    def read_block(self, shape: list[int], path: Path, at: int) -> np.ndarray:
-        block_THWC = np.empty(shape, np.uint8)
-        self._read(block_THWC.data.cast("B"), path, at)
+    def read_block(self, shape: Sequence[int], offset: int) -> np.ndarray:
+        """Return a copy of a block of frames, and let the child use its place again."""
+        stop = offset + math.prod(shape)
+        if self._frames is None or len(self._frames) < stop:
+            self._frames = mmap.mmap(self._memory, 0, prot=mmap.PROT_READ)
+        block_THWC = np.ndarray(shape, np.uint8, self._frames, offset).copy()
+        self.send(REUSE)
         return block_THWC
 
-    def _read(self, buffer: Buffer, path: Path, at: int) -> Buffer:
+    def _read(self, buffer: bytearray, path: Path, at: int) -> bytearray:
         """Fill the buffer."""
         rest = memoryview(buffer)
         while rest:
