@@ -190,7 +190,7 @@ class Decoder:
                 return child.answer(path)
             except DecoderKilledError:
                 kills += 1
-                if kills == MOST_KILLS:
+                if self._is_ended or kills == MOST_KILLS:
                     raise
 
     def _idle_child(self) -> ChildProcess:

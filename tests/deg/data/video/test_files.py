@@ -21,6 +21,8 @@ from videos import number_in, numbers_in, picture
 
 from deg.data.video.contents import examine
 from deg.data.video.files import open_video, probe
+from deg.data.video.packets import REORDERED
+from deg.data.video.reader import ENTRY_DISTANCE
 from deg.data.video.source import Source, identity
 from deg.errors import VideoError
 
@@ -486,6 +488,19 @@ def test_a_name_that_is_not_utf8(tmp_path):
 
 
 # Real recordings
+
+
+def test_entries_lie_just_behind_key_frames(tmp_path):
+    path = videos.write_video(tmp_path / "long.mp4", 300, options={"g": "100", "x264-params": "scenecut=0"})
+    with open_video(path) as video:
+        assert video.entries() == [100 + REORDERED, 200 + REORDERED]
+        assert all(video._table.key_before(entry) == entry - REORDERED for entry in video.entries())
+
+
+def test_entries_are_not_close_together(tmp_path):
+    path = videos.write_video(tmp_path / "intra.avi", 200, codec="mjpeg", pixels="yuvj420p")
+    with open_video(path) as video:
+        assert video.entries() == [ENTRY_DISTANCE, 2 * ENTRY_DISTANCE, 3 * ENTRY_DISTANCE]
 
 
 @pytest.fixture
