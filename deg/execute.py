@@ -21,7 +21,6 @@ import queue
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -55,7 +54,7 @@ class Engine(Protocol):
         """Return what the numbers depend on that only the device knows, such as the precision."""
 
     def expect(self, spans: Sequence[Span]) -> None:
-        """Prepare for these spans, which will be asked for next, in this order; others are not expected any more."""
+        """Prepare for these spans, which will be asked for after those expected before. Any thread may call this."""
 
     def run_span(self, span: Span) -> Iterator[Rows]:
         """Yield consecutive rows of all columns for the span. Raises DegError if its recording is at fault."""
@@ -124,18 +123,22 @@ def _do_span(group: h5py.Group, span: Span, engine: Engine, stop: StopFlag, tell
 class UnitsToDo:
     """Units in the order in which they are to be done. More may come in while the first ones are being done."""
 
-    def __init__(self, plan: InferencePlan | TrainingPlan, stop: StopFlag):
+    def __init__(self, plan: InferencePlan | TrainingPlan, stop: StopFlag, names: Sequence[str] = ()):
+        """Begin with these units. Raises RunError if the plan does not have them all."""
         self._plan, self._stop = plan, stop
-        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._known: deque[str] = deque()
+        self._units = [unit_named(plan, name) for name in names]
+        self._names: queue.Queue[str] = queue.Queue()  # not SimpleQueue, whose `get` may overlook its time limit
+        self._listener: Callable[[Unit], None] = lambda unit: None
+        self._lock = threading.Lock()
+        """Guards `_units`, all units that are known by now, and `_listener`."""
+        for name in names:
+            self._names.put(name)
 
     @classmethod
     def named(cls, plan: InferencePlan | TrainingPlan, stop: StopFlag, names: Sequence[str]) -> UnitsToDo:
         """Return these units. Raises RunError if the plan does not have them all."""
-        units = cls(plan, stop)
-        for name in names:
-            unit_named(plan, name)
-        units._known.extend([*names, ""])
+        units = cls(plan, stop, names)
+        units._names.put("")
         return units
 
     @classmethod
@@ -150,30 +153,42 @@ class UnitsToDo:
         return units
 
     def _read(self) -> None:
-        for line in sys.stdin:
-            self._lines.put(line.strip())
-            if not line.strip():
-                return
+        try:
+            for line in sys.stdin:
+                name = line.strip()
+                if name:
+                    with suppress(RunError):  # raised where the unit is to be done
+                        self._learn(unit_named(self._plan, name))
+                self._names.put(name)
+                if not name:
+                    return
+        except Exception:  # nobody would read the input any more
+            log.exception("a defect ended the reading of units")
+            os._exit(1)
         os._exit(STOPPED)  # the launcher was killed; the next process that does the unit removes a partial result
 
+    def _learn(self, unit: Unit) -> None:
+        with self._lock:
+            self._units.append(unit)
+            self._listener(unit)
+
+    def tell(self, listener: Callable[[Unit], None]) -> None:
+        """Tell each unit as soon as it is known, in order; those that are known already, at once."""
+        with self._lock:
+            self._listener = listener
+            for unit in self._units:
+                listener(unit)
+
     def __iter__(self) -> Iterator[Unit]:
-        while (line := self._next()) != "":
-            yield unit_named(self._plan, line)
+        while name := self._next():
+            self._stop.check()
+            yield unit_named(self._plan, name)
 
     def _next(self) -> str:
         while True:
-            self._stop.check()
-            if self._known:
-                return self._known.popleft()
             with suppress(queue.Empty):
-                self._known.append(self._lines.get(timeout=0.5))
-
-    def known(self) -> list[Unit]:
-        """Return the units that come next, as far as they are known already."""
-        with suppress(queue.Empty):
-            while True:
-                self._known.append(self._lines.get_nowait())
-        return [unit_named(self._plan, line) for line in self._known if line]
+                return self._names.get(timeout=0.5)
+            self._stop.check()
 
 
 def unit_named(plan: InferencePlan | TrainingPlan, number: str) -> Unit:
@@ -274,11 +289,15 @@ def do_units(
     begins: Callable[[int], None] = lambda unit: None,
 ) -> bool:
     """Do units of inference, and record the error of each that fails. Return whether all are done."""
+
+    def expect(unit: Unit) -> None:
+        if not run.result_file(unit.index).exists():
+            engine.expect(unit.spans)
+
+    units.tell(expect)
     all_done = True
     for unit in units:
         begins(unit.index)
-        undone = [one for one in (unit, *units.known()[:1]) if not run.result_file(one.index).exists()]
-        engine.expect([span for one in undone for span in one.spans])
         all_done &= _do_unit(run, plan, unit, engine, stop, tell)
     return all_done
 

@@ -202,7 +202,7 @@ def decoder_count(wanted: int | str, device: str, cores: int) -> int:
     """
     if wanted != "auto":
         return int(wanted)
-    # on a CPU the network is far slower than one decoder; a GPU is fed by a core or two, and the rest can decode
+    # on a CPU the network is far slower than one decoder; a GPU's host work needs a core or two, and the rest decode
     return 1 if device == "cpu" else max(1, cores - max(1, cores // 8))
 
 

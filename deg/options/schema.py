@@ -464,8 +464,8 @@ class Inference:
     )
     decoders: int | Auto = option(
         "auto",
-        "Processes that decode video for each worker. auto: one on the CPU; on a GPU, as many as its share of the "
-        "cores allows, less one for every eight, which feed the GPU.",
+        "Processes that decode video for each worker. auto: one on the CPU; on a GPU, all of its share of the "
+        "cores but one in eight, at least one, which feed the GPU.",
         low=1,
     )
     frame_count: Literal["claimed", "decoded"] = option(

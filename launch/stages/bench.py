@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import h5py
 import numpy as np
 
 from deg.arithmetic.units import plan_units
@@ -229,11 +230,16 @@ def _cycled(blocks: list[np.ndarray], frames: int) -> Iterator[np.ndarray]:
 
 
 def _do_all(run: RunDir, plan: InferencePlan, spans: FeatureSpans) -> None:
-    """Do all units, as a worker does. Raises RunError if one fails."""
+    """Do all units, as a worker does. Raises RunError if a unit or a recording fails."""
     run.path.mkdir()
     stop, names = StopFlag(), [str(unit.index) for unit in plan.units]
     if not do_units(run, plan, UnitsToDo.named(plan, stop, names), spans, stop, Silent()):
-        raise RunError(next(error for unit in plan.units if (error := read_error(run, unit.index))))
+        raise RunError(next(filter(None, (read_error(run, unit.index) for unit in plan.units)), "a unit failed"))
+    for unit in plan.units:
+        with h5py.File(run.result_file(unit.index), "r") as file:
+            for group in file.values():
+                if "error" in group.attrs:
+                    raise RunError(group.attrs["error"])
 
 
 def _speed(frames: int, work: Callable[[], object]) -> float:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -165,12 +165,11 @@ class Expecting(FeatureSpans):
         self.expected.append(list(spans))
 
 
-def test_the_spans_of_the_next_unit_are_expected_while_one_is_done(run, plan, monkeypatch):
+def test_the_spans_of_all_units_that_are_known_are_expected_in_their_order(run, plan, monkeypatch):
     engine = Expecting(plan)
     monkeypatch.setattr(execute, "make_engine", lambda plan: engine)
-    assert main([str(run.path), "0", "1", "2"]) == 0
-    of_unit = [list(unit.spans) for unit in plan.units]
-    assert engine.expected == [of_unit[0] + of_unit[1], of_unit[1] + of_unit[2], of_unit[2]]
+    assert main([str(run.path), "2", "0", "1"]) == 0
+    assert engine.expected == [list(plan.units[number].spans) for number in (2, 0, 1)]
 
 
 def test_a_unit_that_is_done_already_is_not_expected(run, plan, monkeypatch):
@@ -178,7 +177,21 @@ def test_a_unit_that_is_done_already_is_not_expected(run, plan, monkeypatch):
     engine = Expecting(plan)
     monkeypatch.setattr(execute, "make_engine", lambda plan: engine)
     assert main([str(run.path), "0", "1", "2"]) == 0
-    assert engine.expected == [[], list(plan.units[2].spans), list(plan.units[2].spans)]
+    assert engine.expected == [list(plan.units[2].spans)]
+
+
+def test_a_stop_after_the_last_unit_leaves_the_work_done(run, plan, monkeypatch):
+    class Late(FeatureSpans):
+        def checks(self):
+            stop.is_set = True
+            return {}
+
+    stop = StopFlag()
+    monkeypatch.setattr(execute, "make_engine", lambda plan: Late(plan, script={}))
+    assert len(plan.units[2].spans) == 1
+    assert main([str(run.path), "2"], stop) == 0 and run.finished_units() == {2}
+    stop.is_set = False
+    assert main([str(run.path), "1", "0"], stop) == STOPPED
 
 
 def test_the_caller_is_told_each_unit_before_it_is_done(run, plan, monkeypatch):
@@ -188,14 +201,23 @@ def test_the_caller_is_told_each_unit_before_it_is_done(run, plan, monkeypatch):
     assert told == [(2, False), (0, False)] and run.finished_units() == {0, 2}
 
 
-def test_units_that_came_in_are_known_before_they_are_asked_for(plan, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO("1\n0\n\n"))
-    units = UnitsToDo.from_input(plan, StopFlag())
-    found = iter(units)
-    assert next(found) == plan.units[1]
-    wait_until(lambda: units.known())
-    assert units.known() == [plan.units[0]]
-    assert list(found) == [plan.units[0]] and units.known() == []
+def test_a_unit_is_told_as_soon_as_its_number_comes_in(plan, monkeypatch):
+    reading, writing = os.pipe()
+    told = []
+    with os.fdopen(reading) as incoming, os.fdopen(writing, "w", buffering=1) as launcher:
+        monkeypatch.setattr("sys.stdin", incoming)
+        units = UnitsToDo.from_input(plan, StopFlag())
+        launcher.write("1\n")
+        units.tell(told.append)
+        found = iter(units)
+        assert next(found) == plan.units[1] and told == [plan.units[1]]
+        launcher.write("0\n")
+        wait_until(lambda: told == [plan.units[1], plan.units[0]])
+        launcher.write("77\n")
+        assert next(found) == plan.units[0]
+        with pytest.raises(RunError, match="number of a unit"):
+            next(found)
+        launcher.write("\n")
 
 
 # ---------------------------------------------------------------------------------------------------- full disks

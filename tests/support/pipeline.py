@@ -102,8 +102,9 @@ class Worker:
         return start - max((start - REORDERED) // keys, 0) * keys
 
     def _engine(self) -> Process:
-        for number, unit in enumerate(self._units):
-            self._agenda.expect([stretch for one in self._units[number : number + 2] for stretch in one])
+        self._agenda.expect(self._units[0])
+        for unit, following in zip(self._units, [*self._units[1:], []], strict=True):
+            self._agenda.expect(following)
             self._notify()
             for stretch in unit:
                 yield from self._take(stretch)

@@ -18,8 +18,8 @@ import numpy as np
 
 from deg.data.video.stretch import Stretch
 
-AHEAD_BYTES = 192 << 20
-"""Most bytes of decoded frames that wait in the hands of one decoder; 1300 frames of 224 x 224."""
+AHEAD_BYTES, ALL_AHEAD_BYTES = 192 << 20, 4 << 30
+"""Most bytes of decoded frames that wait in the hands of one decoder, 1300 frames of 224 x 224; and of all together."""
 SHORTEST, LONGEST = 256, 1024
 """Number of frames in the first pieces, which give work to all decoders at once, and the most in later ones.
 
@@ -74,7 +74,8 @@ class Agenda:
     """The stretches that will be wanted, the next one first."""
 
     def __init__(self, decoders: int, block_frames: int, ahead_bytes: int = AHEAD_BYTES):
-        self._decoders, self._block_frames, self._ahead_bytes = decoders, block_frames, ahead_bytes
+        self._decoders, self._block_frames = decoders, block_frames
+        self._ahead_bytes = min(ahead_bytes, ALL_AHEAD_BYTES // decoders)
         self._line: deque[Wanted] = deque()
         self._uncut: deque[Wanted] = deque()
         """Those that have frames which belong to no piece yet."""
@@ -82,19 +83,14 @@ class Agenda:
         """Number of pieces begun since there was nothing to do."""
 
     def expect(self, stretches: Iterable[Stretch]) -> None:
-        """Expect these stretches, in this order, and nothing else. What was begun of them stays begun."""
-        former, self._line, self._uncut = self._line, deque(), deque()
+        """Expect these stretches, in this order, after those that are expected already."""
+        if not self._line:
+            self._begun = 0
         for stretch in stretches:
-            kept = former.popleft() if former and former[0].stretch == stretch and not former[0].is_claimed else None
-            if kept is None:
-                _drop_all(former)
-            wanted = kept or Wanted(stretch, stretch.start)
+            wanted = Wanted(stretch, stretch.start)
             self._line.append(wanted)
             if not wanted.is_cut:
                 self._uncut.append(wanted)
-        _drop_all(former)
-        if not any(wanted.pieces for wanted in self._line):
-            self._begun = 0
 
     def claim(self, stretch: Stretch) -> Wanted:
         """Return the next stretch, which has to be this one. What was expected before it is dropped."""
@@ -106,11 +102,16 @@ class Agenda:
         return self._line[0]
 
     def drop(self, wanted: Wanted) -> None:
-        """Forget the next stretch, taken or not. Harmless if done twice."""
+        """Forget a stretch, which is the next one, or was forgotten already."""
         for line in (self._line, self._uncut):
             if line and line[0] is wanted:
                 line.popleft()
         wanted.drop()
+
+    def clear(self) -> None:
+        """Forget all stretches."""
+        while self._line:
+            self.drop(self._line[0])
 
     def begin(self) -> Piece | None:
         """Return the next piece to decode, which counts as begun; None if there is nothing to do."""
@@ -130,9 +131,10 @@ class Agenda:
         return not held_bytes or held_bytes + block_bytes <= self._ahead_bytes
 
     def _cut(self, wanted: Wanted) -> int:
-        """Return where the next piece ends: where the one after it can begin at little cost, if this is not too early.
+        """Return where the next piece ends.
 
-        A piece grows with each round of the decoders. It is whole blocks, as many as one decoder may hold at most.
+        Pieces become longer with each round of the decoders, up to what one decoder may hold. A piece ends earlier, but
+        not before its middle, where the next one can begin at little cost. A last rest of less than a block is added.
         """
         rounds = min(self._begun // self._decoders, 8)
         block = wanted.stretch.block_frames(self._block_frames)
@@ -143,8 +145,3 @@ class Agenda:
             return wanted.stretch.stop
         entry = bisect_right(wanted.entries, stop) - 1
         return wanted.entries[entry] if entry >= 0 and wanted.entries[entry] > stop - length / 2 else stop
-
-
-def _drop_all(line: deque[Wanted]) -> None:
-    while line:
-        line.popleft().drop()

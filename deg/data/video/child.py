@@ -1,7 +1,7 @@
 """The child's side of `deg.data.video.decoder`: a process that decodes what it is asked for, and may crash.
 
-Requests come as lines of JSON on standard input, one at a time. Answers, JSON after its length in four bytes (little
-endian), go to standard output:
+Requests come as lines of JSON on standard input, each after the last answer to the former one. Answers, JSON after its
+length in four bytes (little endian), go to standard output:
 
     {"do": "probe", "path": ..., "image_order": "natural",
      "frame_count": ...}                                    -> {"info": {...}}

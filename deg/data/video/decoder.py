@@ -3,7 +3,7 @@
     with Decoder() as decoder:
         video = decoder.probe(path)
         for block_THWC in decoder.blocks(Stretch(video, 0, video.num_frames, FrameTransform(resize=(224, 224)))):
-            ...                                  # while this block is used, the next two are decoded
+            ...                                  # while this block is used, the next ones are decoded
 
     this process                   child: python -m deg.data.video.child
     blocks()  <==== shared memory, 3 blocks ==== decode, transform
@@ -165,7 +165,7 @@ class Decoder:
         """End the process, from any thread, and let no other take its place: what is being read ends with an error."""
         self._is_ended = True
         if (child := self._child) is not None:
-            child.kill()
+            child.kill(patience=0)
 
     def close(self) -> None:
         """End the process. The next request starts another one."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from types import TracebackType
 
@@ -23,9 +23,10 @@ import numpy as np
 from deg.data.video.agenda import AHEAD_BYTES, Agenda, Piece, Wanted
 from deg.data.video.decoder import Decoder
 from deg.data.video.stretch import Stretch
+from deg.errors import ConfigError, VideoError
 
 END_SECONDS = 15.0
-"""Seconds that threads have to notice that their decoders were killed. Only a file system that hangs takes longer."""
+"""Seconds that all threads have to end when their decoders were killed. Only where a file system hangs, some do not."""
 
 
 class DecoderPool:
@@ -42,8 +43,10 @@ class DecoderPool:
         self._block_frames = block_frames
         self._agenda = Agenda(count, block_frames, ahead_bytes)
         self._changed = threading.Condition()
-        """Guards the agenda, its pieces and `_is_closed`. Notified when any of them changed."""
+        """Guards the agenda, its pieces and all below. Notified when any of them changed."""
         self._is_closed = False
+        self._defect: Exception | None = None
+        """What ended a thread."""
         self._decoders = [Decoder(timeout=timeout) for _ in range(count)]
         self._threads = [
             threading.Thread(target=self._work, args=(decoder,), name="decoder", daemon=True)
@@ -53,7 +56,10 @@ class DecoderPool:
             thread.start()
 
     def expect(self, stretches: Iterable[Stretch]) -> None:
-        """Decode these stretches ahead, in this order; `blocks` will ask for them. Other stretches are given up."""
+        """Decode these stretches ahead, in this order, after those that are expected already.
+
+        Any thread may call this. `blocks` has to ask for the stretches in their order; what it skips is given up.
+        """
         with self._changed:
             self._agenda.expect(stretches)
             self._changed.notify_all()
@@ -66,6 +72,8 @@ class DecoderPool:
         not fit, after the frames before.
         """
         with self._changed:
+            if self._is_closed:
+                raise RuntimeError("the pool is closed")
             wanted = self._agenda.claim(stretch)
             self._changed.notify_all()
         at = stretch.start
@@ -88,8 +96,10 @@ class DecoderPool:
         """End all processes and threads."""
         with self._changed:
             self._is_closed = True
-            self._agenda.expect([])
+            self._agenda.clear()
             self._changed.notify_all()
+        for decoder in self._decoders:
+            decoder.kill()
         deadline = time.monotonic() + END_SECONDS
         for decoder, thread in zip(self._decoders, self._threads, strict=True):
             while thread.is_alive() and time.monotonic() < deadline:
@@ -111,15 +121,13 @@ class DecoderPool:
     def _first_piece(self, wanted: Wanted) -> Piece:
         """Return the next piece of a stretch, as soon as a decoder has begun it."""
         with self._changed:
-            self._changed.wait_for(lambda: wanted.pieces or wanted.is_dropped)
-            _require_wanted(wanted)
+            self._wait_for(lambda: wanted.pieces, wanted)
             return wanted.pieces[0]
 
     def _next_block(self, piece: Piece) -> np.ndarray | None:
         """Wait for the next block of a piece, and take it. Return None after the last one, or raise what went wrong."""
         with self._changed:
-            self._changed.wait_for(lambda: piece.waiting or piece.is_over or piece.wanted.is_dropped)
-            _require_wanted(piece.wanted)
+            self._wait_for(lambda: piece.waiting or piece.is_over, piece.wanted)
             if piece.waiting:
                 block_THWC = piece.waiting.popleft()
                 self._changed.notify_all()
@@ -128,14 +136,27 @@ class DecoderPool:
             raise piece.error
         return None
 
+    def _wait_for(self, condition: Callable[[], object], wanted: Wanted) -> None:
+        """Wait for a change that the threads make. Raises RuntimeError if the stretch is not wanted any more."""
+        self._changed.wait_for(lambda: condition() or wanted.is_dropped or self._defect)
+        if self._defect is not None:
+            raise self._defect
+        if wanted.is_dropped:
+            raise RuntimeError("the pool was closed, or asked for something else, while this stretch was being taken")
+
     # ------------------------------------------------------------------------------------ a decoder's side, in a thread
 
     def _work(self, decoder: Decoder) -> None:
-        """Decode piece after piece."""
+        """Decode piece after piece. Even a defect must reach the consumer, who would wait for ever."""
         pieces: list[Piece] = []
-        while (piece := self._begin()) is not None:
-            pieces = [former for former in pieces if former.waiting] + [piece]
-            self._decode(decoder, pieces)
+        try:
+            while (piece := self._begin()) is not None:
+                pieces = [former for former in pieces if former.waiting] + [piece]
+                self._decode(decoder, pieces)
+        except Exception as defect:  # noqa: BLE001
+            with self._changed:
+                self._defect = defect
+                self._changed.notify_all()
 
     def _begin(self) -> Piece | None:
         """Wait for the next piece; return None when the pool is closed."""
@@ -149,7 +170,8 @@ class DecoderPool:
 
     def _decode(self, decoder: Decoder, pieces: Sequence[Piece]) -> None:
         """Decode the last one of these pieces. Blocks of the others may still wait."""
-        piece, error = pieces[-1], None
+        piece = pieces[-1]
+        error: VideoError | ConfigError | None = None
         try:
             self._learn_entries(decoder, piece)
             block_frames = piece.part.block_frames(self._block_frames)
@@ -157,7 +179,7 @@ class DecoderPool:
                 for block_THWC in blocks:
                     if not self._hold(block_THWC, pieces):
                         break
-        except Exception as found:  # noqa: BLE001 - even a defect must reach the consumer, who would wait for ever
+        except (VideoError, ConfigError) as found:
             error = found
         with self._changed:
             piece.error, piece.is_over = error, True
@@ -185,8 +207,3 @@ class DecoderPool:
                 piece.waiting.append(block_THWC)
                 self._changed.notify_all()
             return not piece.wanted.is_dropped
-
-
-def _require_wanted(wanted: Wanted) -> None:
-    if wanted.is_dropped:
-        raise RuntimeError("the pool was closed, or asked for something else, while this stretch was being taken")

@@ -52,15 +52,19 @@ class ChildProcess:
         self._memory = os.memfd_create("deg frames")  # gone with its last process, however that ends
         self._frames: mmap.mmap | None = None
         command = [sys.executable, "-P", "-m", "deg.data.video.child", str(os.getpid()), str(self._memory)]
-        with _born_deaf():
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                bufsize=0,
-                pass_fds=(self._memory,),
-                env={**os.environ, **quiet},
-            )
+        try:
+            with _born_deaf():
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    bufsize=0,
+                    pass_fds=(self._memory,),
+                    env={**os.environ, **quiet},
+                )
+        except BaseException:
+            os.close(self._memory)
+            raise
         assert self._process.stdin is not None and self._process.stdout is not None
         self._requests, self._answers = self._process.stdin, self._process.stdout
         self._readable = select.poll()  # select() cannot watch descriptors from 1024 on
@@ -69,10 +73,12 @@ class ChildProcess:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def kill(self) -> None:
+    def kill(self, patience: float = 10.0) -> None:
+        """Kill the process and wait until it is gone, for `patience` seconds at most: it may hang in the kernel, on a
+        file system that is gone."""
         self._process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # it may hang in the kernel, on a file system that is gone
-            self._process.wait(timeout=10)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=patience)
 
     def close(self) -> None:
         """Kill the process; close the pipes and the memory. Do not call this while a thread reads from it."""

@@ -70,7 +70,8 @@ class VideoReader(ABC):
     def entries(self) -> list[int]:
         """Return frames with which reading can begin without many others being decoded first, ascending.
 
-        They are at least ENTRY_DISTANCE frames apart. Empty where reading can begin anywhere, or only at the beginning.
+        They are at least ENTRY_DISTANCE frames apart. There are none in images and HDF5, where reading can begin
+        anywhere, and in files that are always decoded from the first frame.
         """
         return []
 

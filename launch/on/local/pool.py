@@ -93,8 +93,8 @@ class LocalPool:
     def _give(self, worker: Worker) -> None:
         """Give a worker its next units, or an empty line if none is left.
 
-        It gets one more than it can do now, so that it decodes ahead; but not the last ones, which any worker may be
-        the first to begin. If the worker dies before it reads the lines, `_ended` takes the units back.
+        It gets one early, so that it decodes ahead; the last ones are kept for whichever worker is free first. If the
+        worker dies before it reads the lines, `_ended` takes the units back.
         """
         if worker.status is not None:
             return  # these were its last words; another worker gets the units

@@ -82,8 +82,9 @@ def execute(launch: Launch, index: int, first: int, stop: StopFlag) -> int:
 
     if undone and found.continues_after_failure:
         os.environ.update(_share_of_cores(os.environ))
+        begins(undone[0])  # a death while the network is loaded counts as one of this unit
         status = door.main([str(run.path), *map(str, undone)], stop, begins)
-        return 0 if status == FAILED else status  # those units are at fault, and their error.json say why
+        return 0 if status == FAILED else status  # those units are at fault, and their error.json files say why
     for unit in undone:
         if status := door.main([str(run.path), str(unit)], stop, begins):
             return status

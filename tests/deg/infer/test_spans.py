@@ -13,7 +13,7 @@ from tracks import write_keypoints
 from deg.data.keypoints import NUM_KEYPOINT_FEATURES
 from deg.data.sequence_input import describe_mark
 from deg.errors import ProjectError, WeightsError
-from deg.infer.spans import SequenceSpans
+from deg.infer.spans import SequenceSpans, decoder_count
 from deg.models.sequence import build_sequence
 from deg.options.schema import Sequence
 from deg.runs.networks import require_planned
@@ -90,3 +90,19 @@ def test_keypoints_tracked_anew_since_the_plan_was_made_are_refused(keypoints):
     write_keypoints(keypoints.outputs["a"].with_name("aDLC.csv"), 30, seed=1)
     with pytest.raises(ProjectError, match=r"aDLC.csv: the keypoints changed since the run was planned"):
         list(engine.run_span(keypoints.units[0].spans[0]))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "cores", "count"),
+    [
+        ("auto", "cpu", 16, 1),
+        ("auto", "cuda", 16, 14),
+        ("auto", "cuda", 8, 7),
+        ("auto", "cuda", 4, 3),
+        ("auto", "cuda", 2, 1),
+        ("auto", "cuda", 1, 1),
+        (5, "cpu", 2, 5),
+    ],
+)
+def test_decoders_follow_the_device_and_the_cores_of_the_worker(wanted, device, cores, count):
+    assert decoder_count(wanted, device, cores) == count

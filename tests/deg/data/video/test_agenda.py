@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pipeline import Machine, Worker, recordings
 
-from deg.data.video.agenda import AHEAD_BYTES, LONGEST, SHORTEST, Agenda
+from deg.data.video.agenda import AHEAD_BYTES, ALL_AHEAD_BYTES, LONGEST, SHORTEST, Agenda
 from deg.data.video.stretch import BLOCK_BYTES, Stretch
 from deg.data.video.transform import FrameTransform
 from deg.types import VideoInfo
@@ -122,24 +122,26 @@ def test_an_entry_that_is_too_early_is_not_taken():
 # What is expected
 
 
-def test_what_is_expected_again_stays_as_it_was_begun():
+def test_what_is_expected_later_comes_after_what_was_expected_before():
     agenda = Agenda(2, 64)
-    first, second, third = (stretch(name=name) for name in "abc")
-    agenda.expect([first, second])
-    piece = agenda.begin()
-    agenda.expect([first, third])
-    assert not piece.wanted.is_dropped
-    assert [wanted.stretch for wanted in agenda._line] == [first, third]
-    assert agenda.begin().part.start == piece.part.stop
+    agenda.expect([stretch(0, 400, name="a")])
+    agenda.expect([stretch(0, 200, name="b"), stretch(0, 200, name="c")])
+    assert [agenda.begin().part.video.path.stem for _ in range(4)] == ["a", "a", "b", "c"]
+    assert agenda.begin() is None
 
 
-def test_what_is_not_expected_any_more_is_dropped():
+def test_what_is_cleared_is_dropped():
     agenda = Agenda(2, 64)
     agenda.expect([stretch(name="a"), stretch(name="b")])
     piece = agenda.begin()
-    agenda.expect([stretch(name="b")])
-    assert piece.wanted.is_dropped
-    assert agenda.begin().part.video.path == Path("b.mp4")
+    agenda.clear()
+    assert piece.wanted.is_dropped and agenda.begin() is None
+
+
+def test_all_decoders_together_hold_a_bounded_number_of_bytes():
+    assert Agenda(14, 64).has_room(AHEAD_BYTES - 1, 1) and not Agenda(14, 64).has_room(AHEAD_BYTES, 1)
+    share = ALL_AHEAD_BYTES // 64
+    assert Agenda(64, 64).has_room(share - 1, 1) and not Agenda(64, 64).has_room(share, 1)
 
 
 def test_claiming_drops_what_was_expected_before():

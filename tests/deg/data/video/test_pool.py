@@ -99,17 +99,14 @@ def test_the_next_videos_are_decoded_before_they_are_asked_for(mouse, tmp_path):
             assert taken(pool, stretch) == list(range(40))
 
 
-def test_what_is_expected_again_is_not_decoded_again(mouse, tmp_path):
+def test_what_is_expected_later_joins_the_line(mouse):
     stretch, later = stretch_of(mouse, 0, 40, SMALL), stretch_of(mouse, 100, 140, SMALL)
     with DecoderPool(1) as pool:
         pool.expect([stretch])
         wait_until(lambda: waiting(pool) == [40])
-        (child,) = children_of(pool)
-        os.kill(child, signal.SIGSTOP)
-        pool.expect([stretch, later])
-        assert waiting(pool) == [40, 0]
+        pool.expect([later])
+        wait_until(lambda: waiting(pool) == [40, 40])
         assert taken(pool, stretch) == list(range(40))
-        os.kill(child, signal.SIGCONT)
         assert taken(pool, later) == list(range(100, 140))
 
 
@@ -209,13 +206,37 @@ def test_a_decoder_that_hangs_is_noticed(mouse):
             list(blocks)
 
 
-def test_a_defect_in_a_thread_reaches_the_consumer(mouse, monkeypatch):
-    def broken(decoder, stretch, block_frames, damaged):
+@pytest.mark.parametrize("broken", ["deg.data.video.decoder.Decoder.blocks", "deg.data.video.agenda.Agenda.begin"])
+def test_a_defect_in_a_thread_reaches_the_consumer(mouse, monkeypatch, broken):
+    def fail(*_):
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr(Decoder, "blocks", broken)
+    monkeypatch.setattr(broken, fail)
     with DecoderPool(2) as pool, pytest.raises(ZeroDivisionError, match="a defect"):
         list(pool.blocks(stretch_of(mouse, 0, 5)))
+
+
+def test_a_closed_pool_says_so(mouse):
+    with DecoderPool(1) as pool:
+        blocks = pool.blocks(stretch_of(mouse, 0, 5))
+    with pytest.raises(RuntimeError, match="the pool is closed"):
+        next(blocks)
+
+
+def test_one_decoder_that_cannot_be_ended_does_not_keep_the_others(mouse, monkeypatch):
+    monkeypatch.setattr("deg.data.video.pool.END_SECONDS", 1.0)
+    stretch = stretch_of(mouse, transform=LARGE)
+    with pool_of(2, stretch, 50) as pool:
+        pool.expect([stretch])
+        wait_until(lambda: len(children_of(pool)) == 2)
+        first, second = children_of(pool)
+        os.kill(first, signal.SIGSTOP)
+        monkeypatch.setattr(pool._decoders[0], "kill", lambda: None)
+    assert not is_running(second)
+    monkeypatch.undo()
+    os.kill(first, signal.SIGKILL)
+    pool._threads[0].join(10)
+    pool._decoders[0].close()
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -283,6 +283,7 @@ def test_cores_are_shared_evenly_and_gpus_one_each(monkeypatch):
         {"OMP_NUM_THREADS": "8", "DEG_CORES": "8", "CUDA_VISIBLE_DEVICES": "GPU-abc"},
     ]
     assert [device.environment["CUDA_VISIBLE_DEVICES"] for device in devices(4)] == ["4", "GPU-abc"] * 2
+    assert [device.environment["DEG_CORES"] for device in devices(4)] == ["4"] * 4
 
 
 @pytest.mark.parametrize("named", ["", "-1"])
