@@ -138,7 +138,7 @@ class InferenceRun:
         for key, places in spans_by_key(self.plan.units).items():
             for unit, position in places:
                 if unit.index in finished and key not in found:
-                    reason = _error_of(self.folder.result_file(unit.index), position)
+                    reason = error_of(self.folder.result_file(unit.index), position)
                     if reason is not None:
                         found[key] = reason
         return found
@@ -196,7 +196,7 @@ class InferenceRun:
         )
 
 
-def _error_of(result: Path, position: int) -> str | None:
+def error_of(result: Path, position: int) -> str | None:
     """Return why a span of a result could not be done; None if it could.
 
     Also None if the file cannot be read: merging reports that.

@@ -60,8 +60,8 @@ def bench(
     Weights are untrained. If there are too few videos, they are decoded again and again.
 
     \b
-    Examples: deg bench --preset deg_f --size 224 224 --precision bf16
-              deg bench --engine-fps 7000 --span 900
+    Example: deg bench --preset deg_f --size 224 224 --precision bf16
+             deg bench --engine-fps 7000 --span 900
     """
     from deg.launch.stages.bench import Settings, run_bench
 

@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 
 from deg.arithmetic.units import plan_units
@@ -26,6 +25,7 @@ from deg.errors import RunError
 from deg.execute import UnitsToDo, do_units
 from deg.options.load import load_config
 from deg.projects.shapes import write_shapes_video
+from deg.runs.inference import error_of
 from deg.runs.plans import FeatureTask, InferencePlan
 from deg.runs.rundir import RunDir, read_error
 from deg.types import Unit, VideoInfo
@@ -236,10 +236,9 @@ def _do_all(run: RunDir, plan: InferencePlan, spans: FeatureSpans) -> None:
     if not do_units(run, plan, UnitsToDo.named(plan, stop, names), spans, stop, Silent()):
         raise RunError(next(filter(None, (read_error(run, unit.index) for unit in plan.units)), "a unit failed"))
     for unit in plan.units:
-        with h5py.File(run.result_file(unit.index), "r") as file:
-            for group in file.values():
-                if "error" in group.attrs:
-                    raise RunError(group.attrs["error"])
+        for position in range(len(unit.spans)):
+            if (error := error_of(run.result_file(unit.index), position)) is not None:
+                raise RunError(error)
 
 
 def _speed(frames: int, work: Callable[[], object]) -> float:

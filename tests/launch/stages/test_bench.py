@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import closing
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from videos import write_video
 
+from deg.errors import RunError
+from deg.infer.spans import FeatureSpans
 from deg.infer.stand_in import StandIn
+from deg.launch.stages import bench
+from deg.runs.rundir import RunDir
 
 SMALL = ("--size", "32", "32", "--runs", "1", "--json")
 
@@ -43,6 +50,16 @@ def test_the_network_is_measured_over_as_many_videos_as_it_takes(tmp_path):
     answer = deg("bench", "--frames", "50", "--span", "12", "--video", videos[0], "--video", videos[1], *SMALL)
     assert answer.status == 0 and answer.json["frames"] == 50 and answer.json["span_frames"] == 12
     assert answer.json["decoders"] == 1 and answer.json["whole"][0] > 0
+
+
+def test_a_recording_that_failed_is_no_speed(tmp_path, monkeypatch):
+    settings = bench.Settings("deg_f", (32, 32), "fp32", "auto", (write_video(tmp_path / "a.mp4", 40),), 40, 40, 1)
+    plan = bench._plan(settings, 1, bench._recordings(settings, 40, tmp_path))
+    with closing(FeatureSpans(plan, torch.device("cpu"), StandIn(1e9, torch.device("cpu"), 4))) as spans:
+        bench._do_all(RunDir(tmp_path / "right"), plan, spans)
+        os.utime(tmp_path / "a.mp4", (1, 1))
+        with pytest.raises(RunError, match="it changed while it was read"):
+            bench._do_all(RunDir(tmp_path / "wrong"), plan, spans)
 
 
 def test_a_video_that_cannot_be_read_is_named(tmp_path):
