@@ -42,6 +42,7 @@ from deg.work import STOPPED, StopFlag, Stopped, Teller, collector_paused, leave
 log = logging.getLogger("deg.execute")
 
 Rows = Mapping[str, np.ndarray]
+Begins = Callable[[int], None]
 
 
 class Engine(Protocol):
@@ -123,32 +124,40 @@ def _do_span(group: h5py.Group, span: Span, engine: Engine, stop: StopFlag, tell
 class UnitsToDo:
     """Units in the order in which they are to be done. More may come in while the first ones are being done."""
 
-    def __init__(self, plan: InferencePlan | TrainingPlan, stop: StopFlag, names: Sequence[str] = ()):
-        """Begin with these units. Raises RunError if the plan does not have them all."""
-        self._plan, self._stop = plan, stop
-        self._units = [unit_named(plan, name) for name in names]
+    def __init__(self, plan: InferencePlan | TrainingPlan, stop: StopFlag, begins: Begins):
+        self._plan, self._stop, self._begins = plan, stop, begins
+        self._units: list[Unit] = []
         self._names: queue.Queue[str] = queue.Queue()  # not SimpleQueue, whose `get` may overlook its time limit
         self._listener: Callable[[Unit], None] = lambda unit: None
         self._lock = threading.Lock()
         """Guards `_units`, all units that are known by now, and `_listener`."""
-        for name in names:
-            self._names.put(name)
 
     @classmethod
-    def named(cls, plan: InferencePlan | TrainingPlan, stop: StopFlag, names: Sequence[str]) -> UnitsToDo:
-        """Return these units. Raises RunError if the plan does not have them all."""
-        units = cls(plan, stop, names)
-        units._names.put("")
+    def named(
+        cls,
+        plan: InferencePlan | TrainingPlan,
+        stop: StopFlag,
+        names: Sequence[str],
+        begins: Begins = lambda unit: None,
+    ) -> UnitsToDo:
+        """Return these units; `begins` is told each before it is done. Raises RunError if the plan lacks one."""
+        units = cls(plan, stop, begins)
+        for name in names:
+            units._learn(unit_named(plan, name))
+        for name in (*names, ""):
+            units._names.put(name)
         return units
 
     @classmethod
-    def from_input(cls, plan: InferencePlan | TrainingPlan, stop: StopFlag) -> UnitsToDo:
-        """Return the units whose numbers come in, up to an empty line.
+    def from_input(
+        cls, plan: InferencePlan | TrainingPlan, stop: StopFlag, begins: Begins = lambda unit: None
+    ) -> UnitsToDo:
+        """Return the units whose numbers come in, up to an empty line; `begins` is told each before it is done.
 
         If the input ends before that line, the process ends. A thread watches for this from now on, also while
         networks are being loaded.
         """
-        units = cls(plan, stop)
+        units = cls(plan, stop, begins)
         threading.Thread(target=units._read, daemon=True).start()
         return units
 
@@ -182,7 +191,9 @@ class UnitsToDo:
     def __iter__(self) -> Iterator[Unit]:
         while name := self._next():
             self._stop.check()
-            yield unit_named(self._plan, name)
+            unit = unit_named(self._plan, name)
+            self._begins(unit.index)
+            yield unit
 
     def _next(self) -> str:
         while True:
@@ -212,7 +223,7 @@ def make_engine(plan: InferencePlan) -> Engine:
 def main(
     arguments: Sequence[str] | None = None,
     stop: StopFlag | None = None,
-    begins: Callable[[int], None] = lambda unit: None,
+    begins: Begins = lambda unit: None,
 ) -> int:
     """Do what the arguments say; return the exit status.
 
@@ -231,11 +242,14 @@ def main(
     try:
         plan = open_run(run).plan
         served = arguments[1] == "-"
-        units = UnitsToDo.from_input(plan, stop) if served else UnitsToDo.named(plan, stop, arguments[1:])
-        if isinstance(plan, TrainingPlan):
-            all_done = _train(run, plan, units, stop, tell, begins)
+        if served:
+            units = UnitsToDo.from_input(plan, stop, begins)
         else:
-            all_done = _infer(run, plan, units, stop, tell, begins)
+            units = UnitsToDo.named(plan, stop, arguments[1:], begins)
+        if isinstance(plan, TrainingPlan):
+            all_done = _train(run, plan, units, stop, tell)
+        else:
+            all_done = _infer(run, plan, units, stop, tell)
     except Stopped:
         return STOPPED
     except DegError as error:
@@ -247,9 +261,7 @@ def main(
     return 0 if all_done or served else 1  # a launcher that sends unit numbers has heard about each failure already
 
 
-def _train(
-    run: RunDir, plan: TrainingPlan, units: UnitsToDo, stop: StopFlag, tell: Teller, begins: Callable[[int], None]
-) -> bool:
+def _train(run: RunDir, plan: TrainingPlan, units: UnitsToDo, stop: StopFlag, tell: Teller) -> bool:
     """Do phases as one of the ranks that train together. Any error ends the training."""
     stop_without_launcher(stop)
     with collector_paused():
@@ -257,7 +269,6 @@ def _train(
         from deg.train.ranks import Ranks
 
     for unit in units:
-        begins(unit.index)
         folder = run.unit_folder(unit.index)
         folder.mkdir(parents=True, exist_ok=True)
         state, first = steps_done(folder / "state"), Ranks.from_environment().is_first
@@ -267,27 +278,17 @@ def _train(
     return True
 
 
-def _infer(
-    run: RunDir, plan: InferencePlan, units: UnitsToDo, stop: StopFlag, tell: Teller, begins: Callable[[int], None]
-) -> bool:
+def _infer(run: RunDir, plan: InferencePlan, units: UnitsToDo, stop: StopFlag, tell: Teller) -> bool:
     """Make the engine and do units with it. Return whether all are done."""
     engine = make_engine(plan)
     tell.say("ready", **engine.describe())
     try:
-        return do_units(run, plan, units, engine, stop, tell, begins)
+        return do_units(run, plan, units, engine, stop, tell)
     finally:
         engine.close()
 
 
-def do_units(
-    run: RunDir,
-    plan: InferencePlan,
-    units: UnitsToDo,
-    engine: Engine,
-    stop: StopFlag,
-    tell: Teller,
-    begins: Callable[[int], None] = lambda unit: None,
-) -> bool:
+def do_units(run: RunDir, plan: InferencePlan, units: UnitsToDo, engine: Engine, stop: StopFlag, tell: Teller) -> bool:
     """Do units of inference, and record the error of each that fails. Return whether all are done."""
 
     def expect(unit: Unit) -> None:
@@ -297,7 +298,6 @@ def do_units(
     units.tell(expect)
     all_done = True
     for unit in units:
-        begins(unit.index)
         all_done &= _do_unit(run, plan, unit, engine, stop, tell)
     return all_done
 

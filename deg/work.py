@@ -141,6 +141,13 @@ class Teller:
         self._frames, self._last = 0, time.monotonic()
 
 
+class Silent(Teller):
+    """Reports nothing."""
+
+    def say(self, event: str, **details: Any) -> None:
+        pass
+
+
 class log_to:
     """Also write this package's log to a file while the block runs."""
 

@@ -65,8 +65,7 @@ class FeatureSpans:
         self._task = task
         self._engine: Network = network or FeatureEngine.load(task, device)
         self._transform = FrameTransform(task.crop_size, task.resize, task.pad)
-        self.num_decoders = decoder_count(task.decoders, device.type, available_cores())
-        self._decoders = DecoderPool(self.num_decoders, BLOCK_FRAMES)
+        self._decoders = DecoderPool(decoder_count(task.decoders, device.type, available_cores()), BLOCK_FRAMES)
         self._seams: _Seams | None = None
         self._damaged: set[int] = set()
         classes, features = task.num_classes, STREAM_FEATURES

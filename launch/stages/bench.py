@@ -29,7 +29,7 @@ from deg.runs.inference import error_of
 from deg.runs.plans import FeatureTask, InferencePlan
 from deg.runs.rundir import RunDir, read_error
 from deg.types import Unit, VideoInfo
-from deg.work import StopFlag, Teller, available_cores
+from deg.work import Silent, StopFlag, available_cores
 
 if TYPE_CHECKING:
     import torch
@@ -93,13 +93,6 @@ class Bench:
         return asdict(self) | {"median": medians, "share": round(self.share, 3)}
 
 
-class Silent(Teller):
-    """Reports nothing."""
-
-    def say(self, event: str, **details: Any) -> None:
-        pass
-
-
 def run_bench(settings: Settings) -> Bench:
     """Measure the speed of each part. Raises VideoError if a video cannot be read."""
     import torch
@@ -140,7 +133,7 @@ def run_bench(settings: Settings) -> Bench:
                 network.batch_size,
                 "stand-in" if settings.engine_fps else device_name(device),
                 torch.get_num_threads(),
-                spans.num_decoders,
+                decoders,
                 frames,
                 max(len(span) for unit in plan.units for span in unit.spans),
                 tuple(decode),

@@ -21,7 +21,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from typing import Any
 
 from deg.data.atomic import flush, write_atomically
 from deg.data.frames.files import CacheError, Contents, FrameWriter, folder_bytes, is_whole, remove_folder
-from deg.data.video.decoder import Decoder
+from deg.data.video.decoder import Decoder, idle_decoders
 from deg.data.video.reader import require_unchanged
 from deg.data.video.stretch import Stretch
 from deg.data.video.transform import FrameTransform
@@ -89,7 +89,7 @@ class Filling:
         waiting = [entry for entry in entries if not self._is_there(entry)]
         running: dict[Future[bool], tuple[Entry, _Part]] = {}
         slots = max(1, min(self._decoders, len(waiting)))
-        with _decoders(slots) as idle, ThreadPoolExecutor(slots) as pool:
+        with idle_decoders(slots) as idle, ThreadPoolExecutor(slots) as pool:
             try:
                 while waiting or running:
                     check()
@@ -271,15 +271,6 @@ class _Part:
         with contextlib.suppress(_LostError, OSError):
             self.require_own()
             write_atomically(self.folder / OWNER, "{}")
-
-
-@contextlib.contextmanager
-def _decoders(count: int) -> Iterator[queue.SimpleQueue[Decoder]]:
-    with contextlib.ExitStack() as stack:
-        idle: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
-        for _ in range(count):
-            idle.put(stack.enter_context(Decoder()))
-        yield idle
 
 
 def _owner(folder: Path) -> dict[str, Any] | None:

@@ -17,7 +17,8 @@ parent.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+import queue
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -200,6 +201,16 @@ class Decoder:
             self.close()
             self._child = ChildProcess(self._timeout)
         return self._child
+
+
+@contextlib.contextmanager
+def idle_decoders(count: int) -> Iterator[queue.SimpleQueue[Decoder]]:
+    """Give a queue of decoders for threads that take one each and put it back; all are closed at the end."""
+    with contextlib.ExitStack() as stack:
+        idle: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
+        for _ in range(count):
+            idle.put(stack.enter_context(Decoder()))
+        yield idle
 
 
 def _how_to_open(stretch: Stretch) -> dict[str, Any]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import queue
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from deg.data.video.decoder import Decoder, Inspection
+from deg.data.video.decoder import Decoder, Inspection, idle_decoders
 from deg.data.video.reader import FrameCount
 from deg.errors import VideoError
 from deg.types import ImageOrder, VideoInfo
@@ -53,10 +51,7 @@ def _with_decoders(
     paths = list(paths)
     if processes is None:
         processes = max(1, min(available_cores(), len(paths) // VIDEOS_PER_PROCESS))
-    with contextlib.ExitStack() as stack:
-        idle: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
-        for _ in range(processes):
-            idle.put(stack.enter_context(Decoder()))
+    with idle_decoders(processes) as idle, ThreadPoolExecutor(processes) as pool:
 
         def with_decoder(path: Path | str) -> Result:
             decoder = idle.get()
@@ -65,5 +60,4 @@ def _with_decoders(
             finally:
                 idle.put(decoder)
 
-        with ThreadPoolExecutor(processes) as pool:
-            return list(pool.map(with_decoder, paths))
+        return list(pool.map(with_decoder, paths))

@@ -12,7 +12,7 @@ from deg.launch.stages.request import StageRequest
 from deg.options.schema import Config
 from deg.runs.rundir import RunDir
 from deg.types import Unit
-from deg.work import StopFlag, Teller
+from deg.work import Silent, StopFlag
 from scenes.training import leave_trained
 
 
@@ -33,10 +33,3 @@ class Here:
     def train(self, run: RunDir, unit: int, config: Config, hear: Hear) -> Outcome:
         leave_trained(run, unit)
         return Outcome()
-
-
-class Silent(Teller):
-    """Reports nothing: what this process prints is looked at by the test."""
-
-    def say(self, event: str, **details: object) -> None:
-        pass

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from scenes.run import do_units, frame_numbers, make_plan, make_run, scripted_workers
-from waiting import wait_until
+from waiting import is_running, wait_until
 
 from deg.errors import DegError, LaunchError
 from deg.launch.devices import Device, devices
@@ -54,13 +54,6 @@ def execute(run, plan, count: int = 2, progress=lambda frames, finished: None):
 def children(pid: int) -> list[int]:
     """Return the processes whose parent is `pid`."""
     return [int(word) for path in Path(f"/proc/{pid}/task").glob("*/children") for word in path.read_text().split()]
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def all_right(run, plan) -> bool:
@@ -228,7 +221,7 @@ def test_workers_end_by_themselves_when_their_parent_is_killed(run, plan, parent
     workers = children(parent.pid)
     assert len(workers) == 2
     parent.kill()
-    wait_until(lambda: not any(alive(pid) for pid in workers), seconds=5)
+    wait_until(lambda: not any(is_running(pid) for pid in workers), seconds=5)
     script()
     assert not execute(run, plan).failed
     assert all_right(run, plan)
@@ -242,7 +235,7 @@ def test_a_signal_stops_at_the_next_batch_and_leaves_what_is_whole(run, plan, pa
     assert parent.stdout.read().splitlines()[-1] == "stopped"
     assert parent.wait(10) == 0
     assert time.monotonic() - began < 5
-    assert not any(alive(pid) for pid in workers)
+    assert not any(is_running(pid) for pid in workers)
     assert not run.is_claimed()
     assert list(run.path.glob("units/*/.*.part")) == []
 
