@@ -19,6 +19,8 @@ from deg.infer.stand_in import StandIn
 from deg.launch.stages import bench
 from deg.runs.rundir import RunDir
 
+pytestmark = pytest.mark.slow
+
 SMALL = ("--size", "32", "32", "--runs", "1", "--json")
 
 
@@ -33,7 +35,6 @@ def test_a_stand_in_gives_every_row_once_and_in_order(lengths, start, more):
     assert all(len(block.logits_TK) == len(block.flow_features_TD) == block.stop - block.start for block in found)
 
 
-@pytest.mark.slow
 def test_a_stand_in_shows_how_far_decoding_carries(tmp_path):
     video = write_video(tmp_path / "mouse.mp4", 150)
     answer = deg("bench", "--engine-fps", "1e5", "--frames", "700", "--decoders", "2", "--video", video, *SMALL)
@@ -44,7 +45,6 @@ def test_a_stand_in_shows_how_far_decoding_carries(tmp_path):
     assert found["share"] == pytest.approx(found["whole"][0] / min(found["decode"][0], found["network"][0]), abs=1e-3)
 
 
-@pytest.mark.slow
 def test_the_network_is_measured_over_as_many_videos_as_it_takes(tmp_path):
     videos = [write_video(tmp_path / f"{number}.mp4", 20) for number in range(2)]
     answer = deg("bench", "--frames", "50", "--span", "12", "--video", videos[0], "--video", videos[1], *SMALL)

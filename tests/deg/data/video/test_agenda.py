@@ -175,6 +175,7 @@ def speed(machine: Machine, span_frames: int) -> float:
     return Worker(machine, units).frames_per_second()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoders", [3, 14])
 @pytest.mark.parametrize("span_frames", SPANS)
 def test_a_worker_is_as_fast_as_its_engine_or_its_decoders(span_frames, decoders):
@@ -183,6 +184,7 @@ def test_a_worker_is_as_fast_as_its_engine_or_its_decoders(span_frames, decoders
         assert speed(machine, span_frames) >= 0.95 * min(engine_fps, decoders * machine.decoder_fps)
 
 
+@pytest.mark.slow
 def test_a_worker_holds_no_more_than_its_decoders_may():
     worker = Worker(Machine(1300.0), [recordings(9000, 6)])
     worker.frames_per_second()
